@@ -1,0 +1,28 @@
+"""The function's side of Dagster Pipes: requests in, messages out through Cloud Storage.
+
+This package belongs to the template and is updated with it. Business logic lives in `tasks/`.
+"""
+
+from gcp_pipes.message_writer import (
+    PipesCloudStorageMessageWriter,
+    PipesCloudStorageMessageWriterChannel,
+)
+from gcp_pipes.request import (
+    Event,
+    answer_errors_as_json,
+    event_input,
+    open_pipes,
+    read_event,
+    trace_id,
+)
+
+__all__ = [
+    "Event",
+    "PipesCloudStorageMessageWriter",
+    "PipesCloudStorageMessageWriterChannel",
+    "answer_errors_as_json",
+    "event_input",
+    "open_pipes",
+    "read_event",
+    "trace_id",
+]

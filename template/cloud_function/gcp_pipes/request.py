@@ -1,0 +1,103 @@
+"""From an HTTP request to a Pipes context, and from an error to an HTTP response."""
+
+import functools
+import logging
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flask
+from dagster_pipes import (
+    DagsterPipesError,
+    PipesContext,
+    PipesDefaultContextLoader,
+    PipesMappingParamsLoader,
+    PipesMessageWriter,
+)
+from werkzeug.exceptions import BadRequest
+
+Event = Mapping[str, Any]
+"""The body of a request: the inputs of the task, beside the two parameters of Pipes."""
+
+Handler = Callable[[flask.Request], flask.typing.ResponseReturnValue]
+
+
+def read_event(request: flask.Request) -> Event:
+    """The request's body as a JSON object.
+
+    Raises:
+        BadRequest: The body is anything else.
+    """
+    event = request.get_json(force=True, silent=True)
+    if not isinstance(event, dict):
+        raise BadRequest("The request body must be a JSON object.")
+    return event
+
+
+def event_input(event: Event, name: str) -> Any:
+    """The value of the input `name`.
+
+    Raises:
+        BadRequest: The event has no such input.
+    """
+    if name not in event:
+        raise BadRequest(f"The event lacks the input {name!r}. Add it to `event` in the asset.")
+    return event[name]
+
+
+def open_pipes(event: Event, *, message_writer: PipesMessageWriter[Any]) -> PipesContext:
+    """Open the Pipes context of one request; use it in a `with` block.
+
+    Unlike `dagster_pipes.open_dagster_pipes`, this leaves no trace in the process: each request has
+    a context of its own, however many are served at once.
+
+    Args:
+        event: The request's body, with the parameters that the Pipes client added.
+        message_writer: Takes the messages to Dagster.
+
+    Raises:
+        BadRequest: The event does not come from a Pipes client, or from one that uses a different
+            kind of message reader or another bucket.
+    """
+    params_loader = PipesMappingParamsLoader(event)
+    try:
+        return PipesContext(params_loader, PipesDefaultContextLoader(), message_writer)
+    except KeyError as error:
+        raise BadRequest(
+            f"The event lacks {error}. This function is called by a Dagster asset, through "
+            "PipesCloudFunctionClient."
+        ) from error
+    except (TypeError, AttributeError, ValueError, zlib.error, DagsterPipesError) as error:
+        raise BadRequest(f"The event's Pipes parameters are unusable: {error}") from error
+
+
+def trace_id(request: flask.Request) -> str:
+    """The request's id in Cloud Trace and Cloud Logging, or `local` where there is none.
+
+    Google's front end sends it as `traceparent` (`00-TRACE-SPAN-FLAGS`, W3C Trace Context) and as
+    `X-Cloud-Trace-Context` (`TRACE/SPAN;o=OPTIONS`).
+    """
+    if match := re.match(r"[0-9a-f]{2}-([0-9a-f]{32})-", request.headers.get("traceparent", "")):
+        return match[1]
+    return request.headers.get("X-Cloud-Trace-Context", "").split("/")[0] or "local"
+
+
+def answer_errors_as_json(handler: Handler) -> Handler:
+    """Answer 400 for a bad request and 500 for any other error, with `{"error": ...}` as the body.
+
+    The traceback of an unexpected error is logged. Dagster has it too if the error left the `with`
+    block of a Pipes context.
+    """
+
+    @functools.wraps(handler)
+    def answer(request: flask.Request) -> flask.typing.ResponseReturnValue:
+        try:
+            return handler(request)
+        except BadRequest as error:
+            return {"error": error.description}, 400
+        except Exception as error:
+            logging.getLogger(__name__).exception("The request failed")
+            return {"error": f"{type(error).__name__}: {error}"}, 500
+
+    return answer

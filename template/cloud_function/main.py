@@ -1,0 +1,41 @@
+"""The cloud function: a request from Dagster in, a task run, messages to Dagster out."""
+
+import functools
+
+import flask
+import functions_framework
+from google.cloud import storage
+
+from gcp_pipes import (
+    PipesCloudStorageMessageWriter,
+    answer_errors_as_json,
+    open_pipes,
+    read_event,
+    trace_id,
+)
+from settings import messages_bucket
+from tasks import find_task
+
+__version__ = "0.1.0"
+
+
+@functools.cache
+def storage_client() -> storage.Client:
+    """The instance's one Cloud Storage client: its connections are shared by all requests."""
+    return storage.Client()
+
+
+@functions_framework.http
+@answer_errors_as_json
+def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
+    """Run the task that the request asks for, and tell Dagster all about it."""
+    event = read_event(request)
+    message_writer = PipesCloudStorageMessageWriter(
+        client=storage_client(), bucket=messages_bucket()
+    )
+    with open_pipes(event, message_writer=message_writer) as pipes:
+        pipes.log.info(f"Cloud function version: {__version__}")
+        pipes.log.info(f"Cloud function trace: {trace_id(request)}")
+        task = find_task(pipes, event)
+        task(pipes, event)
+    return {"status": "succeeded"}

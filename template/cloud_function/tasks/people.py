@@ -1,0 +1,43 @@
+"""Fake people, as an example of a task: replace it with your own."""
+
+import polars as pl
+from dagster_pipes import PipesContext
+from faker import Faker
+
+from gcp_pipes import Event, event_input
+from lake import write_table
+
+
+def run(pipes: PipesContext, event: Event) -> None:
+    """Replace the table at `<dl_bucket>/<asset key>` with freshly invented people.
+
+    Inputs in the event: `dl_bucket`, the data lake as `gs://bucket` or a local folder; `rows`, how
+    many people to invent (1,000 unless told).
+    """
+    dl_bucket = event_input(event, "dl_bucket")
+    pipes.log.debug(f"Storing data in bucket {dl_bucket}")
+    table_location = f"{dl_bucket.rstrip('/')}/{pipes.asset_key}"
+
+    df = get_fake_data(event.get("rows", 1_000))
+    pipes.log.info(f"Writing {df.height} rows to {table_location}")
+    table = write_table(df, table_location)
+    pipes.log.info(f"Wrote version {table.version} of the table")
+
+    pipes.report_asset_materialization(
+        metadata=table.metadata(),
+        data_version=str(table.version),
+    )
+
+
+def get_fake_data(rows: int) -> pl.DataFrame:
+    """Invent as many people as `rows` says."""
+    fake = Faker(use_weighting=False)  # much faster, and as good for names that nobody has
+    return pl.DataFrame(
+        {
+            "id": range(1, rows + 1),
+            "name": [fake.name() for _ in range(rows)],
+            "email": [fake.email() for _ in range(rows)],
+            "city": [fake.city() for _ in range(rows)],
+            "date_of_birth": [fake.date_of_birth(minimum_age=18) for _ in range(rows)],
+        }
+    )

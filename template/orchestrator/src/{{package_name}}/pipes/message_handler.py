@@ -1,0 +1,29 @@
+"""Keeps account of what the cloud function said during one call."""
+
+import dagster as dg
+from dagster_pipes import PipesException, PipesMessage
+
+
+class CloudFunctionMessageHandler(dg.PipesMessageHandler):
+    """Dagster's message handler, which also remembers how the function ended.
+
+    Attributes:
+        message_count: How many messages have been handled.
+        exception: The exception that the function closed with, or None.
+    """
+
+    def __init__(
+        self,
+        context: dg.OpExecutionContext | dg.AssetExecutionContext,
+        message_reader: dg.PipesMessageReader,
+    ) -> None:
+        super().__init__(context, message_reader)
+        self.message_count = 0
+        self.exception: PipesException | None = None
+
+    def handle_message(self, message: PipesMessage) -> None:
+        """Pass the message on to Dagster, and count it."""
+        super().handle_message(message)
+        self.message_count += 1
+        if message["method"] == "closed":
+            self.exception = (message["params"] or {}).get("exception")

@@ -1,0 +1,88 @@
+"""The orchestrator's settings, from its environment. `.env.example` shows them all."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import dagster as dg
+
+from .pipes.identity import is_loopback
+
+
+class SettingsError(dg.Failure):
+    """An environment variable is missing or malformed."""
+
+    def __init__(self, variable: str, problem: str) -> None:
+        super().__init__(
+            f"{variable} {problem} Set it in orchestrator/.env (orchestrator/.env.example shows "
+            "how), or in the environment that Dagster runs in.",
+            allow_retries=False,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the cloud function and its buckets are.
+
+    Attributes:
+        function_url: The cloud function's URL.
+        lake_uri: The data lake: `gs://bucket`, or the absolute path of a local folder.
+        messages_bucket: Name of the bucket that brings messages from the function to Dagster.
+    """
+
+    function_url: str
+    lake_uri: str
+    messages_bucket: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Read `FUNCTION_URL`, `LAKE_URI` and `MESSAGES_BUCKET`.
+
+        Raises:
+            SettingsError: One of them is missing or malformed.
+        """
+        return cls(
+            function_url=_function_url(environment),
+            lake_uri=_lake_uri(environment),
+            messages_bucket=_messages_bucket(environment),
+        )
+
+
+def _function_url(environment: Mapping[str, str]) -> str:
+    url = _required(environment, "FUNCTION_URL")
+    parts = urlsplit(url)
+    is_local = parts.scheme == "http" and is_loopback(url)
+    if not (parts.hostname and (parts.scheme == "https" or is_local)):
+        raise SettingsError(
+            "FUNCTION_URL",
+            f"must be an https URL, or an http URL of this machine; it is {url!r}.",
+        )
+    return url
+
+
+def _lake_uri(environment: Mapping[str, str]) -> str:
+    uri = _required(environment, "LAKE_URI")
+    if not (re.match(r"gs://[a-z0-9]", uri) or os.path.isabs(uri)):
+        raise SettingsError(
+            "LAKE_URI", f"must be gs://BUCKET, or an absolute path; it is {uri!r}."
+        )
+    return uri
+
+
+def _messages_bucket(environment: Mapping[str, str]) -> str:
+    bucket = _required(environment, "MESSAGES_BUCKET")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+[a-z0-9]", bucket):
+        raise SettingsError(
+            "MESSAGES_BUCKET",
+            f"must be the name of a bucket, without gs:// and slashes; it is {bucket!r}.",
+        )
+    return bucket
+
+
+def _required(environment: Mapping[str, str], variable: str) -> str:
+    value = environment.get(variable, "").strip()
+    if not value:
+        raise SettingsError(variable, "is not set.")
+    return value
