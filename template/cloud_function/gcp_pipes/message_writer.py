@@ -195,7 +195,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         """Open a channel for one request.
 
         Args:
-            params: What the message reader sent: `bucket` (str) and, optionally, `key_prefix` (str).
+            params: What the message reader sent: `bucket` (str) and, perhaps, `key_prefix` (str).
 
         Raises:
             DagsterPipesError: The params are unusable or name a bucket that is not allowed, or a

@@ -8,7 +8,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from dotenv import dotenv_values
-
 from local_cloud.processes import UV, free_port, running
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -17,11 +16,11 @@ CLOUD_FUNCTION = PROJECT / "cloud_function"
 
 
 def messages_bucket() -> str:
-    """Name of the messages bucket: the same here as in Google Cloud."""
-    bucket = dotenv_values(ORCHESTRATOR / ".env.example").get("MESSAGES_BUCKET")
-    if not bucket:
-        raise ValueError("orchestrator/.env.example does not set MESSAGES_BUCKET")
-    return bucket
+    """Name of the messages bucket: here the same as in Google Cloud."""
+    for name in (".env", ".env.example"):
+        if bucket := dotenv_values(ORCHESTRATOR / name).get("MESSAGES_BUCKET"):
+            return bucket
+    raise ValueError("Neither orchestrator/.env nor orchestrator/.env.example has MESSAGES_BUCKET")
 
 
 @contextmanager
@@ -68,16 +67,17 @@ def storage_emulator() -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def cloud_function(storage: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Iterator[dict[str, str]]:
     """Serve the function, as Google does: with the Functions Framework.
 
     Args:
         storage: What `storage_emulator` yielded.
+        port: Where to serve it; on a free port if None.
 
     Yields:
         The environment variable by which Dagster finds it.
     """
-    port = free_port()
+    port = port or free_port()
     command = [UV, "run", "functions-framework", "--target=main", "--host=127.0.0.1"]
     with running(
         "The cloud function",
@@ -96,12 +96,16 @@ def _emulator_program() -> Iterator[Path]:
         yield next(vendor.rglob("fake-gcs-server-*"))
 
 
+def local_opener() -> urllib.request.OpenerDirector:
+    """Opens URLs of this machine: without any proxy."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def _create_bucket(url: str, name: str) -> None:
     request = urllib.request.Request(
         f"{url}/storage/v1/b?project=local",
         data=json.dumps({"name": name}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=10):
+    with local_opener().open(request, timeout=10):
         pass

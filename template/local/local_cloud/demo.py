@@ -1,7 +1,7 @@
 """One materialization, from end to end, on this machine: `just demo`."""
 
 import json
-import subprocess
+import os
 import sys
 import tempfile
 import time
@@ -11,12 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from local_cloud.cloud import CLOUD_FUNCTION, ORCHESTRATOR, cloud_function, storage_emulator
+from local_cloud.processes import UV, ProcessError, interrupted_once, run_to_end
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
-
-from local_cloud.cloud import CLOUD_FUNCTION, ORCHESTRATOR, cloud_function, storage_emulator
-from local_cloud.processes import UV, ProcessError, child_environment, interrupted_once
 
 console = Console(highlight=False)
 
@@ -25,8 +24,8 @@ def main() -> int:
     """Run the demo; return the exit status."""
     started = time.monotonic()
     try:
-        with interrupted_once(), tempfile.TemporaryDirectory(prefix="demo-") as folder:
-            report = run_demo(Path(folder))
+        with interrupted_once(), temporary_folder() as folder:
+            report = run_demo(folder)
     except KeyboardInterrupt:
         console.print("Interrupted. All that was started has been stopped.")
         return 130
@@ -61,17 +60,25 @@ def run_demo(folder: Path) -> dict[str, Any]:
 def prepare_environments() -> None:
     """Install what the function and Dagster need; nothing to do from the second time on."""
     for project in (CLOUD_FUNCTION, ORCHESTRATOR):
-        console.print(f"Preparing {project.name}")
-        command = [UV, "sync", "--directory", str(project)]
-        if subprocess.run(command, env=child_environment({}), check=False).returncode:
-            raise ProcessError(f"`uv sync` failed in {project.name}")
+        console.print(f"Preparing {project.name} ...")
+        run_to_end("uv sync", [UV, "sync"], environment={}, directory=project)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed in the end, for all that this process and its children put aside."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        os.environ["TMPDIR"] = folder
+        yield Path(folder)
 
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
     """Show that something is going on, and how long it took."""
     started = time.monotonic()
-    with console.status(f"{title} ..."):
+    if not console.is_terminal:
+        console.print(f"{title} ...")
+    with console.status(f"{title} ..."):  # turns, where there is a terminal
         yield
     console.print(f"{title:<40} {time.monotonic() - started:5.1f} s")
 
@@ -89,18 +96,17 @@ def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     command = [UV, "run", "python", "-m", "local_cloud.materialize", root_module(), str(report)]
     log = folder / "dagster.log"
     with log.open("w") as output:
-        status = subprocess.run(
-            command,
-            cwd=ORCHESTRATOR,
-            env=child_environment(settings),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            check=False,
-        ).returncode
-    if status:
-        console.out(log.read_text())
-        raise ProcessError(f"Dagster ended with status {status}")
+        try:
+            run_to_end(
+                "Dagster",
+                command,
+                environment=settings,
+                directory=ORCHESTRATOR,
+                output=output,
+            )
+        except ProcessError:
+            console.out(log.read_text())
+            raise
     result: dict[str, Any] = json.loads(report.read_text())
     return result
 

@@ -1,7 +1,8 @@
 """Dagster's web page beside the local cloud, following edits: `just dd`.
 
-An edit under `cloud_function/` starts the function anew; an edit of the definitions makes Dagster
-load them anew. What is stored is kept in `.local/`.
+An edit of the function starts it anew; an edit of the definitions makes Dagster load them anew.
+Tables and runs are kept in `.local/`. Where `FUNCTION_URL` is set, by the environment or by
+`orchestrator/.env`, Dagster calls that function, and no local one is started.
 """
 
 import json
@@ -9,33 +10,34 @@ import os
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.error import URLError
 
 from dotenv import dotenv_values
-from watchfiles import PythonFilter, watch
-
 from local_cloud.cloud import (
     CLOUD_FUNCTION,
     ORCHESTRATOR,
     PROJECT,
     cloud_function,
+    local_opener,
     storage_emulator,
 )
-from local_cloud.demo import console, prepare_environments, root_module, step
-from local_cloud.processes import (
-    UV,
-    ProcessError,
-    free_port,
-    interrupted_once,
-    is_free,
-    running,
-)
+from local_cloud.demo import console, prepare_environments, step
+from local_cloud.processes import UV, ProcessError, free_port, interrupted_once, is_free, running
+from watchfiles import PythonFilter, watch
 
-KEPT = PROJECT / ".local"
-DEFINITIONS = ORCHESTRATOR / "src"
+_KEPT = PROJECT / ".local"
 _USUAL_DAGSTER_PORT = 3000
+_RELOAD_DEFINITIONS = """
+mutation {
+  reloadWorkspace {
+    ... on Workspace {
+      locationEntries { locationOrLoadError { ... on PythonError { message } } }
+    }
+    ... on PythonError { message }
+  }
+}
+"""
 
 
 def main() -> int:
@@ -44,8 +46,7 @@ def main() -> int:
         with interrupted_once(), ExitStack() as stack:
             run(stack)
     except KeyboardInterrupt:
-        console.print("\nInterrupted. All that was started has been stopped.")
-        return 0
+        console.print("\nAll that was started has been stopped.")
     except ProcessError as error:
         console.print(f"[red]Failed:[/red] {error}. Its output is above.")
         return 1
@@ -53,14 +54,121 @@ def main() -> int:
 
 
 def run(stack: ExitStack) -> None:
-    """Start everything on `stack`, then follow edits for ever."""
+    """Start everything, to be stopped with `stack`, and follow edits until interrupted."""
     prepare_environments()
-    settings = {name: value for name, value in dotenv_values(ORCHESTRATOR / ".env").items() if value}
+    settings = {**os.environ, **dotenv_values(ORCHESTRATOR / ".env")}
     function = None
-    if "FUNCTION_URL" not in {**os.environ, **settings}:
+    environment = {}
+    if not settings.get("FUNCTION_URL"):
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(storage_emulator())
-        function = stack.enter_context(ReloadingFunction(storage))
-        settings = {**function.settings, "LAKE_URI": str(KEPT / "lake"), **settings}
+        with step("Starting the cloud function"):
+            function = stack.enter_context(ReloadingFunction(storage))
+        lake = settings.get("LAKE_URI") or str(_KEPT / "lake")
+        environment = {**storage, "FUNCTION_URL": function.url, "LAKE_URI": lake}
+        settings |= environment
     with step("Starting Dagster"):
-        dagster_url = stack.enter_context(dagster(settings))
+        dagster_url = stack.enter_context(dagster(environment))
+
+    console.print(f"\nDagster         {dagster_url}")
+    console.print(f"Cloud function  {settings['FUNCTION_URL']}")
+    console.print(f"Data lake       {settings.get('LAKE_URI')}")
+    console.print("Edits are followed. Stop with Ctrl-C.\n")
+    follow_edits(function, dagster_url)
+
+
+class ReloadingFunction:
+    """The served cloud function, which can be started anew at the same URL.
+
+    Args:
+        storage: What `storage_emulator` yielded.
+    """
+
+    def __init__(self, storage: Mapping[str, str]) -> None:
+        self._storage = storage
+        self._port = free_port()
+        self._running = ExitStack()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> "ReloadingFunction":
+        """Start the function."""
+        self._running.enter_context(cloud_function(self._storage, self._port))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the function."""
+        self._running.close()
+
+    def reload(self) -> None:
+        """Serve the function as its files are now; if that fails, say so and serve nothing."""
+        self._running.close()
+        try:
+            with step("The function was edited: starting it"):
+                self._running.enter_context(cloud_function(self._storage, self._port))
+        except ProcessError as error:
+            console.print(f"[red]{error}[/red]. It starts again with the next edit.")
+
+
+@contextmanager
+def dagster(environment: Mapping[str, str]) -> Iterator[str]:
+    """Run `dg dev` while the block runs.
+
+    Args:
+        environment: The settings of the orchestrator, beside those in `orchestrator/.env`.
+
+    Yields:
+        The URL of the web page.
+    """
+    port = _USUAL_DAGSTER_PORT if is_free(_USUAL_DAGSTER_PORT) else free_port()
+    with running(
+        "Dagster",
+        [UV, "run", "dg", "dev", "--host=127.0.0.1", f"--port={port}", "--log-level=warning"],
+        port=port,
+        environment={**environment, "DAGSTER_HOME": str(_dagster_home())},
+        directory=ORCHESTRATOR,
+    ):
+        yield f"http://127.0.0.1:{port}"
+
+
+def follow_edits(function: ReloadingFunction | None, dagster_url: str) -> None:
+    """Take each edit to where it belongs, for ever."""
+    definitions = ORCHESTRATOR / "src"
+    edited = PythonFilter(extra_extensions=(".yaml", ".yml", ".toml"))
+    for changes in watch(definitions, CLOUD_FUNCTION, watch_filter=edited):
+        paths = [Path(path) for _, path in changes]
+        if function is not None and any(path.is_relative_to(CLOUD_FUNCTION) for path in paths):
+            function.reload()
+        if any(path.is_relative_to(definitions) for path in paths):
+            reload_definitions(dagster_url)
+
+
+def reload_definitions(dagster_url: str) -> None:
+    """Make Dagster load the definitions as their files are now, and say if it cannot."""
+    request = urllib.request.Request(
+        f"{dagster_url}/graphql",
+        data=json.dumps({"query": _RELOAD_DEFINITIONS}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with step("The definitions were edited: loading them"):
+        try:
+            with local_opener().open(request, timeout=60) as response:
+                workspace = json.load(response)["data"]["reloadWorkspace"]
+        except OSError as error:
+            workspace = {"message": f"Dagster does not answer: {error}"}
+    for entry in [workspace, *workspace.get("locationEntries", [])]:
+        if message := (entry.get("locationOrLoadError") or entry).get("message"):
+            console.print("[red]Dagster could not load the definitions.[/red]")
+            console.print(message.strip(), markup=False)
+
+
+def _dagster_home() -> Path:
+    home = _KEPT / "dagster_home"
+    home.mkdir(parents=True, exist_ok=True)
+    configuration = home / "dagster.yaml"
+    if not configuration.exists():
+        configuration.write_text("telemetry:\n  enabled: false\n")
+    return home
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
-_START_TIMEOUT = 60.0  # seconds
+_START_TIMEOUT = 120.0  # seconds
 _STOP_TIMEOUT = 5.0  # seconds
 
 UV = os.environ.get("UV", "uv")  # `uv run` tells its children which uv it is
@@ -28,6 +29,15 @@ def free_port() -> int:
         return port
 
 
+def is_free(port: int) -> bool:
+    """Whether a server of this machine could listen on `port`."""
+    with socket.socket() as probe, suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 @contextmanager
 def running(
     name: str,
@@ -36,7 +46,7 @@ def running(
     port: int,
     environment: Mapping[str, str],
     directory: Path | None = None,
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[None]:
     """Run a server while the block runs, from when it listens on `port`.
 
     Args:
@@ -49,24 +59,58 @@ def running(
     Raises:
         ProcessError: The server ended, or was silent for too long, before it listened.
     """
+    with _process(command, environment, directory) as process:
+        _wait_until_listening(name, process, port)
+        yield
+
+
+def run_to_end(
+    name: str,
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    directory: Path,
+    output: IO[str] | None = None,
+) -> None:
+    """Run a program until it ends.
+
+    Args:
+        name: What to call the program in an error.
+        command: The program and its arguments.
+        environment: Variables to set beside those of this process.
+        directory: Where to run it.
+        output: Where its output goes; where that of this process goes if None.
+
+    Raises:
+        ProcessError: The program ended with another status than 0.
+    """
+    with _process(command, environment, directory, output) as process:
+        if status := process.wait():
+            raise ProcessError(f"{name} ended with status {status}")
+
+
+@contextmanager
+def _process(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path | None,
+    output: IO[str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program while the block runs, at the most."""
+    inherited = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     process = subprocess.Popen(
         command,
         cwd=directory,
-        env=child_environment(environment),
+        env={**inherited, **environment},
         stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
         start_new_session=True,  # a process group of its own, to be stopped as a whole
     )
     try:
-        _wait_until_listening(name, process, port)
         yield process
     finally:
         _stop(process)
-
-
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """This process's variables and those given, without the virtual environment of this process."""
-    inherited = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    return {**inherited, **environment}
 
 
 @contextmanager

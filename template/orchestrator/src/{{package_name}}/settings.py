@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from urllib.parse import urlsplit
 
 import dagster as dg
@@ -64,10 +65,8 @@ def _function_url(environment: Mapping[str, str]) -> str:
 
 def _lake_uri(environment: Mapping[str, str]) -> str:
     uri = _required(environment, "LAKE_URI")
-    if not (re.match(r"gs://[a-z0-9]", uri) or os.path.isabs(uri)):
-        raise SettingsError(
-            "LAKE_URI", f"must be gs://BUCKET, or an absolute path; it is {uri!r}."
-        )
+    if not (re.match(r"gs://[a-z0-9]", uri) or PurePath(uri).is_absolute()):
+        raise SettingsError("LAKE_URI", f"must be gs://BUCKET, or an absolute path; it is {uri!r}.")
     return uri
 
 

@@ -11,7 +11,7 @@ def people(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
     pipes_function_client: PipesCloudFunctionClient,
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[None]:
     """Fake people in a Delta table. The work is done by the task of the same name."""
     return pipes_function_client.run(
         context=context,

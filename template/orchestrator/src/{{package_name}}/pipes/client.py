@@ -29,7 +29,7 @@ _MUST_RETURN_RESULTS = (
     "client.run(...).get_materialize_result()`, or with `.get_results()` for several assets."
 )
 _HINTS = {
-    401: "Is FUNCTION_URL the function's own URL? A token is only good for the URL it was made for.",
+    401: "Is FUNCTION_URL the function's own URL? A token is only good for one function.",
     403: "Grant roles/run.invoker on the function to the account that runs Dagster.",
     404: "Is FUNCTION_URL the function's own URL, and is the function deployed?",
     504: "The function took longer than its timeout.",
@@ -161,7 +161,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         if not handler.received_closed_message:
             return (
                 f"The cloud function answered, but its messages end after {handler.message_count}, "
-                "without the one that says how it ended. Use `with open_pipes(...)` in the function."
+                "without the one that says how it ended. Use `with open_pipes(...)` there."
             )
         if missing := _unreported_assets(context, handler):
             return (

@@ -13,7 +13,9 @@ from google.auth import impersonated_credentials
 from google.auth.credentials import Credentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession, Request
+from google.oauth2.credentials import Credentials as UserCredentials
 from google.oauth2.id_token import fetch_id_token_credentials
+
 
 class IdentityError(Exception):
     """No identity token can be had."""
@@ -59,17 +61,20 @@ def _identity_credentials(audience: str) -> Credentials:
         credentials, _ = google.auth.default(
             scopes=["https://www.googleapis.com/auth/cloud-platform"]
         )
+        if isinstance(credentials, UserCredentials):
+            raise DefaultCredentialsError("You are logged in as a person.")
         if isinstance(credentials, impersonated_credentials.Credentials):
-            return impersonated_credentials.IDTokenCredentials(
+            return impersonated_credentials.IDTokenCredentials(  # as the impersonated account
                 credentials, target_audience=audience, include_email=True
             )
         # A service account's key file, or the metadata server of the machine that Dagster runs on.
-        return fetch_id_token_credentials(audience, request=Request())
+        identity: Credentials = fetch_id_token_credentials(audience, request=Request())
     except DefaultCredentialsError as error:
         raise IdentityError(
-            f"{error} Only a service account can get an identity token. On your own machine, log in "
-            "as one: gcloud auth application-default login "
+            f"{error} Only a service account can get an identity token. On your own machine, "
+            "log in as one: gcloud auth application-default login "
             "--impersonate-service-account=ACCOUNT_THAT_MAY_INVOKE_THE_FUNCTION"
         ) from error
     except GoogleAuthError as error:
         raise IdentityError(f"No identity token for {audience}: {error}") from error
+    return identity

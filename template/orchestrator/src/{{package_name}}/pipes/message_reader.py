@@ -35,6 +35,11 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         self.client = client
         self.interval = interval
 
+    @property
+    def expected_writer_count(self) -> int:
+        """One: a call runs one function. The base class says so too, but warns each time."""
+        return 1
+
     @contextmanager
     def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
         """Read in the background while the block runs; all is read when the block is left.
@@ -79,15 +84,16 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         """
         blob = self.client.bucket(params["bucket"]).blob(f"{params['key_prefix']}/{index}.json")
         try:
-            return blob.download_as_bytes().decode()
+            chunk: bytes = blob.download_as_bytes()
         except NotFound:
             return None
+        return chunk.decode()
 
     def no_messages_debug_text(self) -> str:
         """What to look at when no message came."""
         return (
             f"Looked for messages in gs://{self.bucket}. The function must open Pipes with "
-            "PipesCloudStorageMessageWriter, and may need roles/storage.objectCreator on the bucket."
+            "PipesCloudStorageMessageWriter, and needs roles/storage.objectCreator on the bucket."
         )
 
 

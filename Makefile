@@ -1,0 +1,28 @@
+# Needs Python 3.11 or newer and git. Installs uv, from PyPI and into .tools/, where there is none.
+
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+.PHONY: demo test uv
+
+# Render a project into build/demo, and run its demo.
+demo: uv
+	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/demo
+	cd build/demo && uv run just demo
+
+# Check the template, and render projects and run their own tests and checks.
+test: uv
+	uv run ruff check
+	uv run ruff format --check
+	uv run ruff check --config template/ruff.toml --ignore N999 template
+	uv run ruff format --config template/ruff.toml --check template
+	uv run mypy tests
+	uv run pytest --numprocesses=2 --dist=worksteal
+
+uv:
+	@command -v uv >/dev/null || { \
+	    echo "Installing uv into .tools/" && \
+	    python3 -m venv .tools && \
+	    .tools/bin/python -m pip install --quiet --disable-pip-version-check uv; \
+	} || { \
+	    echo "uv could not be installed. Does python3 have the modules venv and pip?" >&2; exit 1; \
+	}

@@ -1,0 +1,101 @@
+"""The function on this machine: served by the Functions Framework, with emulated Cloud Storage."""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import functions_framework
+import pytest
+from dagster_pipes import (
+    DAGSTER_PIPES_CONTEXT_ENV_VAR,
+    DAGSTER_PIPES_MESSAGES_ENV_VAR,
+    PipesContextData,
+    encode_param,
+)
+from flask.testing import FlaskClient
+from google.cloud import storage
+from local_cloud.cloud import storage_emulator
+
+MAIN = Path(__file__).parent.parent / "main.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulated_storage() -> Iterator[None]:
+    """Cloud Storage with the messages bucket, where the environment says that Cloud Storage is."""
+    with storage_emulator() as settings, pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        yield
+
+
+@pytest.fixture
+def client() -> storage.Client:
+    """A client of the emulated Cloud Storage."""
+    return storage.Client()
+
+
+@pytest.fixture
+def web() -> FlaskClient:
+    """Sends requests to the function, as the Functions Framework serves it."""
+    web: FlaskClient = functions_framework.create_app("main", str(MAIN)).test_client()
+    return web
+
+
+@pytest.fixture
+def bucket(client: storage.Client) -> storage.Bucket:
+    """The messages bucket."""
+    return next(client.list_buckets())
+
+
+@pytest.fixture
+def key_prefix() -> str:
+    """Where the messages of one call go."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def read_messages(bucket: storage.Bucket, key_prefix: str) -> Callable[[], list[dict[str, Any]]]:
+    """Reads the messages of the call, in order, as the orchestrator does."""
+
+    def read() -> list[dict[str, Any]]:
+        messages = []
+        index = 1
+        while (blob := bucket.blob(f"{key_prefix}/{index}.json")).exists():
+            messages += [json.loads(line) for line in blob.download_as_text().split("\n")]
+            index += 1
+        return messages
+
+    return read
+
+
+def context_data(asset_key: str) -> PipesContextData:
+    """What Dagster tells a function that is to materialize `asset_key`."""
+    return {
+        "asset_keys": [asset_key],
+        "code_version_by_asset_key": {asset_key: None},
+        "provenance_by_asset_key": {asset_key: None},
+        "partition_key": None,
+        "partition_key_range": None,
+        "partition_time_window": None,
+        "run_id": "11111111-2222-3333-4444-555555555555",
+        "job_name": None,
+        "retry_number": 0,
+        "extras": {},
+    }
+
+
+@pytest.fixture
+def make_event(bucket: storage.Bucket, key_prefix: str) -> Callable[..., dict[str, Any]]:
+    """Makes the event that Dagster sends: inputs, and the parameters of Pipes."""
+
+    def make(asset_key: str = "people", **inputs: Any) -> dict[str, Any]:
+        messages = {"bucket": bucket.name, "key_prefix": key_prefix}
+        return {
+            **inputs,
+            DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param({"data": context_data(asset_key)}),
+            DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param(messages),
+        }
+
+    return make

@@ -1,0 +1,157 @@
+"""Requests to the function, and what Dagster and the caller learn of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster_pipes import encode_param
+from flask.testing import FlaskClient
+
+Messages = list[dict[str, Any]]
+
+
+def methods(messages: Messages) -> list[str]:
+    return [message["method"] for message in messages]
+
+
+def logged(messages: Messages) -> list[str]:
+    return [message["params"]["message"] for message in messages if message["method"] == "log"]
+
+
+def test_a_call_runs_the_task_and_reports_to_dagster(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    read_messages: Callable[[], Messages],
+    tmp_path: Path,
+) -> None:
+    response = web.post("/", json=make_event(dl_bucket=str(tmp_path), rows=3))
+
+    assert (response.status_code, response.json) == (200, {"status": "succeeded"})
+    messages = read_messages()
+    assert methods(messages)[0] == "opened"
+    assert "report_asset_materialization" in methods(messages)
+    assert messages[-1]["method"] == "closed"
+    assert "exception" not in messages[-1]["params"]
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("X-Cloud-Trace-Context", "105445aa7843bc8bf206b12000100000/1;o=1"),
+        ("traceparent", "00-105445aa7843bc8bf206b12000100000-00f067aa0ba902b7-01"),
+    ],
+)
+def test_the_trace_of_the_request_is_in_the_log(
+    header: str,
+    value: str,
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    read_messages: Callable[[], Messages],
+    tmp_path: Path,
+) -> None:
+    web.post("/", json=make_event(dl_bucket=str(tmp_path), rows=3), headers={header: value})
+
+    assert "Cloud function trace: 105445aa7843bc8bf206b12000100000" in logged(read_messages())
+
+
+def test_a_task_can_be_named_in_the_event(
+    web: FlaskClient, make_event: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    event = make_event("other", task="people", dl_bucket=str(tmp_path), rows=3)
+
+    assert web.post("/", json=event).status_code == 200
+    assert (tmp_path / "other" / "_delta_log").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("", "must be a JSON object"),
+        ("no JSON", "must be a JSON object"),
+        ("[1, 2]", "must be a JSON object"),
+        ("{}", "lacks 'DAGSTER_PIPES_CONTEXT'"),
+        ('{"DAGSTER_PIPES_CONTEXT": 1, "DAGSTER_PIPES_MESSAGES": 1}', "parameters are unusable"),
+        ('{"DAGSTER_PIPES_CONTEXT": "x", "DAGSTER_PIPES_MESSAGES": "x"}', "are unusable"),
+    ],
+)
+def test_a_request_that_is_not_from_dagster_is_refused(
+    body: str, error: str, web: FlaskClient
+) -> None:
+    response = web.post("/", data=body, content_type="application/json")
+
+    assert response.status_code == 400
+    assert response.json is not None
+    assert error in response.json["error"]
+
+
+def test_another_messages_bucket_is_refused(
+    web: FlaskClient, make_event: Callable[..., dict[str, Any]]
+) -> None:
+    event = {**make_event(), "DAGSTER_PIPES_MESSAGES": encode_param({"bucket": "elsewhere"})}
+
+    response = web.post("/", json=event)
+
+    assert response.status_code == 400
+    assert response.json is not None
+    assert "not to 'elsewhere'" in response.json["error"]
+
+
+def test_an_unknown_task_is_refused_and_dagster_is_told(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    read_messages: Callable[[], Messages],
+) -> None:
+    response = web.post("/", json=make_event("nonsense"))
+
+    assert response.status_code == 400
+    assert response.json is not None
+    assert "There is no task 'nonsense'. The tasks are: " in response.json["error"]
+    assert "There is no task 'nonsense'" in read_messages()[-1]["params"]["exception"]["message"]
+
+
+def test_a_missing_input_is_named(
+    web: FlaskClient, make_event: Callable[..., dict[str, Any]]
+) -> None:
+    response = web.post("/", json=make_event())
+
+    assert response.status_code == 400
+    assert response.json is not None
+    assert "lacks the input 'dl_bucket'" in response.json["error"]
+
+
+def test_a_task_that_raises_reaches_dagster_with_its_traceback(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    read_messages: Callable[[], Messages],
+    tmp_path: Path,
+) -> None:
+    response = web.post("/", json=make_event(dl_bucket=str(tmp_path), rows="many"))
+
+    assert response.status_code == 500
+    assert response.json is not None
+    assert response.json["error"].startswith("TypeError: ")
+    exception = read_messages()[-1]["params"]["exception"]
+    assert exception["name"] == "TypeError"
+    assert any("get_fake_data" in line for line in exception["stack"])
+
+
+def test_a_missing_setting_is_named(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MESSAGES_BUCKET")
+
+    response = web.post("/", json=make_event())
+
+    assert response.status_code == 500
+    assert response.json is not None
+    assert "MESSAGES_BUCKET is not set" in response.json["error"]
+
+
+def test_the_instance_serves_on_after_a_request_that_is_not_from_dagster(
+    web: FlaskClient, make_event: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    assert web.get("/").status_code == 400
+    assert web.post("/", json=make_event(dl_bucket=str(tmp_path), rows=3)).status_code == 200

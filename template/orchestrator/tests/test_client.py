@@ -1,0 +1,142 @@
+"""How a call of the function ends in Dagster, when it does not end well."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import dagster as dg
+import pytest
+
+Serve = Callable[[tuple[int, bytes]], AbstractContextManager[str]]
+
+
+def materialize(
+    client: dg.PipesClient,
+    instance: dg.DagsterInstance,
+    url: str,
+    event: Mapping[str, Any],
+    asset: str = "people",
+) -> dg.ExecuteInProcessResult:
+    @dg.asset(name=asset)
+    def calling(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        return client.run(context=context, function_url=url, event=event).get_materialize_result()
+
+    return dg.materialize([calling], instance=instance, raise_on_error=False)
+
+
+def failure(result: dg.ExecuteInProcessResult, step: str = "people") -> Any:
+    """Why the step failed. Nothing has been materialized."""
+    assert not result.success
+    assert not result.get_asset_materialization_events()
+    return result.failure_data_for_node(step)
+
+
+def description(result: dg.ExecuteInProcessResult, step: str = "people") -> str:
+    return str(failure(result, step).user_failure_data.description)
+
+
+def test_an_exception_in_the_task_fails_the_step_with_its_traceback(
+    pipes_function_client: dg.PipesClient,
+    instance: dg.DagsterInstance,
+    settings: Mapping[str, str],
+) -> None:
+    event = {"dl_bucket": settings["LAKE_URI"], "rows": "many"}
+
+    result = materialize(pipes_function_client, instance, settings["FUNCTION_URL"], event)
+
+    assert "Traceback (most recent call last):" in description(result)
+    assert "in get_fake_data" in description(result)
+    assert "TypeError: " in description(result)
+    logged = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert "Cloud function version: 0.1.0" in logged  # what came before the exception is kept
+    metadata = failure(result).user_failure_data.metadata
+    assert metadata["cloud_function_url"].value == settings["FUNCTION_URL"]
+
+
+def test_an_unknown_task_fails_the_step_and_the_tasks_are_named(
+    pipes_function_client: dg.PipesClient,
+    instance: dg.DagsterInstance,
+    settings: Mapping[str, str],
+) -> None:
+    result = materialize(
+        pipes_function_client, instance, settings["FUNCTION_URL"], {}, asset="strangers"
+    )
+
+    assert "There is no task 'strangers'" in description(result, "strangers")
+
+
+def test_an_event_that_is_no_json_fails_the_step_before_any_call(
+    pipes_function_client: dg.PipesClient, instance: dg.DagsterInstance
+) -> None:
+    result = materialize(pipes_function_client, instance, "http://127.0.0.1:1", {"day": object()})
+
+    assert "The event must be a JSON object" in description(result)
+
+
+def test_a_function_that_cannot_be_reached_fails_the_step(
+    pipes_function_client: dg.PipesClient, instance: dg.DagsterInstance
+) -> None:
+    result = materialize(pipes_function_client, instance, "http://127.0.0.1:1", {})
+
+    assert "The cloud function did not answer: " in description(result)
+    assert "Connection refused" in description(result)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((403, b"<html>Forbidden</html>"), "Forbidden</html> Grant roles/run.invoker"),
+        ((404, b""), "404: Not Found Is FUNCTION_URL the function's own URL"),
+        ((500, json.dumps({"error": "out of luck"}).encode()), "answered 500: out of luck"),
+        ((200, b"OK"), "no message came. Looked for messages in gs://"),
+    ],
+)
+def test_an_answer_that_is_not_from_a_pipes_function_fails_the_step(
+    answer: tuple[int, bytes],
+    reason: str,
+    pipes_function_client: dg.PipesClient,
+    instance: dg.DagsterInstance,
+    web_server: Serve,
+) -> None:
+    with web_server(answer) as address:
+        result = materialize(pipes_function_client, instance, f"http://{address}", {})
+
+    assert reason in description(result)
+
+
+def test_results_that_are_not_returned_fail_the_step(
+    pipes_function_client: dg.PipesClient,
+    instance: dg.DagsterInstance,
+    settings: Mapping[str, str],
+) -> None:
+    @dg.asset
+    def people(context: dg.AssetExecutionContext) -> None:
+        event = {"dl_bucket": settings["LAKE_URI"], "rows": 3}
+        pipes_function_client.run(
+            context=context, function_url=settings["FUNCTION_URL"], event=event
+        )
+
+    result = dg.materialize([people], instance=instance, raise_on_error=False)
+
+    assert "were not returned" in str(failure(result).error)
+
+
+def test_an_op_can_call_the_function_too(
+    pipes_function_client: dg.PipesClient,
+    instance: dg.DagsterInstance,
+    settings: Mapping[str, str],
+) -> None:
+    @dg.op
+    def nonsense(context: dg.OpExecutionContext) -> None:
+        pipes_function_client.run(
+            context=context, function_url=settings["FUNCTION_URL"], event={"task": "nonsense"}
+        )
+
+    @dg.job
+    def calling() -> None:
+        nonsense()
+
+    result = calling.execute_in_process(instance=instance, raise_on_error=False)
+
+    assert "There is no task 'nonsense'" in description(result, "nonsense")

@@ -1,0 +1,78 @@
+"""The project's assets, materialized through the served function and the emulated storage."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+
+def materialize(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, asset: str
+) -> dg.ExecuteInProcessResult:
+    job = definitions.resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(
+        instance=instance, asset_selection=[dg.AssetKey(asset)], raise_on_error=False
+    )
+
+
+def materialization(result: dg.ExecuteInProcessResult) -> dg.AssetMaterialization:
+    [event] = result.get_asset_materialization_events()
+    return event.step_materialization_data.materialization
+
+
+def values(materialization: dg.AssetMaterialization) -> Mapping[str, Any]:
+    return {name: value.value for name, value in materialization.metadata.items()}
+
+
+def test_the_function_materializes_the_asset_again_and_again(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    """Two calls of one function process, each with messages of its own."""
+    runs = [materialize(definitions, instance, "people") for _ in range(2)]
+
+    first, second = (materialization(run) for run in runs)
+    assert [run.success for run in runs] == [True, True]
+    assert values(second)["table_version"] == values(first)["table_version"] + 1
+
+
+def test_the_event_log_holds_what_the_function_said(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    result = materialize(definitions, instance, "people")
+
+    logged = {
+        entry.user_message: entry.level
+        for entry in instance.all_logs(result.run_id)
+        if entry.dagster_event is None
+    }
+    assert logged["Cloud function version: 0.1.0"] == logging.INFO
+    [storing] = (level for message, level in logged.items() if message.startswith("Storing data"))
+    assert storing == logging.DEBUG
+
+    event = instance.get_latest_materialization_event(dg.AssetKey("people"))
+    assert event is not None
+    assert event.run_id == result.run_id
+    assert event.asset_materialization is not None
+    metadata = values(event.asset_materialization)
+    assert event.asset_materialization.tags is not None
+    assert event.asset_materialization.tags["dagster/data_version"] == str(
+        metadata["table_version"]
+    )
+    assert isinstance(
+        event.asset_materialization.metadata["dagster/column_schema"], dg.TableSchemaMetadataValue
+    )
+    assert isinstance(event.asset_materialization.metadata["preview"], dg.MarkdownMetadataValue)
+    assert metadata["cloud_function_seconds"] > 0
+
+
+def test_the_table_holds_the_rows_that_the_metadata_says(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, settings: Mapping[str, str]
+) -> None:
+    metadata = values(materialization(materialize(definitions, instance, "people")))
+
+    assert metadata["table_location"] == f"{settings['LAKE_URI']}/people"
+    table = pl.read_delta(metadata["table_location"], version=metadata["table_version"])
+    assert metadata["dagster/row_count"] == table.height == 1_000
+    assert [column.name for column in metadata["dagster/column_schema"].columns] == table.columns

@@ -1,0 +1,58 @@
+"""The settings, and what is said of a wrong one."""
+
+from collections.abc import Callable, Mapping
+
+import dagster as dg
+import pytest
+
+GOOD = {
+    "FUNCTION_URL": "https://europe-west4-a-project.cloudfunctions.net/a-function",
+    "LAKE_URI": "gs://a-lake",
+    "MESSAGES_BUCKET": "some-messages",
+}
+Read = Callable[[Mapping[str, str]], object]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        GOOD,
+        {**GOOD, "FUNCTION_URL": "http://127.0.0.1:8080", "LAKE_URI": "/data/lake"},
+        {**GOOD, "FUNCTION_URL": "http://localhost:8080", "LAKE_URI": "gs://a-lake/tables"},
+    ],
+)
+def test_good_settings_are_read(environment: Mapping[str, str], read_settings: Read) -> None:
+    read_settings(environment)
+
+
+@pytest.mark.parametrize("variable", GOOD)
+@pytest.mark.parametrize("value", ["", "  ", "relative/path", "http://example.com", "gs://UPPER"])
+def test_a_wrong_setting_is_named_with_the_fix(
+    variable: str, value: str, read_settings: Read
+) -> None:
+    with pytest.raises(dg.Failure) as error:
+        read_settings({**GOOD, variable: value})
+
+    assert str(error.value).startswith(f"{variable} ")
+    assert "Set it in orchestrator/.env" in str(error.value)
+
+
+@pytest.mark.parametrize("variable", GOOD)
+def test_a_run_without_a_setting_fails_at_its_start_and_says_so(
+    variable: str,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(variable)
+    job = definitions.resolve_implicit_global_asset_job_def()
+
+    result = job.execute_in_process(instance=instance, raise_on_error=False)
+
+    assert not result.success
+    errors = [
+        str(entry.dagster_event.event_specific_data)
+        for entry in instance.all_logs(result.run_id)
+        if entry.dagster_event is not None and entry.dagster_event.is_failure
+    ]
+    assert any(f"{variable} is not set. Set it in orchestrator/.env" in error for error in errors)

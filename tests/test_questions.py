@@ -1,0 +1,176 @@
+"""What `copier copy` asks, and which answers it takes."""
+
+import json
+import keyword
+import re
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import copier
+import pytest
+import yaml
+from conftest import TEMPLATE, questions, run
+from jinja2 import Environment, FileSystemLoader
+
+ACCEPTED = {
+    "project_name": ["My Data Platform", "x", "Zoe's 2nd_Lake-House v1.5", "lakehouse", "A" * 40],
+    "gcp_project_id": ["my-project-123", "abcdef", "a" * 30, "data-platform-prod"],
+    "region": ["europe-west4", "us-central1", "northamerica-northeast2", "africa-south1"],
+    "lake_bucket": ["my-lake", "abc", "a" * 63, "data.example.com", "0_lake"],
+    "messages_bucket": ["my-messages", "abd", "b" * 63, "messages.example.com", "1-a_b"],
+    "function_name": ["my-function", "f", "f" * 49, "a1-2"],
+}
+BUCKET_REFUSED = {
+    "gs://my-bucket": "lowercase letters",
+    "My-Bucket": "lowercase letters",
+    "-bucket": "begins and ends",
+    "my bucket": "lowercase letters",
+    "ab": "3 to 63",
+    "a" * 64: "3 to 63",
+    f"{'a' * 64}.example.com": "up to 63 between",
+    "192.168.5.4": "IP address",
+    "data..example.com": "dot beside",
+    "goog-bucket": "begins with goog",
+    "my-g00gle-bucket": "looks like it",
+    "": "lowercase letters",
+}
+REFUSED: dict[str, dict[str, str]] = {
+    "project_name": {
+        "": "Begin with a letter",
+        "2nd Lake": "Begin with a letter",
+        "Lake ": "end with a letter or digit",
+        "Lake & House": "spaces and",
+        "Données": "A to Z",
+        "A" * 41: "At most 40",
+        "Class": "keyword of Python",
+        "JSON": "Python package would be called json",
+        "Dagster": "that this project installs",
+        "local-cloud": "called local_cloud",
+    },
+    "gcp_project_id": {
+        "": "6 to 30",
+        "short": "6 to 30",
+        "a" * 31: "6 to 30",
+        "My-Project": "lowercase",
+        "1-project": "begins with a letter",
+        "my-project-": "does not end with a hyphen",
+        "my-google-project": "Google allows no project ID",
+        "123456789012": "not the project's name or number",
+    },
+    "region": {
+        "": "Name a region",
+        "eu": "multi-region",
+        "europe-west4-a": "not a zone",
+        "Europe West": "Name a region",
+    },
+    "lake_bucket": BUCKET_REFUSED,
+    "messages_bucket": {**BUCKET_REFUSED, "my-gcp-project-data-lake": "bucket of their own"},
+    "function_name": {
+        "": "at most 49",
+        "My-Function": "lowercase",
+        "my_function": "hyphens",
+        "1-function": "begins with a letter",
+        "my-function-": "does not end with a hyphen",
+        "f" * 50: "at most 49",
+    },
+}
+
+
+def answer(folder: Path, **answers: Any) -> None:
+    """Answer the questions as `copier copy --data` does; nothing is written."""
+    copier.run_copy(
+        str(TEMPLATE), folder, data=answers, defaults=True, vcs_ref="HEAD", pretend=True, quiet=True
+    )
+
+
+def pairs(answers: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, value) for name, values in answers.items() for value in values]
+
+
+@pytest.mark.parametrize("name", questions())
+def test_each_question_says_what_the_answer_is_for_and_has_a_default_and_a_validator(
+    name: str,
+) -> None:
+    question = questions()[name]
+
+    assert question["default"]
+    assert question["validator"]
+    assert len(question["help"].split(". ")) >= 2
+    assert len(ACCEPTED[name]) >= 3
+    assert len(REFUSED[name]) >= 3
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(ACCEPTED))
+def test_a_right_answer_is_accepted(name: str, value: str, tmp_path: Path) -> None:
+    answer(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(REFUSED))
+def test_a_wrong_answer_is_refused_with_the_rule(name: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"question '{name}'") as error:
+        answer(tmp_path, **{name: value})
+
+    assert REFUSED[name][value] in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def taken_package_names() -> set[str]:
+    """The names that rules.jinja refuses."""
+    rules = Environment(
+        loader=FileSystemLoader(TEMPLATE),
+        extensions=["jinja2_ansible_filters.AnsibleCoreFiltersExtension"],
+    )
+    return set(rules.get_template("rules.jinja").make_module().taken_package_names)  # type: ignore[attr-defined]
+
+
+def package_names(names: Iterable[str]) -> set[str]:
+    """Those that a project's name could lead to."""
+    return {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
+
+
+def test_no_package_is_named_like_a_part_of_python(taken_package_names: set[str]) -> None:
+    python = package_names([*map(str.lower, keyword.kwlist), *sys.stdlib_module_names])
+
+    assert python - taken_package_names == set()
+
+
+def test_no_package_is_named_like_one_that_the_project_installs(
+    project: Path, taken_package_names: set[str]
+) -> None:
+    orchestrator = project / "orchestrator"
+    tables = tomllib.loads((orchestrator / "pyproject.toml").read_text())
+    requirements = [*tables["project"]["dependencies"], *tables["dependency-groups"]["dev"]]
+    wanted = {re.split("[<>=]", requirement)[0] for requirement in requirements}
+    listing = "import importlib.metadata as m, json; print(json.dumps(m.packages_distributions()))"
+    printed = run("uv", "run", "--quiet", "python", "-c", listing, cwd=orchestrator).stdout
+    distributions: dict[str, list[str]] = json.loads(printed)
+
+    installed = package_names(name for name, by in distributions.items() if wanted & {*by})
+    assert len(installed) > 5
+    assert installed - taken_package_names == set()
+
+
+def test_copying_asks_for_no_trust_and_tells_the_next_command(tmp_path: Path) -> None:
+    destination = tmp_path / "a project"
+
+    copied = run(
+        *("copier", "copy", "--defaults", "--vcs-ref=HEAD", str(TEMPLATE), str(destination)),
+        cwd=tmp_path,
+    )
+
+    assert f'cd "{destination}"\n    uv run just demo' in copied.stdout
+    answers = yaml.safe_load((destination / ".copier-answers.yml").read_text())
+    assert {name for name in answers if not name.startswith("_")} == questions().keys()
+
+
+def test_an_answer_given_on_the_command_line_is_used(tmp_path: Path) -> None:
+    command = ["copier", "copy", "--defaults", "--vcs-ref=HEAD", "--data=gcp_project_id=other-one"]
+
+    run(*command, str(TEMPLATE), str(tmp_path / "project"), cwd=tmp_path)
+
+    settings = (tmp_path / "project" / "orchestrator" / ".env.example").read_text()
+    assert "MESSAGES_BUCKET=other-one-pipes-messages\n" in settings
+    assert "LAKE_URI=gs://other-one-data-lake\n" in settings
