@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,11 @@ def ports(processes: list[psutil.Process]) -> set[int]:
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
     }
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def read_until(process: "subprocess.Popen[str]", text: str) -> None:
@@ -125,11 +131,12 @@ def test_an_interrupted_demo_leaves_nothing_behind(
     assert listening  # the storage emulator, at least
 
     interrupt(demo)
-    demo.communicate(timeout=60)
+    shown, _ = demo.communicate(timeout=60)
 
     assert demo.returncode != 0
+    assert "Done in" not in shown
     psutil.wait_procs(started, timeout=30)
-    assert not listening & ports(list(psutil.process_iter()))
+    assert [port for port in listening if answers(port)] == []
 
 
 def test_a_demo_that_fails_says_why_and_leaves_nothing_behind(
