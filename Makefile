@@ -16,7 +16,7 @@ test: uv
 	uv run ruff check --config template/ruff.toml --ignore N999 template
 	uv run ruff format --config template/ruff.toml --check template
 	uv run mypy tests
-	uv run pytest --numprocesses=2 --dist=worksteal
+	uv run pytest --numprocesses=2 --dist=loadfile
 
 uv:
 	@command -v uv >/dev/null || { \

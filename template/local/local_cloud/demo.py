@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
         return 1
     console.print(
         f"Done in {time.monotonic() - started:.1f} s. All that was started has been stopped, and "
-        "its temporary folder is gone: [bold]uv run just dd[/bold] keeps its tables, in .local/."
+        "its temporary folder is gone. [bold]uv run just dd[/bold] keeps its tables, in .local/."
     )
     return 1 if report["errors"] else 0
 
@@ -125,7 +125,7 @@ def show(report: Mapping[str, Any]) -> None:
         table.add_row("data version", asset["data_version"])
         for name, value in asset["metadata"].items():
             table.add_row(name, Markdown(value) if name == "preview" else value)
-        console.print(table)
+        console.print(table, soft_wrap=False)
     console.print("\n[bold]Log, as it stands in Dagster[/bold]")
     for level, message in report["logs"]:
         console.print(f"  {level:<8} {message}", markup=False)

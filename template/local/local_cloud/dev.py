@@ -23,11 +23,10 @@ from local_cloud.cloud import (
     storage_emulator,
 )
 from local_cloud.demo import console, prepare_environments, step
-from local_cloud.processes import UV, ProcessError, free_port, interrupted_once, is_free, running
+from local_cloud.processes import UV, ProcessError, free_port, interrupted_once, running
 from watchfiles import PythonFilter, watch
 
 _KEPT = PROJECT / ".local"
-_USUAL_DAGSTER_PORT = 3000
 _RELOAD_DEFINITIONS = """
 mutation {
   reloadWorkspace {
@@ -119,7 +118,7 @@ def dagster(environment: Mapping[str, str]) -> Iterator[str]:
     Yields:
         The URL of the web page.
     """
-    port = _USUAL_DAGSTER_PORT if is_free(_USUAL_DAGSTER_PORT) else free_port()
+    port = free_port()
     with running(
         "Dagster",
         [UV, "run", "dg", "dev", "--host=127.0.0.1", f"--port={port}", "--log-level=warning"],

@@ -29,15 +29,6 @@ def free_port() -> int:
         return port
 
 
-def is_free(port: int) -> bool:
-    """Whether a server of this machine could listen on `port`."""
-    with socket.socket() as probe, suppress(OSError):
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-        return True
-    return False
-
-
 @contextmanager
 def running(
     name: str,

@@ -1,0 +1,165 @@
+"""`just dd`: Dagster's web page beside the local cloud, following edits."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Render, start
+
+_PATIENCE = 120  # seconds
+
+
+class Dev:
+    """A running `just dd`, and what it has printed."""
+
+    def __init__(self, project: Path, process: "subprocess.Popen[str]") -> None:
+        self.project = project
+        self.process = process
+        self.printed = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.printed += line
+
+    def address(self, name: str) -> str:
+        """The address that stands behind `name`, once it is printed."""
+        eventually(lambda: re.search(rf"^{name} +(\S+)$", self.printed, re.MULTILINE), self)
+        [address] = re.findall(rf"^{name} +(\S+)$", self.printed, re.MULTILINE)
+        return str(address)
+
+    def graphql(self, query: str) -> Any:
+        """Dagster's answer to a query."""
+        request = urllib.request.Request(
+            f"{self.address('Dagster')}/graphql",
+            data=json.dumps({"query": query}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)["data"]
+
+    def stop(self) -> None:
+        """Stop it, by Ctrl-C."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.process.wait(60)
+        self._reader.join(60)
+
+
+def eventually(holds: Callable[[], Any], dev: Dev) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not holds():
+        assert dev.process.poll() is None, dev.printed
+        assert time.monotonic() < deadline, dev.printed
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def dev(render: Render) -> Iterator[Dev]:
+    """A project of which `just dd` runs."""
+    project = render()
+    dev = Dev(project, start("uv", "run", "just", "dd", cwd=project))
+    try:
+        dev.address("Dagster")
+        yield dev
+    finally:
+        dev.stop()
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def materialize(dev: Dev) -> tuple[str, list[str]]:
+    """Materialize the asset as the web page does; return the run's status and its log lines."""
+    launched = dev.graphql(
+        """
+        mutation {
+          launchPipelineExecution(executionParams: {
+            mode: "default",
+            selector: {
+              repositoryLocationName: "orchestrator", repositoryName: "__repository__",
+              pipelineName: "__ASSET_JOB", assetSelection: [{path: ["people"]}]
+            }
+          }) { __typename ... on LaunchRunSuccess { run { runId } } }
+        }
+        """
+    )["launchPipelineExecution"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    query = f"""{{
+      runOrError(runId: "{launched["run"]["runId"]}") {{ ... on Run {{
+        status
+        eventConnection {{ events {{ __typename ... on MessageEvent {{ message }} }} }}
+      }} }}
+    }}"""
+    eventually(lambda: dev.graphql(query)["runOrError"]["status"] in ("SUCCESS", "FAILURE"), dev)
+    run = dev.graphql(query)["runOrError"]
+    events = run["eventConnection"]["events"]
+    return run["status"], [
+        event["message"] for event in events if event["__typename"] == "LogMessageEvent"
+    ]
+
+
+def test_an_edit_of_the_function_is_followed(dev: Dev) -> None:
+    status, logged = materialize(dev)
+    assert status == "SUCCESS"
+    assert "Cloud function version: 0.1.0" in logged
+
+    edit(dev.project / "cloud_function" / "main.py", '"0.1.0"', '"0.2.0"')
+    eventually(lambda: "The function was edited: starting it  " in dev.printed, dev)
+
+    status, logged = materialize(dev)
+    assert status == "SUCCESS"
+    assert "Cloud function version: 0.2.0" in logged
+
+
+def test_an_edit_of_the_definitions_is_followed(dev: Dev) -> None:
+    [definition] = dev.project.glob("orchestrator/src/*/defs/people.py")
+
+    edit(definition, '"""Fake people', '"""Invented people')
+
+    def described() -> bool:
+        [asset] = dev.graphql("{ assetNodes { description } }")["assetNodes"]
+        return str(asset["description"]).startswith("Invented people")
+
+    eventually(described, dev)
+
+
+def test_a_broken_edit_is_reported_and_a_mended_one_followed(dev: Dev) -> None:
+    main = dev.project / "cloud_function" / "main.py"
+    [definition] = dev.project.glob("orchestrator/src/*/defs/people.py")
+
+    for broken in (main, definition):
+        edit(broken, "\nimport ", "\nimport no_such_module\nimport ")
+    eventually(lambda: "Dagster could not load the definitions" in dev.printed, dev)
+    eventually(lambda: "It starts again with the next edit" in dev.printed, dev)
+
+    for mended in (main, definition):
+        edit(mended, "\nimport no_such_module\n", "\n")
+
+    def loaded() -> bool:
+        return len(dev.graphql("{ assetNodes { description } }")["assetNodes"]) == 1
+
+    eventually(loaded, dev)
+    eventually(lambda: dev.printed.count("The function was edited: starting it  ") >= 2, dev)
+    assert materialize(dev)[0] == "SUCCESS"
+
+
+def test_the_tables_are_kept_in_the_project(dev: Dev) -> None:
+    assert materialize(dev)[0] == "SUCCESS"
+
+    lake = Path(dev.address("Data lake"))
+    assert lake.is_relative_to(dev.project)
+    assert (lake / "people" / "_delta_log").is_dir()

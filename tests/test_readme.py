@@ -1,0 +1,66 @@
+"""What the rendered README says works as it is written."""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import Render, run
+
+
+@pytest.fixture(scope="module")
+def readme_project(render: Render) -> Path:
+    """A project with the second asset that its README adds."""
+    project = render()
+    steps = re.findall(
+        r"^\d\. .*? in `(.+?)`:\n\n {3}```python\n(.*?)^ {3}```$",
+        (project / "README.md").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    assert len(steps) == 2
+    for path, code in steps:
+        assert (project / path).parent.is_dir()
+        (project / path).write_text(textwrap.dedent(code))
+    return project
+
+
+def test_the_second_asset_of_the_readme_is_materialized(readme_project: Path) -> None:
+    shown = run("uv", "run", "just", "demo", cwd=readme_project, env={"COLUMNS": "200"}).stdout
+
+    assert "Counted" in shown
+    assert "/lake/cities" in shown
+
+
+def test_the_second_asset_of_the_readme_passes_the_checks(readme_project: Path) -> None:
+    run("uv", "run", "just", "check", cwd=readme_project)
+
+
+def test_the_second_asset_of_the_readme_follows_the_first(readme_project: Path) -> None:
+    listed = run(
+        *("uv", "run", "--quiet", "dg", "list", "defs", "--json"),
+        cwd=readme_project / "orchestrator",
+    ).stdout
+
+    assets = {asset["asset_key"]: asset for asset in json.loads(listed)["assets"]}
+    assert assets["cities"]["dependency_keys"] == ["people"]
+
+
+def test_the_recipes_of_the_readme_are_all_that_there_are(project: Path) -> None:
+    named = set(
+        re.findall(r"^uv run just (\w+)", (project / "README.md").read_text(), re.MULTILINE)
+    )
+    listed = run("uv", "run", "just", cwd=project).stdout
+    recipes = dict(re.findall(r"^ +(\w+) +# (.+)$", listed, re.MULTILINE))
+
+    assert named | {"fix"} == recipes.keys()
+    assert all(recipes.values())
+
+
+def test_the_paths_of_the_readme_exist(project: Path) -> None:
+    paths = re.findall(
+        r"^\| `([^`]+/[^`]*|[^`]+\.py)` \|", (project / "README.md").read_text(), re.M
+    )
+
+    assert len(paths) >= 8
+    assert [path for path in paths if not (project / path).exists()] == []
