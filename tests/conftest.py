@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -61,32 +62,6 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
 
 
-def run(
-    *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 600
-) -> subprocess.CompletedProcess[str]:
-    """Run a command of a rendered project; it fails the test if it fails.
-
-    Args:
-        command: The program and its arguments.
-        cwd: Where to run it.
-        env: Variables to set beside those of this process.
-        timeout: Seconds after which it is killed.
-    """
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**_clean_environment(), **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}"
-    return done
-
-
 def start(
     *command: str, cwd: Path, env: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[str]":
@@ -101,6 +76,27 @@ def start(
         text=True,
         start_new_session=True,
     )
+
+
+def run(
+    *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of a rendered project to its end; it fails the test if it fails.
+
+    Args:
+        command: The program and its arguments.
+        cwd: Where to run it.
+        env: Variables to set beside those of this process.
+        timeout: Seconds after which it is killed.
+    """
+    with start(*command, cwd=cwd, env=env) as process:
+        try:
+            printed, _ = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, f"{' '.join(command)} failed:\n{printed}"
+    return subprocess.CompletedProcess(command, process.returncode, printed)
 
 
 @pytest.fixture

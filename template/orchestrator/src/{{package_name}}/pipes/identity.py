@@ -24,13 +24,15 @@ class IdentityError(Exception):
 def http_session(function_url: str) -> requests.Session:
     """An HTTP session whose requests the function at `function_url` accepts.
 
-    Requests to this machine carry no token; all others carry one, fetched when it is first needed.
+    Requests to this machine carry no token; all others carry one.
 
     Raises:
-        IdentityError: The URL would send a token unencrypted, or no credentials were found.
+        IdentityError: The URL would send a token unencrypted, or no token could be had.
     """
     if is_loopback(function_url):
-        return requests.Session()
+        session = requests.Session()
+        session.trust_env = False  # no proxy and no password of the environment's
+        return session
     if urlsplit(function_url).scheme != "https":
         raise IdentityError(
             f"{function_url} is no https URL: an identity token must not be sent unencrypted."
@@ -52,23 +54,15 @@ def audience(function_url: str) -> str:
     parts = urlsplit(function_url)
     root = f"{parts.scheme}://{parts.netloc}"
     if parts.netloc.endswith(".cloudfunctions.net"):
-        return f"{root}/{parts.path.split('/')[1]}"
+        return f"{root}/{parts.path.strip('/').split('/')[0]}"
     return root
 
 
 def _identity_credentials(audience: str) -> Credentials:
+    """Credentials with a fresh token for `audience`, for the account that Dagster runs as."""
     try:
-        credentials, _ = google.auth.default(
-            scopes=["https://www.googleapis.com/auth/cloud-platform"]
-        )
-        if isinstance(credentials, UserCredentials):
-            raise DefaultCredentialsError("You are logged in as a person.")
-        if isinstance(credentials, impersonated_credentials.Credentials):
-            return impersonated_credentials.IDTokenCredentials(  # as the impersonated account
-                credentials, target_audience=audience, include_email=True
-            )
-        # A service account's key file, or the metadata server of the machine that Dagster runs on.
-        identity: Credentials = fetch_id_token_credentials(audience, request=Request())
+        credentials = _find_credentials(audience)
+        credentials.refresh(Request())
     except DefaultCredentialsError as error:
         raise IdentityError(
             f"{error} Only a service account can get an identity token. On your own machine, "
@@ -76,5 +70,18 @@ def _identity_credentials(audience: str) -> Credentials:
             "--impersonate-service-account=ACCOUNT_THAT_MAY_INVOKE_THE_FUNCTION"
         ) from error
     except GoogleAuthError as error:
-        raise IdentityError(f"No identity token for {audience}: {error}") from error
-    return identity
+        raise IdentityError(f"No identity token for {audience} could be had: {error}") from error
+    return credentials
+
+
+def _find_credentials(audience: str) -> Credentials:
+    source, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+    if isinstance(source, UserCredentials):
+        raise DefaultCredentialsError("You are logged in as a person.")
+    if isinstance(source, impersonated_credentials.Credentials):
+        return impersonated_credentials.IDTokenCredentials(
+            source, target_audience=audience, include_email=True
+        )
+    # The key file of a service account, or the metadata server of the machine that Dagster runs on.
+    found: Credentials = fetch_id_token_credentials(audience, request=Request())
+    return found
