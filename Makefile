@@ -13,8 +13,7 @@ demo: uv
 test: uv
 	uv run ruff check
 	uv run ruff format --check
-	uv run ruff check --config template/ruff.toml --ignore N999 template
-	uv run ruff format --config template/ruff.toml --check template
+	cd template && uv run ruff check --ignore N999 && uv run ruff format --check
 	uv run mypy tests
 	uv run pytest --numprocesses=2 --dist=loadfile
 

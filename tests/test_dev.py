@@ -82,8 +82,8 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def materialize(dev: Dev) -> tuple[str, list[str]]:
-    """Materialize the asset as the web page does; return the run's status and its log lines."""
+def materialize(dev: Dev) -> list[str]:
+    """Materialize the asset as the web page does; return the run's log lines."""
     launched = dev.graphql(
         """
         mutation {
@@ -101,28 +101,28 @@ def materialize(dev: Dev) -> tuple[str, list[str]]:
     query = f"""{{
       runOrError(runId: "{launched["run"]["runId"]}") {{ ... on Run {{
         status
-        eventConnection {{ events {{ __typename ... on MessageEvent {{ message }} }} }}
+        eventConnection {{ events {{
+          __typename
+          ... on MessageEvent {{ message }}
+          ... on ExecutionStepFailureEvent {{ error {{ message causes {{ message }} }} }}
+        }} }}
       }} }}
     }}"""
     eventually(lambda: dev.graphql(query)["runOrError"]["status"] in ("SUCCESS", "FAILURE"), dev)
     run = dev.graphql(query)["runOrError"]
     events = run["eventConnection"]["events"]
-    return run["status"], [
-        event["message"] for event in events if event["__typename"] == "LogMessageEvent"
-    ]
+    failures = [event["error"] for event in events if event.get("error")]
+    assert run["status"] == "SUCCESS", f"{failures}\n{dev.printed}"
+    return [event["message"] for event in events if event["__typename"] == "LogMessageEvent"]
 
 
 def test_an_edit_of_the_function_is_followed(dev: Dev) -> None:
-    status, logged = materialize(dev)
-    assert status == "SUCCESS"
-    assert "Cloud function version: 0.1.0" in logged
+    assert "Cloud function version: 0.1.0" in materialize(dev)
 
     edit(dev.project / "cloud_function" / "main.py", '"0.1.0"', '"0.2.0"')
     eventually(lambda: "The function was edited: starting it  " in dev.printed, dev)
 
-    status, logged = materialize(dev)
-    assert status == "SUCCESS"
-    assert "Cloud function version: 0.2.0" in logged
+    assert "Cloud function version: 0.2.0" in materialize(dev)
 
 
 def test_an_edit_of_the_definitions_is_followed(dev: Dev) -> None:
@@ -154,11 +154,11 @@ def test_a_broken_edit_is_reported_and_a_mended_one_followed(dev: Dev) -> None:
 
     eventually(loaded, dev)
     eventually(lambda: dev.printed.count("The function was edited: starting it  ") >= 2, dev)
-    assert materialize(dev)[0] == "SUCCESS"
+    materialize(dev)
 
 
 def test_the_tables_are_kept_in_the_project(dev: Dev) -> None:
-    assert materialize(dev)[0] == "SUCCESS"
+    materialize(dev)
 
     lake = Path(dev.address("Data lake"))
     assert lake.is_relative_to(dev.project)

@@ -38,8 +38,8 @@ def assert_clean(project: Path) -> None:
         name = path.relative_to(project).as_posix()
         assert not re.search(r"[<>:\"|?*{}]| $", name), name
         assert not re.search(r"{%|%}|{#|#}", text), name
-        if name != "justfile":
-            assert not re.search(r"{{|}}", text), name
+        if name != "justfile":  # whose own expressions look the same
+            assert "{{" not in text, name
         assert not re.search(r"[ \t]+$", text, re.MULTILINE), name
         assert text == "" or text.endswith("\n"), name
         assert not text.endswith("\n\n"), name
