@@ -144,14 +144,14 @@ def test_a_demo_that_fails_says_why_and_leaves_nothing_behind(
 ) -> None:
     project = render()
     (project / "cloud_function" / "tasks" / "people.py").write_text(
-        "def run(pipes, event):\n    raise ValueError('out of people')\n"
+        "def run(pipes, event):\n    raise ValueError('no list[str] in [/out]')\n"
     )
 
     demo = start("uv", "run", "just", "demo", cwd=project, env=mark)
     shown, _ = demo.communicate(timeout=300)
 
     assert demo.returncode == 1
-    assert "ValueError: out of people" in shown
+    assert "ValueError: no list[str] in [/out]" in shown
     assert 'people.py", line 2, in run' in shown
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Render, start
 
@@ -51,8 +52,9 @@ class Dev:
             return json.load(response)["data"]
 
     def stop(self) -> None:
-        """Stop it, by Ctrl-C."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        """Stop it, by Ctrl-C, if it has not ended."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
         self.process.wait(60)
         self._reader.join(60)
 
@@ -165,3 +167,29 @@ def test_the_tables_are_kept_in_the_project(dev: Dev) -> None:
     lake = Path(dev.address("Data lake"))
     assert lake.is_relative_to(dev.project)
     assert (lake / "people" / "_delta_log").is_dir()
+
+
+def test_a_server_that_ends_is_reported_and_ends_it_all(dev: Dev) -> None:
+    [emulator] = [
+        process
+        for process in psutil.Process(dev.process.pid).children(recursive=True)
+        if process.name().startswith("fake-gcs-server")
+    ]
+
+    emulator.kill()
+
+    assert dev.process.wait(60) == 1
+    dev.stop()
+    assert "Failed: The storage emulator has ended" in dev.printed
+
+
+@pytest.mark.parametrize("settings", ["LAKE_URI=gs://the-real-lake", "FUNCTION_URL=", "LAKE_URI"])
+def test_a_lake_without_a_function_to_call_is_refused(settings: str, render: Render) -> None:
+    project = render()
+    (project / "orchestrator" / ".env").write_text(settings)
+
+    with start("uv", "run", "just", "dd", cwd=project) as process:
+        printed, _ = process.communicate(timeout=_PATIENCE)
+
+    assert process.returncode == 1
+    assert "orchestrator/.env names no function to call. Set FUNCTION_URL there" in printed

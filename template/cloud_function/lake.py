@@ -43,11 +43,10 @@ def write_table(df: pl.DataFrame, location: str) -> WrittenTable:
         deltalake.exceptions.DeltaError: The table could not be written.
     """
     df.write_delta(location, mode="overwrite", delta_write_options={"schema_mode": "overwrite"})
-    table = DeltaTable(location)
     return WrittenTable(
         location=location,
-        version=table.version(),
-        row_count=table.count(),
+        version=DeltaTable(location).version(),
+        row_count=df.height,
         schema=df.schema,
         preview=df.head(_PREVIEW_ROWS),
     )

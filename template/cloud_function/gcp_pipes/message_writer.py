@@ -2,7 +2,8 @@
 
 Messages are collected into chunks, one object a chunk: `<key_prefix>/1.json`, `<key_prefix>/2.json`
 and so on, each with one JSON message a line. This is the layout of
-`dagster_pipes.PipesBlobStoreMessageWriter`, so that other Pipes readers understand it too.
+`dagster_pipes.PipesBlobStoreMessageWriter`, so that other Pipes readers understand it too. That one
+polls once a second, within the billed time, and after one failed upload loses all that follows.
 """
 
 import json

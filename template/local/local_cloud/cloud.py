@@ -1,6 +1,7 @@
 """The parts of the cloud that a call needs: a storage emulator and the served function."""
 
 import json
+import os
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +16,22 @@ ORCHESTRATOR = PROJECT / "orchestrator"
 CLOUD_FUNCTION = PROJECT / "cloud_function"
 
 
+class SettingsError(Exception):
+    """The settings do not say what runs where."""
+
+
 def messages_bucket() -> str:
-    """Name of the messages bucket: here the same as in Google Cloud."""
+    """Name of the messages bucket: here the same as in Google Cloud.
+
+    Raises:
+        SettingsError: No file names it.
+    """
     for name in (".env", ".env.example"):
         if bucket := dotenv_values(ORCHESTRATOR / name).get("MESSAGES_BUCKET"):
             return bucket
-    raise ValueError("Neither orchestrator/.env nor orchestrator/.env.example has MESSAGES_BUCKET")
+    raise SettingsError(
+        "Neither orchestrator/.env nor orchestrator/.env.example sets MESSAGES_BUCKET to a name."
+    )
 
 
 @contextmanager
@@ -62,7 +73,7 @@ def storage_emulator() -> Iterator[dict[str, str]]:
             yield {
                 "STORAGE_EMULATOR_HOST": url,
                 "MESSAGES_BUCKET": bucket,
-                "NO_PROXY": "127.0.0.1,localhost",  # these addresses are behind no proxy
+                **_without_proxy("127.0.0.1", "localhost"),
             }
 
 
@@ -99,6 +110,13 @@ def _emulator_program() -> Iterator[Path]:
 def local_opener() -> urllib.request.OpenerDirector:
     """Opens URLs of this machine: without any proxy."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def _without_proxy(*hosts: str) -> dict[str, str]:
+    """The variables that let requests to `hosts`, too, go past any proxy; programs read either."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    listed = ",".join([*([others] if others else []), *hosts])
+    return {"NO_PROXY": listed, "no_proxy": listed}
 
 
 def _create_bucket(url: str, name: str) -> None:

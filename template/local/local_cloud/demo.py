@@ -11,11 +11,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from local_cloud.cloud import CLOUD_FUNCTION, ORCHESTRATOR, cloud_function, storage_emulator
+from local_cloud.cloud import (
+    CLOUD_FUNCTION,
+    ORCHESTRATOR,
+    SettingsError,
+    cloud_function,
+    storage_emulator,
+)
 from local_cloud.processes import UV, ProcessError, interrupted_once, run_to_end
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -30,7 +37,10 @@ def main() -> int:
         console.print("Interrupted. All that was started has been stopped.")
         return 130
     except ProcessError as error:
-        console.print(f"[red]Failed:[/red] {error}. Its output is above.")
+        failed(f"{error}. Its output is above.")
+        return 1
+    except SettingsError as error:
+        failed(str(error))
         return 1
     console.print(
         f"Done in {time.monotonic() - started:.1f} s. All that was started has been stopped, and "
@@ -51,7 +61,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
         with step("Materializing the assets in Dagster"):
             report = materialize(folder, {**storage, **function, **lake})
         show(report)
-        stack.callback(console.print)
+        console.print()
         with step("Stopping"):
             stack.close()
     return report
@@ -66,7 +76,7 @@ def prepare_environments() -> None:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is removed in the end, for all that this process and its children put aside."""
+    """A folder that is removed in the end, with all that the processes started here put aside."""
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         os.environ["TMPDIR"] = folder
         yield Path(folder)
@@ -122,15 +132,21 @@ def show(report: Mapping[str, Any]) -> None:
     """Print the assets, the log of the run, and the errors."""
     for key, asset in report["assets"].items():
         table = Table(title=f"\n{key}", title_justify="left", title_style="bold", show_header=False)
-        table.add_row("data version", asset["data_version"])
+        table.add_row("data version", Text(str(asset["data_version"])))
         for name, value in asset["metadata"].items():
-            table.add_row(name, Markdown(value) if name == "preview" else value)
+            table.add_row(name, Markdown(value) if name == "preview" else Text(value))
         console.print(table, soft_wrap=False)
     console.print("\n[bold]Log, as it stands in Dagster[/bold]")
     for level, message in report["logs"]:
         console.print(f"  {level:<8} {message}", markup=False)
     for error in report["errors"]:
-        console.print(f"\n[red]Failed:[/red] {error}")
+        console.print()
+        failed(error)
+
+
+def failed(reason: str) -> None:
+    """Print why something failed, as it stands: brackets in it are no markup."""
+    console.print(Text.assemble(("Failed: ", "red"), reason))
 
 
 if __name__ == "__main__":

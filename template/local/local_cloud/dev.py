@@ -2,7 +2,7 @@
 
 An edit of the function starts it anew; an edit of the definitions makes Dagster load them anew.
 Tables and runs are kept in `.local/`. Where `FUNCTION_URL` is set, by the environment or by
-`orchestrator/.env`, Dagster calls that function, and no local one is started.
+`orchestrator/.env`, Dagster calls that function, and nothing but Dagster runs here.
 """
 
 import json
@@ -12,18 +12,28 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from local_cloud.cloud import (
     CLOUD_FUNCTION,
     ORCHESTRATOR,
     PROJECT,
+    SettingsError,
     cloud_function,
     local_opener,
     storage_emulator,
 )
-from local_cloud.demo import console, prepare_environments, step
-from local_cloud.processes import UV, ProcessError, free_port, interrupted_once, running
+from local_cloud.demo import console, failed, prepare_environments, step
+from local_cloud.processes import (
+    UV,
+    ProcessError,
+    free_port,
+    interrupted_once,
+    is_listening,
+    running,
+)
 from watchfiles import PythonFilter, watch
 
 _KEPT = PROJECT / ".local"
@@ -47,33 +57,53 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nAll that was started has been stopped.")
     except ProcessError as error:
-        console.print(f"[red]Failed:[/red] {error}. Its output is above.")
+        failed(f"{error}. Its output is above.")
+        return 1
+    except SettingsError as error:
+        failed(str(error))
         return 1
     return 0
 
 
 def run(stack: ExitStack) -> None:
     """Start everything, to be stopped with `stack`, and follow edits until interrupted."""
+    settings = read_settings()
     prepare_environments()
-    settings = {**os.environ, **dotenv_values(ORCHESTRATOR / ".env")}
     function = None
-    environment = {}
+    servers = {}
+    local = {}
     if not settings.get("FUNCTION_URL"):
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(storage_emulator())
         with step("Starting the cloud function"):
             function = stack.enter_context(ReloadingFunction(storage))
-        lake = settings.get("LAKE_URI") or str(_KEPT / "lake")
-        environment = {**storage, "FUNCTION_URL": function.url, "LAKE_URI": lake}
-        settings |= environment
+        servers["The storage emulator"] = storage["STORAGE_EMULATOR_HOST"]
+        local = {**storage, "FUNCTION_URL": function.url, "LAKE_URI": str(_KEPT / "lake")}
+        settings |= local
     with step("Starting Dagster"):
-        dagster_url = stack.enter_context(dagster(environment))
+        servers["Dagster"] = stack.enter_context(dagster(local))
 
-    console.print(f"\nDagster         {dagster_url}")
+    console.print(f"\nDagster         {servers['Dagster']}")
     console.print(f"Cloud function  {settings['FUNCTION_URL']}")
     console.print(f"Data lake       {settings.get('LAKE_URI')}")
     console.print("Edits are followed. Stop with Ctrl-C.\n")
-    follow_edits(function, dagster_url)
+    follow_edits(function, servers)
+
+
+def read_settings() -> dict[str, str]:
+    """The environment, under what `orchestrator/.env` sets: to Dagster, too, that goes first.
+
+    Raises:
+        SettingsError: The file would have the local function write to another lake than the local.
+    """
+    file = {name: value or "" for name, value in dotenv_values(ORCHESTRATOR / ".env").items()}
+    settings = {**os.environ, **file}
+    if not settings.get("FUNCTION_URL") and (file.keys() & {"FUNCTION_URL", "LAKE_URI"}):
+        raise SettingsError(
+            "orchestrator/.env names no function to call. Set FUNCTION_URL there to call a "
+            "deployed function; or remove FUNCTION_URL and LAKE_URI, to run it all on this machine."
+        )
+    return settings
 
 
 class ReloadingFunction:
@@ -109,11 +139,11 @@ class ReloadingFunction:
 
 
 @contextmanager
-def dagster(environment: Mapping[str, str]) -> Iterator[str]:
+def dagster(settings: Mapping[str, str]) -> Iterator[str]:
     """Run `dg dev` while the block runs.
 
     Args:
-        environment: The settings of the orchestrator, beside those in `orchestrator/.env`.
+        settings: The orchestrator's settings, beside those in the environment and in `.env`.
 
     Yields:
         The URL of the web page.
@@ -123,22 +153,35 @@ def dagster(environment: Mapping[str, str]) -> Iterator[str]:
         "Dagster",
         [UV, "run", "dg", "dev", "--host=127.0.0.1", f"--port={port}", "--log-level=warning"],
         port=port,
-        environment={**environment, "DAGSTER_HOME": str(_dagster_home())},
+        environment={**settings, "DAGSTER_HOME": str(_dagster_home())},
         directory=ORCHESTRATOR,
     ):
         yield f"http://127.0.0.1:{port}"
 
 
-def follow_edits(function: ReloadingFunction | None, dagster_url: str) -> None:
-    """Take each edit to where it belongs, for ever."""
+def follow_edits(function: ReloadingFunction | None, servers: Mapping[str, str]) -> None:
+    """Take each edit to where it belongs, for as long as all servers are there.
+
+    Args:
+        function: The local function, if it is the one to call.
+        servers: The URLs of what runs beside it, `Dagster` among them, by what to call them.
+
+    Raises:
+        ProcessError: A server has ended on its own.
+    """
     definitions = ORCHESTRATOR / "src"
     edited = PythonFilter(extra_extensions=(".yaml", ".yml", ".toml"))
-    for changes in watch(definitions, CLOUD_FUNCTION, watch_filter=edited):
+    for changes in watch(
+        definitions, CLOUD_FUNCTION, watch_filter=edited, rust_timeout=2_000, yield_on_timeout=True
+    ):
+        for name, url in servers.items():
+            if not is_listening(urlsplit(url).port or 80):
+                raise ProcessError(f"{name} has ended")
         paths = [Path(path) for _, path in changes]
         if function is not None and any(path.is_relative_to(CLOUD_FUNCTION) for path in paths):
             function.reload()
         if any(path.is_relative_to(definitions) for path in paths):
-            reload_definitions(dagster_url)
+            reload_definitions(servers["Dagster"])
 
 
 def reload_definitions(dagster_url: str) -> None:
@@ -151,13 +194,20 @@ def reload_definitions(dagster_url: str) -> None:
     with step("The definitions were edited: loading them"):
         try:
             with local_opener().open(request, timeout=60) as response:
-                workspace = json.load(response)["data"]["reloadWorkspace"]
+                problems = _problems(json.load(response))
         except OSError as error:
-            workspace = {"message": f"Dagster does not answer: {error}"}
-    for entry in [workspace, *workspace.get("locationEntries", [])]:
-        if message := (entry.get("locationOrLoadError") or entry).get("message"):
-            console.print("[red]Dagster could not load the definitions.[/red]")
-            console.print(message.strip(), markup=False)
+            problems = [f"Dagster does not answer: {error}"]
+    for problem in problems:
+        console.print("[red]Dagster could not load the definitions.[/red]")
+        console.print(problem.strip(), markup=False)
+
+
+def _problems(answer: dict[str, Any]) -> list[str]:
+    """What Dagster says is wrong with the query, the workspace, or a code location in it."""
+    workspace = (answer.get("data") or {}).get("reloadWorkspace", {})
+    locations = [entry["locationOrLoadError"] for entry in workspace.get("locationEntries", [])]
+    places = [*answer.get("errors", []), workspace, *locations]
+    return [place["message"] for place in places if place and "message" in place]
 
 
 def _dagster_home() -> Path:

@@ -29,6 +29,13 @@ def free_port() -> int:
         return port
 
 
+def is_listening(port: int) -> bool:
+    """Whether something listens on a TCP port of this machine."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
 @contextmanager
 def running(
     name: str,
@@ -130,7 +137,7 @@ def _wait_until_listening(name: str, process: subprocess.Popen[bytes], port: int
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ProcessError(f"{name} ended with status {process.returncode} before it was ready")
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        if is_listening(port):
             return
         time.sleep(0.05)
     raise ProcessError(f"{name} was not ready after {_START_TIMEOUT:.0f} s")
@@ -138,9 +145,14 @@ def _wait_until_listening(name: str, process: subprocess.Popen[bytes], port: int
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the process and all that it started: politely at first."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_TIMEOUT)
-        os.killpg(process.pid, signal.SIGKILL)
+    _signal_group(process, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_TIMEOUT)
+    _signal_group(process, signal.SIGKILL)
     process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    # Nobody is left to be signalled: Linux says so by the first error, macOS by the second.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

@@ -7,8 +7,9 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from conftest import Answer, WebServer
 
-Serve = Callable[[tuple[int, bytes]], AbstractContextManager[str]]
+Serve = Callable[[Answer], AbstractContextManager[WebServer]]
 
 
 def materialize(
@@ -49,7 +50,7 @@ def test_an_exception_in_the_task_fails_the_step_with_its_traceback(
     assert "in get_fake_data" in description(result)
     assert "TypeError: " in description(result)
     logged = [entry.user_message for entry in instance.all_logs(result.run_id)]
-    assert "Cloud function version: 0.1.0" in logged  # what came before the exception is kept
+    assert "Cloud function trace: local" in logged  # what came before the exception is kept
     metadata = failure(result).user_failure_data.metadata
     assert metadata["cloud_function_url"].value == settings["FUNCTION_URL"]
 
@@ -71,7 +72,7 @@ def test_an_event_that_is_no_json_fails_the_step_before_any_call(
 ) -> None:
     result = materialize(pipes_function_client, instance, "http://127.0.0.1:1", {"day": object()})
 
-    assert "The event must be a JSON object" in description(result)
+    assert "its input 'day' is no JSON: Object of type object" in description(result)
 
 
 def test_a_function_that_cannot_be_reached_fails_the_step(
@@ -93,14 +94,14 @@ def test_a_function_that_cannot_be_reached_fails_the_step(
     ],
 )
 def test_an_answer_that_is_not_from_a_pipes_function_fails_the_step(
-    answer: tuple[int, bytes],
+    answer: Answer,
     reason: str,
     pipes_function_client: dg.PipesClient,
     instance: dg.DagsterInstance,
     web_server: Serve,
 ) -> None:
-    with web_server(answer) as address:
-        result = materialize(pipes_function_client, instance, f"http://{address}", {})
+    with web_server(answer) as server:
+        result = materialize(pipes_function_client, instance, f"http://{server.address}", {})
 
     assert reason in description(result)
 

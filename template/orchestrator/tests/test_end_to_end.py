@@ -47,7 +47,7 @@ def test_the_event_log_holds_what_the_function_said(
         for entry in instance.all_logs(result.run_id)
         if entry.dagster_event is None
     }
-    assert logged["Cloud function version: 0.1.0"] == logging.INFO
+    assert logged["Cloud function trace: local"] == logging.INFO
     [storing] = (level for message, level in logged.items() if message.startswith("Storing data"))
     assert storing == logging.DEBUG
 

@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 import requests
+from conftest import Answer, WebServer
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth.transport.requests import AuthorizedSession, Request
 
 Open = Callable[[str], requests.Session]
-Serve = Callable[[tuple[int, bytes]], AbstractContextManager[str]]
+Serve = Callable[[Answer], AbstractContextManager[WebServer]]
 
 
 def jwt(claims: dict[str, object]) -> str:
@@ -22,6 +24,13 @@ def jwt(claims: dict[str, object]) -> str:
     parts = ({"alg": "RS256"}, claims, "signature")
     encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in parts)
     return ".".join(part.rstrip("=") for part in encoded)
+
+
+def claims(token: str) -> dict[str, object]:
+    """What a token says."""
+    encoded = token.split(".")[1]
+    decoded: dict[str, object] = json.loads(base64.urlsafe_b64decode(encoded + "=="))
+    return decoded
 
 
 def log_in(monkeypatch: pytest.MonkeyPatch, folder: Path, credentials: dict[str, str]) -> None:
@@ -55,7 +64,7 @@ def test_a_request_to_https_carries_a_token_for_the_function(
     tmp_path: Path,
 ) -> None:
     token = jwt({"exp": int(time.time()) + 3600, "aud": "a-function"})
-    with web_server((200, json.dumps({"id_token": token}).encode())) as address:
+    with web_server((200, json.dumps({"id_token": token}).encode())) as server:
         log_in(
             monkeypatch,
             tmp_path,
@@ -63,7 +72,7 @@ def test_a_request_to_https_carries_a_token_for_the_function(
                 "type": "service_account",
                 "client_email": "dagster@a-project.iam.gserviceaccount.com",
                 "private_key": private_key(),
-                "token_uri": f"http://{address}/token",
+                "token_uri": f"http://{server.address}/token",
             },
         )
         session = http_session("https://a-function-xyz.a.run.app/path")
@@ -72,6 +81,8 @@ def test_a_request_to_https_carries_a_token_for_the_function(
         session.credentials.before_request(Request(), "POST", "https://any", headers)
 
     assert headers["authorization"] == f"Bearer {token}"
+    [assertion] = parse_qs(server.received[0].decode())["assertion"]
+    assert claims(assertion)["target_audience"] == "https://a-function-xyz.a.run.app"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ Read = Callable[[Mapping[str, str]], object]
     ],
 )
 def test_good_settings_are_read(environment: Mapping[str, str], read_settings: Read) -> None:
-    read_settings(environment)
+    settings = vars(read_settings(environment))
+
+    assert {name.upper(): value for name, value in settings.items()} == environment
 
 
 @pytest.mark.parametrize("variable", GOOD)

@@ -203,26 +203,28 @@ def invoke_cloud_function(*, url: str, data: Mapping[str, Any]) -> CloudFunction
 
 
 def format_pipes_exception(exception: PipesException) -> str:
-    """The exception as Python prints it, with what caused it first."""
+    """The exception as Python prints it, with what led to it first."""
     traceback = "".join(
         ["Traceback (most recent call last):\n", *exception["stack"], exception["message"]]
     )
     if cause := exception["cause"]:
-        return (
-            f"{format_pipes_exception(cause)}\nThe above exception was the direct cause of the "
-            f"following exception:\n\n{traceback}"
-        )
+        relation = "The above exception was the direct cause of the following exception:"
+        return f"{format_pipes_exception(cause)}\n{relation}\n\n{traceback}"
+    if context := exception["context"]:
+        relation = "During handling of the above exception, another exception occurred:"
+        return f"{format_pipes_exception(context)}\n{relation}\n\n{traceback}"
     return traceback
 
 
 def _refuse_unusable_event(event: Mapping[str, Any]) -> None:
-    try:
-        json.dumps(event, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise PipesCloudFunctionError(
-            f"The event must be a JSON object: {error}. It holds {sorted(event)}.",
-            allow_retries=False,
-        ) from error
+    for name, value in event.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise PipesCloudFunctionError(
+                f"The event must be a JSON object, and its input {name!r} is no JSON: {error}.",
+                allow_retries=False,
+            ) from error
 
 
 def _error_text(response: requests.Response) -> str:

@@ -20,8 +20,9 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
     """Brings the messages of a cloud function into a Dagster run.
 
     One reader serves any number of calls, in turn or at once: each reads under a key prefix of its
-    own, in a thread of its own. Reading takes the right `storage.objects.get` on the bucket, and
-    no other.
+    own, in a thread of its own. Reading takes `roles/storage.objectViewer` on the bucket, no more:
+    `storage.objects.get`, and `storage.objects.list`, without which Cloud Storage answers 403 and
+    not 404 for a chunk that is not there yet.
 
     Args:
         bucket: Name of the bucket that the function writes messages to, without `gs://`.
