@@ -1,6 +1,8 @@
 """The cloud function: a request from Dagster in, a task run, messages to Dagster out."""
 
 import functools
+import logging
+import warnings
 
 import flask
 import functions_framework
@@ -9,14 +11,19 @@ from google.cloud import storage
 from gcp_pipes import (
     PipesCloudStorageMessageWriter,
     answer_errors_as_json,
+    deadline,
+    forward_logs,
     open_pipes,
     read_event,
     trace_id,
 )
-from settings import messages_bucket
+from settings import messages_bucket, task_timeout
 from tasks import find_task
 
 __version__ = "0.1.0"
+
+logging.captureWarnings(True)  # to the log, and so to Dagster
+warnings.simplefilter("always", append=True)  # in every request, not only in the first one
 
 
 @functools.cache
@@ -33,7 +40,11 @@ def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
     message_writer = PipesCloudStorageMessageWriter(
         client=storage_client(), bucket=messages_bucket()
     )
-    with open_pipes(event, message_writer=message_writer) as pipes:
+    with (
+        open_pipes(event, message_writer=message_writer) as pipes,
+        forward_logs(pipes),
+        deadline(task_timeout()),
+    ):
         pipes.log.info(f"Cloud function version: {__version__}")
         pipes.log.info(f"Cloud function trace: {trace_id(request)}")
         task = find_task(pipes, event)

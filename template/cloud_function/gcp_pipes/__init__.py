@@ -3,7 +3,10 @@
 This package belongs to the template and is updated with it. Business logic lives in `tasks/`.
 """
 
+from gcp_pipes.deadline import TaskTimeoutError, deadline
+from gcp_pipes.logs import forward_logs
 from gcp_pipes.message_writer import (
+    MessagesNotStoredError,
     PipesCloudStorageMessageWriter,
     PipesCloudStorageMessageWriterChannel,
 )
@@ -18,10 +21,14 @@ from gcp_pipes.request import (
 
 __all__ = [
     "Event",
+    "MessagesNotStoredError",
     "PipesCloudStorageMessageWriter",
     "PipesCloudStorageMessageWriterChannel",
+    "TaskTimeoutError",
     "answer_errors_as_json",
+    "deadline",
     "event_input",
+    "forward_logs",
     "open_pipes",
     "read_event",
     "trace_id",

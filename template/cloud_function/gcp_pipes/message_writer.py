@@ -4,16 +4,18 @@ Messages are collected into chunks, one object a chunk: `<key_prefix>/1.json`, `
 and so on, each with one JSON message a line. This is the layout of
 `dagster_pipes.PipesBlobStoreMessageWriter`, so that other Pipes readers understand it too. That one
 polls once a second, within the billed time, and after one failed upload loses all that follows.
+
+Beside what Pipes defines, each message has a `number`, counted from 1, by which the orchestrator's
+reader knows that none is missing and none came twice.
 """
 
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import IO
 
-import requests
 from dagster_pipes import (
     DagsterPipesError,
     PipesMessage,
@@ -21,23 +23,27 @@ from dagster_pipes import (
     PipesMessageWriterChannel,
     PipesParams,
 )
-from google.api_core.exceptions import PreconditionFailed, ServerError, TooManyRequests
-from google.api_core.retry import Retry, if_exception_type
+from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
 
 _CHUNK_SIZE = 1024 * 1024  # characters; a chunk that grows to this is uploaded without delay
-_UPLOAD_TIMEOUT = 60.0  # seconds for one chunk, retries included
+_BUFFER_SIZE = 8 * _CHUNK_SIZE  # with as much waiting for upload, whoever writes more waits too
+_ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
+_RETRY = DEFAULT_RETRY.with_timeout(60.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 
-_is_transient = if_exception_type(
-    TooManyRequests, ServerError, requests.ConnectionError, requests.Timeout
-)
+
+class MessagesNotStoredError(DagsterPipesError):
+    """Messages to Dagster could not be stored: what the function does must not go unseen."""
 
 
 class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
     """The messages of one request, on their way to the bucket.
 
-    A background thread uploads what has been written every `interval` seconds, or as soon as a
-    full chunk is waiting, so that logs are seen in Dagster while the task still runs.
+    The first message, `opened`, is stored before the task begins: where it is not, no work has been
+    done, and the call can safely be made again. From then on a background thread uploads what has
+    been written every `interval` seconds, or as soon as a full chunk is waiting, so that logs are
+    seen in Dagster while the task still runs.
 
     Args:
         client: The Cloud Storage client to upload with.
@@ -57,11 +63,14 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         self._bucket = client.bucket(bucket)
         self._key_prefix = key_prefix
         self._interval = interval
-        self._state = threading.Condition()  # guards the four attributes below
+        self._state = threading.Condition()  # guards the attributes from here to _closing
         self._lines: list[str] = []
         self._size = 0
-        self._closing = False
+        self._message_count = 0
         self._upload_error: Exception | None = None
+        self._closing = False
+        self._uploading = threading.Lock()  # one chunk at a time; guards the attribute below
+        self._chunk_count = 0
 
     def write_message(self, message: PipesMessage) -> None:
         """Queue a message for upload.
@@ -71,22 +80,27 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
 
         Raises:
             TypeError: The message holds a value that JSON has no form for.
-            DagsterPipesError: An earlier message could not be stored.
+            MessagesNotStoredError: This or an earlier message could not be stored.
         """
-        line = json.dumps(message)
         with self._state:
+            self._state.wait_for(self._takes_messages)  # ends: every upload has a time limit
             self._raise_upload_error()
+            number = self._message_count + 1
+            line = json.dumps({**message, "number": number})
+            self._message_count = number
             self._lines.append(line)
             self._size += len(line)
             if self._size >= _CHUNK_SIZE:
-                self._state.notify()
+                self._state.notify_all()
+        if message["method"] == "opened":
+            self._upload_waiting()
 
     @contextmanager
     def buffered_upload_loop(self) -> Iterator[None]:
         """Upload in the background while the block runs; all is stored when the block is left.
 
         Raises:
-            DagsterPipesError: A message could not be stored.
+            MessagesNotStoredError: A message could not be stored.
         """
         thread = threading.Thread(target=self._upload_until_closing, name="pipes-upload")
         thread.start()
@@ -95,7 +109,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         finally:
             with self._state:
                 self._closing = True
-                self._state.notify()
+                self._state.notify_all()
             thread.join()  # ends: every upload has a time limit
         self._raise_upload_error()
 
@@ -123,18 +137,12 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
                 data,
                 content_type="application/x-ndjson",
                 if_generation_match=0,
+                timeout=_ATTEMPT_TIMEOUT,
                 retry=None,  # retried below, where the attempts can be counted
             )
 
-        retry = Retry(
-            predicate=_is_transient,
-            initial=0.1,
-            maximum=5.0,
-            timeout=_UPLOAD_TIMEOUT,
-            on_error=failed_attempts.append,
-        )
         try:
-            retry(upload)()
+            _RETRY(upload, on_error=failed_attempts.append)()
         except PreconditionFailed:
             # After a failed attempt this says that the attempt had stored the chunk after all.
             # On the first attempt it says that someone else writes under this prefix.
@@ -142,29 +150,41 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
                 raise
 
     def _upload_until_closing(self) -> None:
-        index = 0
         closing = False
-        while not closing:
+        with suppress(MessagesNotStoredError):  # kept for the thread that runs the task
+            while not closing:
+                with self._state:
+                    self._state.wait_for(self._is_due, timeout=self._interval)
+                    closing = self._closing
+                self._upload_waiting()
+
+    def _upload_waiting(self) -> None:
+        """Store all messages that wait, as one chunk. None is passed over if one is lost."""
+        with self._uploading:
             with self._state:
-                self._state.wait_for(self._is_due, timeout=self._interval)
-                closing = self._closing
+                self._raise_upload_error()
                 lines, self._lines, self._size = self._lines, [], 0
+                self._state.notify_all()
             if not lines:
-                continue
-            index += 1
+                return
             try:
-                self.upload_messages_chunk(StringIO("\n".join(lines)), index)
-            except Exception as error:  # kept for the thread that runs the task
+                self._chunk_count += 1
+                self.upload_messages_chunk(StringIO("\n".join(lines)), self._chunk_count)
+            except Exception as error:
                 with self._state:
                     self._upload_error = error
-                return
+                    self._state.notify_all()
+                    self._raise_upload_error()
+
+    def _takes_messages(self) -> bool:
+        return self._size < _BUFFER_SIZE or self._upload_error is not None
 
     def _is_due(self) -> bool:
-        return self._closing or self._size >= _CHUNK_SIZE
+        return self._size >= _CHUNK_SIZE or self._closing
 
     def _raise_upload_error(self) -> None:
         if self._upload_error is not None:
-            raise DagsterPipesError(
+            raise MessagesNotStoredError(
                 f"Messages to Dagster could not be stored in gs://{self._bucket.name}/"
                 f"{self._key_prefix or ''}: {self._upload_error}. Check that the bucket exists and "
                 "that the function's service account has roles/storage.objectCreator on it."
@@ -199,8 +219,8 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             params: What the message reader sent: `bucket` (str) and, perhaps, `key_prefix` (str).
 
         Raises:
-            DagsterPipesError: The params are unusable or name a bucket that is not allowed, or a
-                message could not be stored.
+            DagsterPipesError: The params are unusable or name a bucket that is not allowed.
+            MessagesNotStoredError: A message could not be stored.
         """
         channel = self.make_channel(params)
         with channel.buffered_upload_loop():

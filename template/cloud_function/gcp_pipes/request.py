@@ -17,6 +17,8 @@ from dagster_pipes import (
 )
 from werkzeug.exceptions import BadRequest
 
+from gcp_pipes.message_writer import MessagesNotStoredError
+
 Event = Mapping[str, Any]
 """The body of a request: the inputs of the task, beside the two parameters of Pipes."""
 
@@ -59,10 +61,13 @@ def open_pipes(event: Event, *, message_writer: PipesMessageWriter[Any]) -> Pipe
     Raises:
         BadRequest: The event does not come from a Pipes client, or from one that uses a different
             kind of message reader or another bucket.
+        MessagesNotStoredError: The first message could not be stored.
     """
     params_loader = PipesMappingParamsLoader(event)
     try:
         return PipesContext(params_loader, PipesDefaultContextLoader(), message_writer)
+    except MessagesNotStoredError:
+        raise
     except KeyError as error:
         raise BadRequest(
             f"The event lacks {error}. This function is called by a Dagster asset, through "

@@ -32,7 +32,8 @@ def test_messages_arrive_in_order(
         for each in sent:
             channel.write_message(each)
 
-    assert read_messages() == sent
+    numbered = [{**each, "number": number} for number, each in enumerate(sent, start=1)]
+    assert read_messages() == numbered
 
 
 def test_a_message_is_stored_while_the_task_still_runs(
@@ -48,7 +49,20 @@ def test_a_message_is_stored_while_the_task_still_runs(
         deadline = time.monotonic() + 10
         while not read_messages() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert read_messages() == [message("early")]
+        assert read_messages() == [{**message("early"), "number": 1}]
+
+
+def test_the_opening_message_is_stored_before_the_task_begins(
+    client: storage.Client,
+    bucket: storage.Bucket,
+    key_prefix: str,
+    read_messages: Callable[[], list[dict[str, Any]]],
+) -> None:
+    writer = PipesCloudStorageMessageWriter(client, interval=3600)
+
+    with writer.open({"bucket": bucket.name, "key_prefix": key_prefix}) as channel:
+        channel.write_message({**message("x"), "method": "opened"})
+        assert [message["method"] for message in read_messages()] == ["opened"]
 
 
 def test_a_full_chunk_does_not_wait_for_the_interval(

@@ -50,9 +50,10 @@ def test_an_exception_in_the_task_fails_the_step_with_its_traceback(
     assert "in get_fake_data" in description(result)
     assert "TypeError: " in description(result)
     logged = [entry.user_message for entry in instance.all_logs(result.run_id)]
-    assert "Cloud function trace: local" in logged  # what came before the exception is kept
     metadata = failure(result).user_failure_data.metadata
     assert metadata["cloud_function_url"].value == settings["FUNCTION_URL"]
+    # What came before the exception is kept.
+    assert f"Cloud function trace: {metadata['cloud_function_trace'].value}" in logged
 
 
 def test_an_unknown_task_fails_the_step_and_the_tasks_are_named(
@@ -80,7 +81,7 @@ def test_a_function_that_cannot_be_reached_fails_the_step(
 ) -> None:
     result = materialize(pipes_function_client, instance, "http://127.0.0.1:1", {})
 
-    assert "The cloud function did not answer: " in description(result)
+    assert "The cloud function was not reached: " in description(result)
     assert "Connection refused" in description(result)
 
 

@@ -47,7 +47,6 @@ def test_the_event_log_holds_what_the_function_said(
         for entry in instance.all_logs(result.run_id)
         if entry.dagster_event is None
     }
-    assert logged["Cloud function trace: local"] == logging.INFO
     [storing] = (level for message, level in logged.items() if message.startswith("Storing data"))
     assert storing == logging.DEBUG
 
@@ -64,6 +63,8 @@ def test_the_event_log_holds_what_the_function_said(
         event.asset_materialization.metadata["dagster/column_schema"], dg.TableSchemaMetadataValue
     )
     assert isinstance(event.asset_materialization.metadata["preview"], dg.MarkdownMetadataValue)
+    assert logged[f"Cloud function trace: {metadata['cloud_function_trace']}"] == logging.INFO
+    assert metadata["cloud_function_status"] == 200
     assert metadata["cloud_function_seconds"] > 0
 
 

@@ -17,10 +17,14 @@ class Received(dg.PipesMessageHandler):
     def __init__(self, reader: dg.PipesMessageReader) -> None:
         super().__init__(dg.build_op_context(), reader)
         self.texts: list[str] = []
+        self.problems: list[str] = []
 
     def handle_message(self, message: PipesMessage) -> None:
         assert message["params"] is not None
         self.texts.append(message["params"]["message"])
+
+    def report_pipes_framework_exception(self, origin: str, exc_info: Any) -> None:
+        self.problems.append(str(exc_info[1]))
 
 
 def chunk(*texts: str) -> str:
@@ -82,7 +86,7 @@ def test_one_reader_serves_several_calls_at_once(
 
 
 @pytest.mark.parametrize("text", ["no JSON", '{"method": "log"', '"text"'])
-def test_a_chunk_that_makes_no_sense_is_an_error_that_names_it(
+def test_a_message_that_makes_no_sense_is_an_error_that_names_its_chunk(
     text: str, message_reader: dg.PipesMessageReader, store: Callable[..., None]
 ) -> None:
     received = Received(message_reader)
@@ -91,7 +95,24 @@ def test_a_chunk_that_makes_no_sense_is_an_error_that_names_it(
         with message_reader.read_messages(received) as params:
             store(params, 1, chunk("good"))
             store(params, 2, text)
+            store(params, 3, chunk("good, too"))
 
-    with pytest.raises(DagsterPipesError, match=r"gs://.*/2\.json could not be read"):
+    with pytest.raises(DagsterPipesError, match=r"in gs://.*/2\.json makes no sense"):
         read()
-    assert received.texts == ["good"]
+    assert received.texts == ["good", "good, too"]
+    assert len(received.problems) == 1
+
+
+def test_a_missing_chunk_is_an_error_and_the_others_are_read(
+    message_reader: dg.PipesMessageReader, store: Callable[..., None]
+) -> None:
+    received = Received(message_reader)
+
+    def read() -> None:
+        with message_reader.read_messages(received) as params:
+            for index in (1, 2, 4, 5):
+                store(params, index, chunk(f"chunk {index}"))
+
+    with pytest.raises(DagsterPipesError, match=r"gs://.*/3\.json is missing"):
+        read()
+    assert received.texts == ["chunk 1", "chunk 2", "chunk 4", "chunk 5"]

@@ -19,12 +19,15 @@ Read = Callable[[Mapping[str, str]], object]
         GOOD,
         {**GOOD, "FUNCTION_URL": "http://127.0.0.1:8080", "LAKE_URI": "/data/lake"},
         {**GOOD, "FUNCTION_URL": "http://localhost:8080", "LAKE_URI": "gs://a-lake/tables"},
+        {**GOOD, "FUNCTION_TIMEOUT": "540"},
     ],
 )
 def test_good_settings_are_read(environment: Mapping[str, str], read_settings: Read) -> None:
     settings = vars(read_settings(environment))
 
-    assert {name.upper(): value for name, value in settings.items()} == environment
+    assert settings.pop("function_timeout") == float(environment.get("FUNCTION_TIMEOUT", "3600"))
+    for name, value in settings.items():
+        assert value == environment[name.upper()]
 
 
 @pytest.mark.parametrize("variable", GOOD)
@@ -37,6 +40,12 @@ def test_a_wrong_setting_is_named_with_the_fix(
 
     assert str(error.value).startswith(f"{variable} ")
     assert "Set it in orchestrator/.env" in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "3601", "10 minutes", "1e3"])
+def test_a_wrong_timeout_is_named(value: str, read_settings: Read) -> None:
+    with pytest.raises(dg.Failure, match=f"FUNCTION_TIMEOUT must be .* it is '{value}'"):
+        read_settings({**GOOD, "FUNCTION_TIMEOUT": value})
 
 
 @pytest.mark.parametrize("variable", GOOD)

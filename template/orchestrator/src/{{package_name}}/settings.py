@@ -11,6 +11,8 @@ import dagster as dg
 
 from .pipes.identity import is_loopback
 
+_LONGEST_TIMEOUT = "3600"  # seconds: no function of Google Cloud may take more
+
 
 class SettingsError(dg.Failure):
     """An environment variable is missing or malformed."""
@@ -31,23 +33,26 @@ class Settings:
         function_url: The cloud function's URL.
         lake_uri: The data lake: `gs://bucket`, or the absolute path of a local folder.
         messages_bucket: Name of the bucket that brings messages from the function to Dagster.
+        function_timeout: The function's own timeout, in seconds.
     """
 
     function_url: str
     lake_uri: str
     messages_bucket: str
+    function_timeout: float
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Read `FUNCTION_URL`, `LAKE_URI` and `MESSAGES_BUCKET`.
+        """Read `FUNCTION_URL`, `LAKE_URI`, `MESSAGES_BUCKET` and, if set, `FUNCTION_TIMEOUT`.
 
         Raises:
-            SettingsError: One of them is missing or malformed.
+            SettingsError: One of them is malformed, or one of the first three is missing.
         """
         return cls(
             function_url=_function_url(environment),
             lake_uri=_lake_uri(environment),
             messages_bucket=_messages_bucket(environment),
+            function_timeout=_function_timeout(environment),
         )
 
 
@@ -78,6 +83,16 @@ def _messages_bucket(environment: Mapping[str, str]) -> str:
             f"must be the name of a bucket, without gs:// and slashes; it is {bucket!r}.",
         )
     return bucket
+
+
+def _function_timeout(environment: Mapping[str, str]) -> float:
+    text = environment.get("FUNCTION_TIMEOUT", "").strip() or _LONGEST_TIMEOUT
+    if not re.fullmatch(r"[0-9]+", text) or not 0 < int(text) <= int(_LONGEST_TIMEOUT):
+        raise SettingsError(
+            "FUNCTION_TIMEOUT",
+            f"must be the function's timeout in seconds, up to {_LONGEST_TIMEOUT}; it is {text!r}.",
+        )
+    return float(text)
 
 
 def _required(environment: Mapping[str, str], variable: str) -> str:

@@ -1,5 +1,8 @@
 """What the assets need: the settings, and the client that calls the cloud function."""
 
+from collections.abc import Iterator
+from contextlib import closing
+
 import dagster as dg
 from google.cloud import storage
 
@@ -14,14 +17,20 @@ def settings() -> Settings:
 
 
 @dg.resource(required_resource_keys={"settings"})
-def pipes_function_client(context: dg.InitResourceContext) -> PipesCloudFunctionClient:
+def pipes_function_client(context: dg.InitResourceContext) -> Iterator[PipesCloudFunctionClient]:
     """Calls the cloud function, and reads its messages from the bucket in the settings."""
-    return PipesCloudFunctionClient(
-        message_reader=PipesCloudStorageMessageReader(
-            bucket=context.resources.settings.messages_bucket,
-            client=storage.Client(),
+    settings: Settings = context.resources.settings
+    with closing(storage.Client()) as storage_client:
+        reader = PipesCloudStorageMessageReader(
+            bucket=settings.messages_bucket, client=storage_client
         )
-    )
+        client = PipesCloudFunctionClient(
+            message_reader=reader,
+            timeout=settings.function_timeout,
+            project=storage_client.project,
+        )
+        with closing(client):
+            yield client
 
 
 @dg.definitions

@@ -6,23 +6,29 @@ answer while messages arrive, and then judges by both whether the step has succe
 """
 
 import json
+import random
+import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import dagster as dg
 import requests
 from dagster_pipes import DagsterPipesError, PipesException, PipesExtras
 
 from .dagster_internals import TreatAsResourceParam, build_external_execution_context_data
-from .identity import IdentityError, http_session
+from .identity import IdentityError, audience, http_session, is_loopback
+from .invocation import CloudFunctionAnswer, Outcome, invoke_cloud_function
 from .message_handler import CloudFunctionMessageHandler
 
-_CONNECT_TIMEOUT = 10.0  # seconds
-_ANSWER_TIMEOUT = 3660.0  # seconds: a little above the 60 minutes that Cloud Run allows a request
-_ERROR_TEXT_LIMIT = 2_000  # characters
+Context = dg.OpExecutionContext | dg.AssetExecutionContext
+
+_MARGIN = 30.0  # seconds that an answer may come after the function's timeout
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0  # seconds before a function is called again
 
 _MUST_RETURN_RESULTS = (
     "The results of PipesCloudFunctionClient.run were not returned. End the asset with `return "
@@ -32,6 +38,8 @@ _HINTS = {
     401: "Is FUNCTION_URL the function's own URL? A token is only good for one function.",
     403: "Grant roles/run.invoker on the function to the account that runs Dagster.",
     404: "Is FUNCTION_URL the function's own URL, and is the function deployed?",
+    429: "The function has no free instance: raise its number of instances or its concurrency.",
+    503: "The function could not be started, or its instance died: its logs tell why.",
     504: "The function took longer than its timeout.",
 }
 
@@ -51,29 +59,53 @@ class PipesCloudFunctionEventContextInjector(dg.PipesEnvContextInjector):
 class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
     """Does the work of an asset or op in a Google Cloud Function.
 
+    One client serves any number of calls, in turn or at once, over connections that it keeps until
+    it is closed.
+
     Args:
         message_reader: Brings the function's messages back.
         context_injector: Sends the Dagster context to the function; in the event, unless another is
             given.
+        timeout: The function's own timeout, in seconds: how long a call may take. Where the
+            connection is lost, the messages of the function are awaited for as long.
+        retry_timeout: Seconds for which a call is tried again that cannot have started any work:
+            no connection could be made, or Google Cloud answered 429 or 503 for the function.
+        implicit_materializations: Whether an asset that the function does not report is taken for
+            materialized if the call succeeded.
+        project: The Google Cloud project of the function, for the link to its logs.
     """
 
     def __init__(
         self,
         message_reader: dg.PipesMessageReader,
         context_injector: dg.PipesContextInjector | None = None,
+        *,
+        timeout: float = 3600.0,
+        retry_timeout: float = 60.0,
+        implicit_materializations: bool = False,
+        project: str | None = None,
     ) -> None:
         self._message_reader = message_reader
         self._context_injector = context_injector or PipesCloudFunctionEventContextInjector()
+        self._timeout = timeout
+        self._retry_timeout = retry_timeout
+        self._implicit_materializations = implicit_materializations
+        self._project = project
+        self._sessions: dict[str, requests.Session] = {}
+        self._sessions_lock = threading.Lock()
 
     def run(  # type: ignore[override]  # the base class leaves the arguments open
         self,
         *,
-        context: dg.OpExecutionContext | dg.AssetExecutionContext,
+        context: Context,
         function_url: str,
         event: Mapping[str, Any],
         extras: PipesExtras | None = None,
     ) -> dg.PipesClientCompletedInvocation:
         """Call the function and wait until it is done. Its log lines appear while it works.
+
+        A call that cannot have started any work is made again. One that may have is not: if its
+        answer is lost, the function's messages decide.
 
         Args:
             context: The context of the asset or op.
@@ -88,37 +120,77 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
         Raises:
             PipesCloudFunctionError: The function could not be called, failed, did not say how it
-                ended, or did not report every asset of the step as materialized.
+                ended, did not report every asset of the step as materialized, or some of its
+                messages were lost.
         """
         _refuse_unusable_event(event)
         if context.has_assets_def:
             context.set_requires_typed_event_stream(error_message=_MUST_RETURN_RESULTS)
 
+        give_up = time.monotonic() + self._retry_timeout
+        for attempt, delay in enumerate(_delays(), start=1):
+            call = self._call(context, function_url, event, extras)
+            if call.has_started or time.monotonic() + delay > give_up:
+                break
+            context.log.warning(
+                f"Attempt {attempt} did not reach the cloud function: {call.answer.error} The next "
+                f"one is made in {delay:.1f} s."
+            )
+            time.sleep(delay)
+
+        metadata = self._describe(call, function_url, attempt)
+        if problem := self._find_problem(context, call):
+            raise PipesCloudFunctionError(f"{problem}\n\n{_summary(metadata)}", metadata=metadata)
+        if call.answer.error:
+            context.log.warning(
+                f"The answer was lost, but the messages say that all went well: {call.answer.error}"
+            )
+        return dg.PipesClientCompletedInvocation(call.session, metadata=metadata)
+
+    def close(self) -> None:
+        """Close the connections. The client can be used again: it then opens new ones."""
+        with self._sessions_lock:
+            while self._sessions:
+                self._sessions.popitem()[1].close()
+
+    def _call(
+        self,
+        context: Context,
+        function_url: str,
+        event: Mapping[str, Any],
+        extras: PipesExtras | None,
+    ) -> "_Call":
+        """Make one attempt, under a key prefix of its own, and read all its messages."""
+        started = time.monotonic()
+        trace = uuid.uuid4().hex
         handler = CloudFunctionMessageHandler(context, self._message_reader)
+        reading_problem = None
         try:
             with self._open_session(context, extras, handler) as session:
                 answer = invoke_cloud_function(
-                    url=function_url, data={**event, **session.get_bootstrap_env_vars()}
+                    self._http_session(function_url),
+                    url=function_url,
+                    data={**event, **session.get_bootstrap_env_vars()},
+                    headers={
+                        "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
+                        "Function-Execution-Id": session.context_data["run_id"],
+                    },
+                    timeout=self._timeout + _MARGIN,
                 )
-        except (DagsterPipesError, IdentityError) as error:
+                if answer.outcome is Outcome.LOST:
+                    self._wait_until_closed(context, handler, answer)
+        except IdentityError as error:
             raise PipesCloudFunctionError(
-                str(error), metadata={"cloud_function_url": function_url}
+                f"{function_url} was not called: {error}",
+                metadata={"cloud_function_url": function_url},
             ) from error
-
-        metadata: dict[str, dg.MetadataValue] = {
-            "cloud_function_url": dg.MetadataValue.url(function_url),
-            "cloud_function_seconds": dg.MetadataValue.float(round(answer.seconds, 3)),
-        }
-        if problem := self._find_problem(context, answer, handler):
-            raise PipesCloudFunctionError(problem, metadata=metadata)
-        return dg.PipesClientCompletedInvocation(session, metadata=metadata)
+        except DagsterPipesError as error:
+            reading_problem = str(error)
+        return _Call(session, handler, answer, trace, reading_problem, time.monotonic() - started)
 
     @contextmanager
     def _open_session(
-        self,
-        context: dg.OpExecutionContext | dg.AssetExecutionContext,
-        extras: PipesExtras | None,
-        handler: CloudFunctionMessageHandler,
+        self, context: Context, extras: PipesExtras | None, handler: CloudFunctionMessageHandler
     ) -> Iterator[dg.PipesSession]:
         """As `dagster.open_pipes_session`, which does not let one choose the message handler."""
         context_data = build_external_execution_context_data(context, extras)
@@ -134,25 +206,49 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                 context=context,
             )
 
-    def _find_problem(
-        self,
-        context: dg.OpExecutionContext | dg.AssetExecutionContext,
-        answer: "CloudFunctionAnswer",
-        handler: CloudFunctionMessageHandler,
-    ) -> str | None:
+    def _http_session(self, function_url: str) -> requests.Session:
+        """The session for a function: shared by its calls, since it keeps connections and token."""
+        key = audience(function_url)
+        with self._sessions_lock:
+            if key not in self._sessions:
+                self._sessions[key] = http_session(function_url)
+            return self._sessions[key]
+
+    def _wait_until_closed(
+        self, context: Context, handler: CloudFunctionMessageHandler, answer: CloudFunctionAnswer
+    ) -> None:
+        """Give the function the rest of its time to say by messages what its answer did not."""
+        patience = max(self._timeout + _MARGIN - answer.seconds, _MARGIN)
+        if not handler.closed.is_set():
+            context.log.warning(
+                f"The answer of the cloud function was lost after {answer.seconds:.1f} s, while it "
+                f"may be running: {answer.error} Its messages are awaited for up to "
+                f"{patience:.0f} s; it is not called again."
+            )
+        handler.closed.wait(patience)
+
+    def _find_problem(self, context: Context, call: "_Call") -> str | None:
         """Why the step fails, or None if the call did all that it was to do."""
+        handler, answer = call.handler, call.answer
+        problem = None
         if handler.exception is not None:
-            return (
-                "The cloud function raised an exception.\n\n"
-                f"{format_pipes_exception(handler.exception)}"
+            traceback = format_pipes_exception(handler.exception)
+            problem = f"The cloud function raised an exception.\n\n{traceback}"
+        elif answer.outcome is Outcome.LOST and not handler.received_closed_message:
+            problem = (
+                f"The cloud function did not answer: {answer.error} Nor do its messages say how it "
+                "ended. It may have done its work, all or in part: see its logs."
             )
-        if answer.status is None:
-            return f"The cloud function did not answer: {answer.error}"
-        if answer.error is not None:
-            return (
-                f"The cloud function answered {answer.status}: {answer.error} "
-                f"{_HINTS.get(answer.status, 'Its logs may tell more.')}"
+        elif answer.outcome is not Outcome.LOST and answer.error is not None:
+            status = f"answered {answer.status}" if answer.status else "was not reached"
+            hint = _HINTS.get(answer.status or 0, "Its logs may tell more.")
+            problem = f"The cloud function {status}: {answer.error} {hint}"
+        if call.reading_problem is not None:
+            return f"{problem or 'Messages of the cloud function were lost.'}\n\n" + (
+                call.reading_problem
             )
+        if problem is not None:
+            return problem
         if not handler.received_opened_message:
             return (
                 "The cloud function answered, but no message came. "
@@ -160,46 +256,78 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             )
         if not handler.received_closed_message:
             return (
-                f"The cloud function answered, but its messages end after {handler.message_count}, "
-                "without the one that says how it ended. Use `with open_pipes(...)` there."
+                "The cloud function answered, but its messages end without the one that says how "
+                "it ended. Use `with open_pipes(...)` there."
             )
-        if missing := _unreported_assets(context, handler):
+        missing = [] if self._implicit_materializations else _unreported_assets(context, handler)
+        if missing:
             return (
                 f"The cloud function did not report {', '.join(missing)} as materialized. Call "
                 "`pipes.report_asset_materialization` in the task."
             )
         return None
 
+    def _describe(
+        self, call: "_Call", function_url: str, attempt: int
+    ) -> dict[str, dg.MetadataValue]:
+        """What is worth knowing of a call, however it ended."""
+        values: dict[str, dg.MetadataValue] = {
+            "cloud_function_url": dg.MetadataValue.url(function_url),
+            "cloud_function_attempts": dg.MetadataValue.int(attempt),
+            "cloud_function_seconds": dg.MetadataValue.float(round(call.answer.seconds, 3)),
+            "cloud_function_total_seconds": dg.MetadataValue.float(round(call.seconds, 3)),
+            "cloud_function_messages": dg.MetadataValue.int(call.handler.message_count),
+            "cloud_function_chunks": dg.MetadataValue.int(call.handler.chunk_count),
+            "cloud_function_trace": dg.MetadataValue.text(call.trace),
+        }
+        if call.answer.status is not None:
+            values["cloud_function_status"] = dg.MetadataValue.int(call.answer.status)
+        place = call.session.message_reader_params
+        if "bucket" in place and "key_prefix" in place:
+            values["cloud_function_messages_location"] = dg.MetadataValue.path(
+                f"gs://{place['bucket']}/{place['key_prefix']}/"
+            )
+        if self._project is not None and not is_loopback(function_url):
+            values["cloud_function_logs"] = dg.MetadataValue.url(
+                logs_url(self._project, call.trace)
+            )
+        return values
+
 
 @dataclass(frozen=True)
-class CloudFunctionAnswer:
-    """How a request to a cloud function ended.
+class _Call:
+    """One attempt to call the function, after all its messages have been read.
 
     Attributes:
-        status: The HTTP status, or None if there was no answer.
-        error: What went wrong, or None for a status of 2xx.
-        seconds: How long the request took.
+        trace: The trace that the request belongs to, and the function's logs of it.
+        reading_problem: What is wrong with the messages, or None.
+        seconds: How long it took, with the reading of the last messages.
     """
 
-    status: int | None
-    error: str | None
+    session: dg.PipesSession
+    handler: CloudFunctionMessageHandler
+    answer: CloudFunctionAnswer
+    trace: str
+    reading_problem: str | None
     seconds: float
 
+    @property
+    def has_started(self) -> bool:
+        """Whether work may have been done. The function says `opened` before it does any."""
+        return (
+            self.answer.outcome is not Outcome.NOT_STARTED
+            or self.handler.received_opened_message
+            or self.reading_problem is not None
+        )
 
-def invoke_cloud_function(*, url: str, data: Mapping[str, Any]) -> CloudFunctionAnswer:
-    """Post `data` to the function at `url` as JSON.
 
-    Raises:
-        IdentityError: The function wants an identity token, and none can be had.
-    """
-    started = time.monotonic()
-    with http_session(url) as session:
-        try:
-            response = session.post(url, json=data, timeout=(_CONNECT_TIMEOUT, _ANSWER_TIMEOUT))
-        except requests.RequestException as error:
-            return CloudFunctionAnswer(None, str(error), time.monotonic() - started)
-    error_text = None if response.ok else _error_text(response)
-    return CloudFunctionAnswer(response.status_code, error_text, time.monotonic() - started)
+def logs_url(project: str, trace: str) -> str:
+    """The page of Cloud Logging with what the function logged in one trace."""
+    query = quote(f'trace="projects/{project}/traces/{trace}"', safe="")
+    return (
+        f"https://console.cloud.google.com/logs/query;query={query}"
+        f"?{urlencode({'project': project})}"
+    )
 
 
 def format_pipes_exception(exception: PipesException) -> str:
@@ -216,6 +344,14 @@ def format_pipes_exception(exception: PipesException) -> str:
     return traceback
 
 
+def _delays() -> Iterator[float]:
+    """Seconds to wait before each further attempt: longer and longer, and never in step."""
+    delay = _FIRST_DELAY
+    while True:
+        yield delay * random.uniform(0.5, 1.0)  # noqa: S311  # nothing to keep secret
+        delay = min(2 * delay, _LONGEST_DELAY)
+
+
 def _refuse_unusable_event(event: Mapping[str, Any]) -> None:
     for name, value in event.items():
         try:
@@ -227,18 +363,13 @@ def _refuse_unusable_event(event: Mapping[str, Any]) -> None:
             ) from error
 
 
-def _error_text(response: requests.Response) -> str:
-    """What the response says is wrong: `error` in its JSON body, or else its text."""
-    try:
-        return str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:_ERROR_TEXT_LIMIT] or str(response.reason)
+def _summary(metadata: Mapping[str, dg.MetadataValue]) -> str:
+    return "\n".join(
+        f"{name.removeprefix('cloud_function_')}: {value.value}" for name, value in metadata.items()
+    )
 
 
-def _unreported_assets(
-    context: dg.OpExecutionContext | dg.AssetExecutionContext,
-    handler: CloudFunctionMessageHandler,
-) -> list[str]:
+def _unreported_assets(context: Context, handler: CloudFunctionMessageHandler) -> list[str]:
     if not context.has_assets_def:
         return []
     reported = {

@@ -16,6 +16,8 @@ from google.auth.transport.requests import AuthorizedSession, Request
 from google.oauth2.credentials import Credentials as UserCredentials
 from google.oauth2.id_token import fetch_id_token_credentials
 
+from .invocation import KeepAliveAdapter
+
 
 class IdentityError(Exception):
     """No identity token can be had."""
@@ -24,7 +26,8 @@ class IdentityError(Exception):
 def http_session(function_url: str) -> requests.Session:
     """An HTTP session whose requests the function at `function_url` accepts.
 
-    Requests to this machine carry no token; all others carry one.
+    Requests to this machine carry no token; all others carry one, exchanged for a new one when it
+    expires.
 
     Raises:
         IdentityError: The URL would send a token unencrypted, or no token could be had.
@@ -32,12 +35,15 @@ def http_session(function_url: str) -> requests.Session:
     if is_loopback(function_url):
         session = requests.Session()
         session.trust_env = False  # no proxy and no password of the environment's
+        session.mount("http://", KeepAliveAdapter())
         return session
     if urlsplit(function_url).scheme != "https":
         raise IdentityError(
             f"{function_url} is no https URL: an identity token must not be sent unencrypted."
         )
-    return AuthorizedSession(_identity_credentials(audience(function_url)))
+    session = AuthorizedSession(_identity_credentials(audience(function_url)))
+    session.mount("https://", KeepAliveAdapter())
+    return session
 
 
 def is_loopback(url: str) -> bool:

@@ -1,10 +1,13 @@
 """Reads Pipes messages from a Cloud Storage bucket, where the cloud function writes them.
 
 The layout is that of `dagster_pipes.PipesBlobStoreMessageWriter`: chunks `<key_prefix>/1.json`,
-`<key_prefix>/2.json` and so on, each with one JSON message a line.
+`<key_prefix>/2.json` and so on, each with one JSON message a line. Where messages have a `number`,
+as those of `gcp_pipes` have, it tells whether any is missing or came twice.
 """
 
 import json
+import re
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -14,6 +17,13 @@ import dagster as dg
 from dagster_pipes import DagsterPipesError, PipesParams
 from google.api_core.exceptions import NotFound
 from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from .message_handler import CloudFunctionMessageHandler
+
+_ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
+_RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
+_PROBLEMS_TOLD = 10  # of one call: what is wrong with one message is often wrong with all
 
 
 class PipesCloudStorageMessageReader(dg.PipesMessageReader):
@@ -45,6 +55,9 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
     def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
         """Read in the background while the block runs; all is read when the block is left.
 
+        What is wrong with the messages is reported to the run at once, and all that can be read is
+        read nevertheless.
+
         Args:
             handler: Takes the messages, in the order in which they were written.
 
@@ -52,7 +65,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
             What the message writer needs to know: `bucket` and `key_prefix`.
 
         Raises:
-            DagsterPipesError: A chunk could not be read or understood.
+            DagsterPipesError: Messages are missing, came twice, or could not be read or understood.
         """
         params = self.get_params()
         reading = _Reading(self, params, handler)
@@ -63,8 +76,8 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         finally:
             reading.call_has_returned.set()
             thread.join()  # ends: every download has a time limit
-        if reading.error is not None:
-            raise reading.error
+        if reading.problems:
+            raise DagsterPipesError("\n".join(reading.problems))
 
     def get_params(self) -> PipesParams:
         """A place for the messages of one call: the bucket, and a key prefix never used before."""
@@ -73,7 +86,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
     def download_messages_chunk(self, index: int, params: PipesParams) -> str | None:
         """The chunk's text, or None if there is no such chunk (yet).
 
-        Transient failures are retried, for up to two minutes.
+        Transient failures are retried, for up to half a minute.
 
         Args:
             index: The chunk's number, from 1.
@@ -82,13 +95,32 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         Raises:
             google.api_core.exceptions.GoogleAPICallError: Cloud Storage refused the download.
             google.api_core.exceptions.RetryError: It failed until the time limit was reached.
+            UnicodeDecodeError: The chunk is no text.
         """
         blob = self.client.bucket(params["bucket"]).blob(f"{params['key_prefix']}/{index}.json")
         try:
-            chunk: bytes = blob.download_as_bytes()
+            chunk: bytes = blob.download_as_bytes(timeout=_ATTEMPT_TIMEOUT, retry=_RETRY)
         except NotFound:
             return None
         return chunk.decode()
+
+    def list_messages_chunks(self, params: PipesParams) -> list[int]:
+        """The numbers of all chunks that there are.
+
+        Args:
+            params: What `get_params` returned for this call.
+
+        Raises:
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage refused to list them.
+        """
+        blobs = self.client.list_blobs(
+            params["bucket"],
+            prefix=f"{params['key_prefix']}/",
+            timeout=_ATTEMPT_TIMEOUT,
+            retry=_RETRY,
+        )
+        found = (re.search(r"/(\d+)\.json$", blob.name) for blob in blobs)
+        return sorted(int(match[1]) for match in found if match)
 
     def no_messages_debug_text(self) -> str:
         """What to look at when no message came."""
@@ -110,31 +142,91 @@ class _Reading:
         self._reader = reader
         self._params = params
         self._handler = handler
+        self._place = f"gs://{params['bucket']}/{params['key_prefix']}/"
+        self._next_chunk = 1
+        self._next_number = 1
         self.call_has_returned = threading.Event()
-        self.error: Exception | None = None
+        self.problems: list[str] = []
 
     def read(self) -> None:
         """Hand over chunk after chunk until the function has closed, or nothing more can come."""
-        index = 1
-        try:
-            while not self._handler.received_closed_message:
-                # Asked before the download: what was written before the return is then found.
-                is_last_look = self.call_has_returned.is_set()
-                chunk = self._reader.download_messages_chunk(index, self._params)
-                if chunk is not None:
-                    self._hand_over(chunk)
-                    index += 1
-                elif is_last_look:
+        is_last_look = False
+        told_of_failure = False
+        while not (self._handler.received_closed_message or is_last_look):
+            is_last_look = self.call_has_returned.wait(self._reader.interval)
+            try:
+                self._read_what_is_there()
+                if is_last_look and not self._handler.received_closed_message:
+                    self._read_beyond_gaps()
+            except Exception as error:
+                problem = (
+                    f"{self._place}{self._next_chunk}.json could not be read: {error}. Dagster "
+                    "needs roles/storage.objectViewer on the bucket."
+                )
+                if is_last_look:
+                    self._report(problem)
+                elif not told_of_failure:  # it may yet go well: someone may grant what is missing
+                    self._tell(problem)
+                    told_of_failure = True
+
+    def _read_what_is_there(self) -> None:
+        while not self._handler.received_closed_message:
+            try:
+                chunk = self._reader.download_messages_chunk(self._next_chunk, self._params)
+            except UnicodeDecodeError as error:
+                self._report(f"{self._place}{self._next_chunk}.json is no text: {error}.")
+            else:
+                if chunk is None:
                     return
-                else:
-                    self.call_has_returned.wait(self._reader.interval)
-        except Exception as error:
-            location = f"gs://{self._params['bucket']}/{self._params['key_prefix']}/{index}.json"
-            self.error = DagsterPipesError(
-                f"The messages in {location} could not be read: {error!r}"
-            )
-            self.error.__cause__ = error
+                self._hand_over(chunk)
+            self._next_chunk += 1
+
+    def _read_beyond_gaps(self) -> None:
+        for index in self._reader.list_messages_chunks(self._params):
+            if index > self._next_chunk:
+                self._report(f"{self._place}{self._next_chunk}.json is missing.")
+                self._next_chunk = index
+                self._read_what_is_there()
 
     def _hand_over(self, chunk: str) -> None:
+        if isinstance(self._handler, CloudFunctionMessageHandler):
+            self._handler.chunk_count += 1
         for line in chunk.split("\n"):
-            self._handler.handle_message(json.loads(line))
+            try:
+                message = json.loads(line)
+                if self._is_next(message.get("number")):
+                    self._handler.handle_message(message)
+            except Exception as error:
+                self._report(
+                    f"A message in {self._place}{self._next_chunk}.json makes no sense: {error!r}. "
+                    f"It begins with {line[:200]!r}."
+                )
+
+    def _is_next(self, number: int | None) -> bool:
+        """Whether a message is new. One without a number is taken as it comes."""
+        if number is None:
+            return True
+        if number < self._next_number:
+            self._report(f"Message {number} came twice, in {self._place}{self._next_chunk}.json.")
+            return False
+        if number > self._next_number:
+            self._report(
+                f"Messages {self._next_number} to {number - 1} are missing: the next one is in "
+                f"{self._place}{self._next_chunk}.json."
+            )
+        self._next_number = number + 1
+        return True
+
+    def _report(self, problem: str) -> None:
+        """Make the call fail because of `problem`, and say so in the run at once."""
+        if len(self.problems) < _PROBLEMS_TOLD:
+            self.problems.append(problem)
+            self._tell(problem)
+
+    def _tell(self, problem: str) -> None:
+        try:
+            raise DagsterPipesError(problem)
+        except DagsterPipesError:
+            self._handler.report_pipes_framework_exception(
+                type(self._reader).__name__, sys.exc_info()
+            )

@@ -1,0 +1,128 @@
+"""The HTTP request that calls a cloud function, and what its answer means."""
+
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import requests
+from google.auth.exceptions import GoogleAuthError
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ProxyError
+
+_CONNECT_TIMEOUT = 10.0  # seconds
+_ERROR_TEXT_LIMIT = 2_000  # characters
+
+if sys.platform == "darwin":
+    _IDLE_TIME = socket.TCP_KEEPALIVE
+else:
+    _IDLE_TIME = socket.TCP_KEEPIDLE
+
+# Probes on a connection that is silent while the function works. Without them, Google Cloud's
+# network forgets the connection after 10 to 20 minutes, and the answer is lost.
+_KEEPALIVE_OPTIONS = [
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, _IDLE_TIME, 60),  # seconds of silence before the first probe
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 30),  # seconds between two probes
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),  # unanswered probes that end the connection
+]
+
+
+class Outcome(Enum):
+    """What is known of a call by its answer, or by the lack of one."""
+
+    ANSWERED = "The function has ended."
+    NOT_STARTED = "The function was not reached. It can be called again."
+    LOST = "The function may be running, may have ended, may never have begun."
+
+
+@dataclass(frozen=True)
+class CloudFunctionAnswer:
+    """How a request to a cloud function ended.
+
+    Attributes:
+        outcome: What that means.
+        status: The HTTP status, or None if there was no answer.
+        error: What went wrong, or None for a status of 2xx.
+        seconds: How long the request took.
+    """
+
+    outcome: Outcome
+    status: int | None
+    error: str | None
+    seconds: float
+
+
+class KeepAliveAdapter(HTTPAdapter):
+    """Keeps connections alive that are silent for long, and as many of them as there are calls."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_maxsize=100)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class, with TCP keepalive."""
+        super().init_poolmanager(*args, **kwargs, socket_options=_KEEPALIVE_OPTIONS)
+
+
+def invoke_cloud_function(
+    session: requests.Session,
+    *,
+    url: str,
+    data: Mapping[str, Any],
+    headers: Mapping[str, str],
+    timeout: float,
+) -> CloudFunctionAnswer:
+    """Post `data` to the function at `url` as JSON.
+
+    Args:
+        session: The session to send the request with.
+        url: The function's URL.
+        data: The event: a JSON object.
+        headers: Headers to send, beside the usual ones.
+        timeout: Seconds to wait for the answer.
+    """
+    started = time.monotonic()
+    try:
+        response = session.post(
+            url, json=data, headers=headers, timeout=(_CONNECT_TIMEOUT, timeout)
+        )
+    except requests.RequestException as error:
+        outcome = Outcome.NOT_STARTED if _never_connected(error) else Outcome.LOST
+        return CloudFunctionAnswer(outcome, None, str(error), time.monotonic() - started)
+    except GoogleAuthError as error:  # a refused token could not be exchanged for a better one
+        return CloudFunctionAnswer(Outcome.ANSWERED, 401, str(error), time.monotonic() - started)
+    error_text = None if response.ok else _error_text(response)
+    return CloudFunctionAnswer(
+        _outcome(response.status_code), response.status_code, error_text, time.monotonic() - started
+    )
+
+
+def _outcome(status: int) -> Outcome:
+    """What a status means. These three come from Google's front end, not from the function."""
+    match status:
+        case 429 | 503:
+            return Outcome.NOT_STARTED
+        case 504:
+            return Outcome.LOST
+        case _:
+            return Outcome.ANSWERED
+
+
+def _never_connected(error: requests.RequestException) -> bool:
+    cause = error.args[0] if error.args else None
+    if isinstance(cause, MaxRetryError):
+        cause = cause.reason
+    return isinstance(cause, ConnectTimeoutError | NewConnectionError | ProxyError)
+
+
+def _error_text(response: requests.Response) -> str:
+    """What the response says is wrong: `error` in its JSON body, or else its text."""
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:_ERROR_TEXT_LIMIT] or str(response.reason)
