@@ -23,6 +23,7 @@ from .message_handler import CloudFunctionMessageHandler
 
 _ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
+_FIRST_INTERVAL = 0.005  # seconds, doubled with every look until it is the interval asked for
 _PROBLEMS_TOLD = 10  # of one call: what is wrong with one message is often wrong with all
 
 
@@ -37,8 +38,8 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
     Args:
         bucket: Name of the bucket that the function writes messages to, without `gs://`.
         client: The Cloud Storage client to read with.
-        interval: Seconds between two looks for the next chunk while the function runs. When the
-            call has returned, what is left is read without any wait.
+        interval: Longest time, in seconds, between two looks for the next chunk while the function
+            runs. When the call has returned, what is left is read without any wait.
     """
 
     def __init__(self, *, bucket: str, client: storage.Client, interval: float = 0.5) -> None:
@@ -152,8 +153,10 @@ class _Reading:
         """Hand over chunk after chunk until the function has closed, or nothing more can come."""
         is_last_look = False
         told_of_failure = False
+        interval = _FIRST_INTERVAL
         while not (self._handler.received_closed_message or is_last_look):
-            is_last_look = self.call_has_returned.wait(self._reader.interval)
+            is_last_look = self.call_has_returned.wait(min(interval, self._reader.interval))
+            interval *= 2
             try:
                 self._read_what_is_there()
                 if is_last_look and not self._handler.received_closed_message:

@@ -1,0 +1,9 @@
+"""A task that does nothing."""
+
+from dagster_pipes import PipesContext
+
+from gcp_pipes import Event
+
+
+def run(pipes: PipesContext, event: Event) -> None:
+    """Return."""

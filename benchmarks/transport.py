@@ -1,0 +1,209 @@
+"""What the message transport costs: ours, the stock pair, and the floor, side by side.
+
+The floor is the least that could be done: one POST whose handler makes one upload, then one download.
+All three use the same emulated storage and the same function server, in turns, in one process.
+
+Runs in the orchestrator's environment of a rendered project: `make benchmark`.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import requests
+from dagster_gcp.pipes import PipesGCSMessageReader
+from google.cloud import storage
+from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
+from local_cloud.processes import UV, free_port, running
+from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+FUNCTIONS = Path(__file__).parent / "functions"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def main() -> None:
+    """Measure, and print."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=30, help="calls of ours and of the floor")
+    arguments.add_argument("--stock-rounds", type=int, default=5, help="calls of the stock pair")
+    arguments.add_argument("--lines", type=int, default=100_000, help="log lines of one call")
+    options = arguments.parse_args()
+    for task in ("noop", "many_logs"):
+        shutil.copy(FUNCTIONS / f"{task}.py", CLOUD_FUNCTION / "tasks" / f"{task}.py")
+    with ExitStack() as stack:
+        os.environ.update(stack.enter_context(storage_emulator()))
+        urls = {
+            name: stack.enter_context(serve(source))
+            for name, source in {
+                "empty": FUNCTIONS / "empty.py",
+                "floor": FUNCTIONS / "floor.py",
+                "stock": FUNCTIONS / "stock.py",
+                "ours": FUNCTIONS / "ours.py",
+                "main.py": CLOUD_FUNCTION / "main.py",  # ours, with its two log lines
+            }.items()
+        }
+        print_machine()
+        measure_calls(urls, options.rounds, options.stock_rounds)
+        measure_lines(urls["main.py"], options.lines)
+
+
+@contextmanager
+def serve(source: Path) -> Iterator[str]:
+    """Serve a function with the Functions Framework, in the environment of the cloud function."""
+    port = free_port()
+    command = [UV, "run", "functions-framework", "--target=main", f"--source={source}"]
+    with running(
+        source.name,
+        [*command, "--host=127.0.0.1", f"--port={port}"],
+        port=port,
+        environment={"PYTHONPATH": str(CLOUD_FUNCTION)},
+        directory=CLOUD_FUNCTION,
+    ):
+        yield f"http://127.0.0.1:{port}"
+
+
+def measure_calls(urls: dict[str, str], rounds: int, stock_rounds: int) -> None:
+    """Time calls that do nothing: whole, and within the function."""
+    bucket = storage.Client().bucket(os.environ["MESSAGES_BUCKET"])
+    session = requests.Session()
+    session.trust_env = False
+    client = PipesCloudFunctionClient(
+        PipesCloudStorageMessageReader(bucket=bucket.name, client=bucket.client)
+    )
+    whole: dict[str, list[float]] = {name: [] for name in ("floor", "ours", "main.py", "stock")}
+    billed: dict[str, list[float]] = {name: [] for name in urls}
+
+    def post(name: str, event: Any, path: str = "/") -> None:
+        started = time.monotonic()
+        session.post(urls[name] + path, json=event).raise_for_status()
+        billed[name].append(time.monotonic() - started)
+
+    def floor(context: dg.OpExecutionContext) -> None:
+        name = uuid.uuid4().hex
+        post("floor", {}, f"/?name={name}")
+        bucket.blob(name).download_as_bytes()
+
+    def run(name: str, context: dg.OpExecutionContext) -> None:
+        done = client.run(context=context, function_url=urls[name], event={"task": "noop"})
+        billed[name].append(float(str(done.metadata["cloud_function_seconds"].value)))
+
+    def stock(context: dg.OpExecutionContext) -> None:
+        reader = PipesGCSMessageReader(bucket=bucket.name, client=bucket.client)
+        with dg.open_pipes_session(
+            context=context,
+            message_reader=reader,  # one reader a call: it loses all messages of a second one
+            context_injector=dg.PipesEnvContextInjector(),
+        ) as opened:
+            post("stock", opened.get_bootstrap_env_vars())
+
+    def calls(context: dg.OpExecutionContext) -> None:
+        each_round = {
+            "floor": floor,
+            "ours": partial(run, "ours"),
+            "main.py": partial(run, "main.py"),
+        }
+        for call in each_round.values():  # warmed up: connections and imports
+            call(context)
+        for _ in range(rounds):
+            post("empty", {})
+            for name, call in each_round.items():
+                whole[name].append(timed(call, context))
+        for _ in range(stock_rounds):
+            whole["stock"].append(timed(stock, context))
+
+    run_as_op(calls)
+    middle = {name: statistics.median(values) for name, values in whole.items()}
+    inside = {name: statistics.median(values) for name, values in billed.items()}
+    added = {name: inside[name] - inside["empty"] for name in middle}
+    print(f"\nA call that does nothing (medians of {rounds}; of the stock pair, {stock_rounds})\n")
+    print(f"{'':8}{'whole call':>14}{'in function':>14}{'added there':>14}")
+    for name in middle:
+        figures = (middle[name], inside[name], added[name])
+        print(f"{name:8}" + "".join(f"{1000 * figure:11.1f} ms" for figure in figures))
+    print(f"\nours / floor            {middle['ours'] / middle['floor']:8.2f}")
+    print(f"stock / ours            {middle['stock'] / middle['ours']:8.1f}")
+    print(f"stock / ours, added     {added['stock'] / added['ours']:8.1f}")
+
+
+def measure_lines(url: str, lines: int) -> None:
+    """Time a call that logs many lines, beside Dagster's own logging of the same lines."""
+    client = PipesCloudFunctionClient(
+        PipesCloudStorageMessageReader(
+            bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client()
+        )
+    )
+
+    def call(count: int) -> Callable[[dg.OpExecutionContext], None]:
+        event = {"task": "many_logs", "lines": count}
+        return lambda context: client.run(context=context, function_url=url, event=event)
+
+    def log(count: int) -> Callable[[dg.OpExecutionContext], None]:
+        def log(context: dg.OpExecutionContext) -> None:
+            for number in range(count):
+                context.log.info(f"line {number}")
+
+        return log
+
+    run_as_op(log(100))  # warmed up
+    run_as_op(call(100))
+    alone, _ = run_as_op(log(lines))
+    through, logged = run_as_op(call(lines))
+    arrived = [message for message in logged if message.startswith("line ")]
+    print(f"\nA call that logs {lines} lines\n")
+    print(f"all arrived, in order   {arrived == [f'line {number}' for number in range(lines)]}")
+    print(f"whole call              {through:8.1f} s")
+    print(f"Dagster's logging alone {alone:8.1f} s")
+    print(f"share of the transport  {100 * (through - alone) / through:8.1f} %")
+
+
+def timed(function: Callable[[dg.OpExecutionContext], None], context: dg.OpExecutionContext) -> float:
+    """Seconds that a call takes."""
+    started = time.monotonic()
+    function(context)
+    return time.monotonic() - started
+
+
+def run_as_op(body: Callable[[dg.OpExecutionContext], None]) -> tuple[float, list[str]]:
+    """Run `body` in an op of a real run; return its seconds and the lines that the run logged."""
+    seconds = 0.0
+
+    @dg.op
+    def measured(context: dg.OpExecutionContext) -> None:
+        nonlocal seconds
+        seconds = timed(body, context)
+
+    @dg.job
+    def job() -> None:
+        measured()
+
+    with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
+        result = job.execute_in_process(instance=instance, run_config=_QUIET)
+        logged = [
+            entry.user_message
+            for entry in instance.all_logs(result.run_id)
+            if entry.dagster_event is None
+        ]
+    return seconds, logged
+
+
+def print_machine() -> None:
+    """Say where the figures come from."""
+    print(
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, "
+        f"Python {platform.python_version()}, Dagster {dg.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
