@@ -1,7 +1,7 @@
 """What the message transport costs: ours, the stock pair, and the floor, side by side.
 
-The floor is the least that could be done: one POST whose handler makes one upload, then one download.
-All three use the same emulated storage and the same function server, in turns, in one process.
+The floor is the least that could be done: one POST whose handler makes one upload, then one
+download. All use the same emulated storage and the same kind of function server, in turns.
 
 Runs in the orchestrator's environment of a rendered project: `make benchmark`.
 """
@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import statistics
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,6 +26,8 @@ from google.cloud import storage
 from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
 from local_cloud.processes import UV, free_port, running
 from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+Body = Callable[[dg.OpExecutionContext], object]
 
 FUNCTIONS = Path(__file__).parent / "functions"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -108,7 +109,7 @@ def measure_calls(urls: dict[str, str], rounds: int, stock_rounds: int) -> None:
             post("stock", opened.get_bootstrap_env_vars())
 
     def calls(context: dg.OpExecutionContext) -> None:
-        each_round = {
+        each_round: dict[str, Body] = {
             "floor": floor,
             "ours": partial(run, "ours"),
             "main.py": partial(run, "main.py"),
@@ -144,11 +145,11 @@ def measure_lines(url: str, lines: int) -> None:
         )
     )
 
-    def call(count: int) -> Callable[[dg.OpExecutionContext], None]:
+    def call(count: int) -> Body:
         event = {"task": "many_logs", "lines": count}
         return lambda context: client.run(context=context, function_url=url, event=event)
 
-    def log(count: int) -> Callable[[dg.OpExecutionContext], None]:
+    def log(count: int) -> Body:
         def log(context: dg.OpExecutionContext) -> None:
             for number in range(count):
                 context.log.info(f"line {number}")
@@ -167,14 +168,14 @@ def measure_lines(url: str, lines: int) -> None:
     print(f"share of the transport  {100 * (through - alone) / through:8.1f} %")
 
 
-def timed(function: Callable[[dg.OpExecutionContext], None], context: dg.OpExecutionContext) -> float:
-    """Seconds that a call takes."""
+def timed(body: Body, context: dg.OpExecutionContext) -> float:
+    """Seconds that `body` takes."""
     started = time.monotonic()
-    function(context)
+    body(context)
     return time.monotonic() - started
 
 
-def run_as_op(body: Callable[[dg.OpExecutionContext], None]) -> tuple[float, list[str]]:
+def run_as_op(body: Body) -> tuple[float, list[str]]:
     """Run `body` in an op of a real run; return its seconds and the lines that the run logged."""
     seconds = 0.0
 
@@ -206,4 +207,4 @@ def print_machine() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

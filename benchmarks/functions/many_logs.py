@@ -1,7 +1,6 @@
 """A task that logs many lines."""
 
 from dagster_pipes import PipesContext
-
 from gcp_pipes import Event, event_input
 
 

@@ -1,7 +1,6 @@
 """A task that does nothing."""
 
 from dagster_pipes import PipesContext
-
 from gcp_pipes import Event
 
 

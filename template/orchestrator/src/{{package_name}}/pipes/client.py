@@ -27,7 +27,7 @@ from .message_handler import CloudFunctionMessageHandler
 
 Context = dg.OpExecutionContext | dg.AssetExecutionContext
 
-_MARGIN = 30.0  # seconds that an answer may come after the function's timeout
+_MARGIN = 10.0  # seconds that an answer may come after the function's timeout
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0  # seconds before a function is called again
 
 _MUST_RETURN_RESULTS = (

@@ -1,0 +1,211 @@
+"""A served function and emulated storage, with proxies between all parts.
+
+These tests run in the orchestrator's environment of a rendered project: see test_transport.py in
+the folder above.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from faults import FaultProxy, fault_proxy
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
+from local_cloud.processes import UV, free_port, running
+from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+FUNCTIONS = Path(__file__).parent / "functions"
+
+
+@contextmanager
+def serve(
+    source: Path, storage_url: str, *, port: int | None = None, **environment: str
+) -> Iterator[str]:
+    """Serve a function with the Functions Framework; yield its URL."""
+    port = port or free_port()
+    command = [UV, "run", "functions-framework", "--target=main", f"--source={source}"]
+    with running(
+        source.name,
+        [*command, "--host=127.0.0.1", f"--port={port}"],
+        port=port,
+        environment={
+            "PYTHONPATH": str(CLOUD_FUNCTION),
+            "STORAGE_EMULATOR_HOST": storage_url,
+            **environment,
+        },
+        directory=CLOUD_FUNCTION,
+    ):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulator() -> Iterator[Mapping[str, str]]:
+    """The emulated storage, with its settings in the environment."""
+    with storage_emulator() as settings, pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def writing_proxy(emulator: Mapping[str, str]) -> Iterator[FaultProxy]:
+    """Behind `writes`."""
+    with fault_proxy(emulator["STORAGE_EMULATOR_HOST"]) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def reading_proxy(emulator: Mapping[str, str]) -> Iterator[FaultProxy]:
+    """Behind `reads`."""
+    with fault_proxy(emulator["STORAGE_EMULATOR_HOST"]) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def calling_proxy(writing_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """Behind `calls`; it starts the function."""
+    with (
+        serve(CLOUD_FUNCTION / "main.py", writing_proxy.url, THREADS="40") as url,
+        fault_proxy(url) as proxy,
+    ):
+        yield proxy
+
+
+@pytest.fixture
+def writes(writing_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """Between the function and the storage."""
+    yield writing_proxy
+    writing_proxy.reset()
+
+
+@pytest.fixture
+def reads(reading_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """Between the reader and the storage."""
+    yield reading_proxy
+    reading_proxy.reset()
+
+
+@pytest.fixture
+def calls(calling_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """Between the client and the function."""
+    yield calling_proxy
+    calling_proxy.reset()
+
+
+@pytest.fixture
+def reader(reads: FaultProxy, emulator: Mapping[str, str]) -> PipesCloudStorageMessageReader:
+    """Reads the messages of the function, through `reads`."""
+    client = storage.Client(
+        project="local",
+        credentials=AnonymousCredentials(),
+        client_options={"api_endpoint": reads.url},
+    )
+    return PipesCloudStorageMessageReader(
+        bucket=emulator["MESSAGES_BUCKET"], client=client, interval=0.2
+    )
+
+
+@pytest.fixture
+def client(reader: PipesCloudStorageMessageReader) -> Iterator[PipesCloudFunctionClient]:
+    """Knows that the function takes a few seconds at the most."""
+    client = PipesCloudFunctionClient(reader, timeout=5, retry_timeout=5)
+    yield client
+    client.close()
+
+
+@dataclass
+class Run:
+    """What became of a run in which one asset called the function."""
+
+    success: bool
+    lines: list[str]
+    """What the task logged, without the lines of the function itself."""
+    logged: list[tuple[str, str]]
+    """All log lines, with their levels."""
+    reports: list[str]
+    """What was reported of the transport while the run ran."""
+    metadata: dict[str, Any]
+    failure: str
+
+
+Materialize = Callable[..., Run]
+
+
+@pytest.fixture
+def materialize(client: PipesCloudFunctionClient, calls: FaultProxy) -> Materialize:
+    """Materializes an asset by a call of the task `scripted`, with inputs by name."""
+
+    def materialize(
+        asset: str = "thing",
+        *,
+        url: str = calls.url,
+        with_client: PipesCloudFunctionClient = client,
+        **event: Any,
+    ) -> Run:
+        @dg.asset(name=asset)
+        def calling(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+            return with_client.run(
+                context=context, function_url=url, event={"task": "scripted", **event}
+            ).get_materialize_result()
+
+        return run_asset(calling)
+
+    return materialize
+
+
+def run_asset(asset: dg.AssetsDefinition) -> Run:
+    """Materialize an asset on an instance of its own."""
+    with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
+        result = dg.materialize(
+            [asset],
+            instance=instance,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+        entries = instance.all_logs(result.run_id)
+    logged = [
+        (logging.getLevelName(entry.level), entry.user_message)
+        for entry in entries
+        if entry.dagster_event is None
+    ]
+    reports = [
+        str(entry.dagster_event.event_specific_data)
+        for entry in entries
+        if entry.dagster_event and "[pipes] framework" in str(entry.dagster_event.message)
+    ]
+    materializations = result.get_asset_materialization_events()
+    metadata = {
+        name: value.value
+        for event in materializations
+        for name, value in event.step_materialization_data.materialization.metadata.items()
+    }
+    failure = "" if result.success else str(result.failure_data_for_node(asset.op.name))
+    data = None if result.success else result.failure_data_for_node(asset.op.name)
+    if data is not None and data.user_failure_data is not None:
+        failure = str(data.user_failure_data.description)
+    assert result.success == bool(materializations)
+    return Run(
+        success=result.success,
+        lines=[message for _, message in logged if f"{asset.key.to_user_string()} line" in message],
+        logged=logged,
+        reports=reports,
+        metadata=metadata,
+        failure=failure,
+    )
+
+
+def lines(count: int, asset: str = "thing") -> list[str]:
+    """What the task `scripted` logs."""
+    return [f"{asset} line {number}" for number in range(count)]
+
+
+def environment_without_pytest() -> dict[str, str]:
+    """The environment of a program that is no test."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

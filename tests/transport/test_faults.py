@@ -1,0 +1,528 @@
+"""Nothing is lost, and nothing is silently green: one test a fault."""
+
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from conftest import Materialize, environment_without_pytest, lines, serve
+from faults import (
+    FaultProxy,
+    Request,
+    answer,
+    answer_after,
+    change_body,
+    cut,
+    cut_after,
+    cut_meanwhile,
+)
+from local_cloud.cloud import CLOUD_FUNCTION
+from local_cloud.processes import free_port
+from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+
+def is_upload(request: Request) -> bool:
+    """Whether the function stores a chunk."""
+    return request.method == "POST" and request.path.startswith("/upload/")
+
+
+# The reader
+
+
+def test_a_second_call_on_one_reader_gets_its_own_messages(materialize: Materialize) -> None:
+    runs = [materialize(name, lines=3) for name in ("first", "second", "third")]
+
+    assert [run.success for run in runs] == [True] * 3
+    assert [run.lines for run in runs] == [lines(3, name) for name in ("first", "second", "third")]
+
+
+def test_thirty_chunks_that_wait_when_the_call_returns_are_all_read(
+    materialize: Materialize, reads: FaultProxy, calls: FaultProxy
+) -> None:
+    reads.fail_always(answer(404), when=lambda request: calls.in_flight > 0)
+
+    run = materialize(lines=30, size=1_100_000, pause=0.1)
+
+    assert run.success
+    assert run.metadata["cloud_function_chunks"] >= 30
+    assert [line.rstrip("x") for line in run.lines] == lines(30)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_read_that_fails_for_a_while_is_made_again(
+    status: int, materialize: Materialize, reads: FaultProxy
+) -> None:
+    reads.fail(answer(status), answer(status))
+
+    run = materialize(lines=3)
+
+    assert run.success
+    assert run.lines == lines(3)
+
+
+def test_a_read_whose_connection_is_cut_is_made_again(
+    materialize: Materialize, reads: FaultProxy
+) -> None:
+    reads.fail(cut, cut_after)
+
+    run = materialize(lines=3)
+
+    assert run.success
+    assert run.lines == lines(3)
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_read_that_fails_for_good_fails_the_step_and_is_reported_at_once(
+    status: int, materialize: Materialize, reads: FaultProxy
+) -> None:
+    reads.fail_always(answer(status, b'{"error": {"message": "no luck"}}'))
+
+    run = materialize(lines=3)
+
+    assert not run.success
+    assert "1.json could not be read: " in run.failure
+    assert "roles/storage.objectViewer" in run.failure
+    assert run.reports
+
+
+def test_a_read_that_is_refused_until_the_right_is_granted_loses_nothing(
+    materialize: Materialize, reads: FaultProxy, calls: FaultProxy
+) -> None:
+    reads.fail_always(answer(403), when=lambda request: calls.in_flight > 0)
+
+    run = materialize(lines=10, pause=0.1)
+
+    assert run.success
+    assert run.lines == lines(10)
+    assert "roles/storage.objectViewer" in run.reports[0]
+
+
+def test_a_missing_chunk_fails_the_step_and_the_others_are_read(
+    materialize: Materialize, reads: FaultProxy
+) -> None:
+    reads.fail_always(answer(404), when=lambda request: "2.json" in request.path)
+
+    run = materialize(lines=6, pause=0.3)
+
+    assert not run.success
+    assert "/2.json is missing" in run.failure
+    assert "Messages 2 to " in run.failure
+    assert lines(6)[-1] in run.lines
+    assert len(run.lines) < 6
+
+
+def test_a_chunk_that_is_cut_short_fails_the_step_and_the_rest_is_read(
+    materialize: Materialize, reads: FaultProxy
+) -> None:
+    reads.fail_always(
+        change_body(lambda body: body[: len(body) // 2]),
+        when=lambda request: "2.json" in request.path,
+    )
+
+    run = materialize(lines=6, pause=0.3)
+
+    assert not run.success
+    assert "/2.json makes no sense" in run.failure
+    assert lines(6)[-1] in run.lines
+
+
+def test_a_chunk_that_is_cut_short_between_two_messages_fails_the_step(
+    materialize: Materialize, reads: FaultProxy
+) -> None:
+    reads.fail_always(
+        change_body(lambda body: body.split(b"\n")[0]),
+        when=lambda request: "2.json" in request.path,
+    )
+
+    run = materialize(lines=6, pause=0.15)
+
+    assert not run.success
+    assert "are missing: the next one is in" in run.failure
+
+
+def test_a_chunk_that_is_no_text_fails_the_step(
+    materialize: Materialize, reads: FaultProxy
+) -> None:
+    reads.fail_always(
+        change_body(lambda body: b"\xff\xfe"), when=lambda request: "1.json" in request.path
+    )
+
+    run = materialize(lines=3)
+
+    assert not run.success
+    assert "/1.json is no text" in run.failure
+    assert run.lines == lines(3)
+
+
+def test_a_chunk_that_comes_twice_fails_the_step(
+    materialize: Materialize, reads: FaultProxy
+) -> None:
+    chunks: list[bytes] = []
+
+    def keep(body: bytes) -> bytes:
+        chunks.append(body)
+        return body
+
+    reads.fail_always(change_body(keep), when=lambda request: "2.json" in request.path)
+    reads.fail_always(
+        change_body(lambda body: chunks[-1]), when=lambda request: "3.json" in request.path
+    )
+
+    run = materialize(lines=10, pause=0.2)
+
+    assert not run.success
+    assert "came twice" in run.failure
+    assert run.lines.count(lines(1)[0]) == 1
+
+
+# The writer
+
+
+def test_an_upload_that_fails_once_is_made_again(
+    materialize: Materialize, writes: FaultProxy
+) -> None:
+    writes.fail(answer(503), answer(429), cut, when=is_upload)
+
+    run = materialize(lines=3)
+
+    assert run.success
+    assert run.lines == lines(3)
+
+
+def test_an_upload_whose_answer_is_lost_is_stored_once(
+    materialize: Materialize, writes: FaultProxy
+) -> None:
+    writes.fail(cut_after, answer_after(503), when=is_upload)
+
+    run = materialize(lines=3)
+
+    assert run.success
+    assert run.lines == lines(3)
+
+
+def test_uploads_that_all_fail_make_the_request_fail(
+    materialize: Materialize, writes: FaultProxy, calls: FaultProxy
+) -> None:
+    writes.fail_always(answer(403), when=is_upload)
+
+    run = materialize(lines=3)
+
+    assert not run.success
+    assert "answered 500: MessagesNotStoredError: Messages to Dagster could not" in run.failure
+    assert "roles/storage.objectCreator" in run.failure
+    assert len(calls.seen) == 1
+
+
+def test_uploads_that_fail_from_some_moment_on_end_the_task(
+    materialize: Materialize, writes: FaultProxy
+) -> None:
+    writes.fail_always(
+        answer(403), when=lambda request: is_upload(request) and len(writes.seen) > 2
+    )
+
+    run = materialize(lines=100, pause=0.1)
+
+    assert not run.success
+    assert "MessagesNotStoredError" in run.failure
+    assert 0 < len(run.lines) < 100
+
+
+def test_uploads_that_are_unavailable_for_long_make_the_request_fail(
+    materialize: Materialize, writes: FaultProxy, reader: PipesCloudStorageMessageReader
+) -> None:
+    writes.fail_always(answer(503), when=is_upload)
+
+    run = materialize(
+        lines=3, with_client=PipesCloudFunctionClient(reader, timeout=120, retry_timeout=1)
+    )
+
+    assert not run.success
+    assert "MessagesNotStoredError" in run.failure
+
+
+def test_a_messages_bucket_that_does_not_exist_is_named(
+    materialize: Materialize,
+    reader: PipesCloudStorageMessageReader,
+    emulator: Mapping[str, str],
+) -> None:
+    reader.bucket = "no-such-bucket"
+
+    with serve(
+        CLOUD_FUNCTION / "main.py",
+        emulator["STORAGE_EMULATOR_HOST"],
+        MESSAGES_BUCKET="no-such-bucket",
+    ) as url:
+        run = materialize(url=url, lines=3)
+
+    assert not run.success
+    assert "could not be stored in gs://no-such-bucket/" in run.failure
+    assert "Check that the bucket exists" in run.failure
+
+
+# The task
+
+
+def test_a_metadata_value_of_a_wrong_type_fails_the_step(materialize: Materialize) -> None:
+    run = materialize(lines=3, metadata={"rows": {"type": "table", "raw_value": "many"}})
+
+    assert not run.success
+    assert "makes no sense" in run.failure
+    assert "report_asset_materialization" in run.failure
+    assert run.lines == lines(3)
+
+
+def test_a_task_that_raises_fails_the_step_with_its_traceback(materialize: Materialize) -> None:
+    run = materialize(lines=3, error="no more people")
+
+    assert not run.success
+    assert "ValueError: no more people" in run.failure
+    assert "KeyError: 'what came first'" in run.failure
+    assert "During handling of the above exception" in run.failure
+    assert "scripted.py" in run.failure
+    assert run.lines == lines(3)
+
+
+def test_a_task_that_reports_nothing_fails_the_step(materialize: Materialize) -> None:
+    run = materialize(lines=3, report=False)
+
+    assert not run.success
+    assert "did not report thing as materialized" in run.failure
+
+
+def test_a_client_can_be_told_to_allow_an_implicit_materialization(
+    materialize: Materialize, reader: PipesCloudStorageMessageReader
+) -> None:
+    client = PipesCloudFunctionClient(reader, implicit_materializations=True)
+
+    assert materialize(lines=3, report=False, with_client=client).success
+
+
+def test_a_function_process_that_dies_fails_the_step_and_is_not_called_again(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    run = materialize(lines=3, die=True)
+
+    assert not run.success
+    assert "did not answer" in run.failure
+    assert run.lines == lines(3)
+    assert len(calls.seen) == 1
+
+
+def test_what_python_logs_and_warns_of_reaches_the_run_of_each_request(
+    materialize: Materialize,
+) -> None:
+    for _ in range(2):
+        run = materialize(warnings=["rows are old"], library_logs=["could not read"])
+
+        assert run.success
+        assert ("ERROR", "could not read") in run.logged
+        [warning] = [message for level, message in run.logged if level == "WARNING"]
+        assert "UserWarning: rows are old" in warning
+
+
+def test_a_task_that_takes_too_long_is_an_exception_in_dagster(
+    materialize: Materialize, emulator: Mapping[str, str]
+) -> None:
+    with serve(
+        CLOUD_FUNCTION / "main.py",
+        emulator["STORAGE_EMULATOR_HOST"],
+        CLOUD_RUN_TIMEOUT_SECONDS="2",
+    ) as url:
+        run = materialize(url=url, lines=100, pause=0.1)
+
+    assert not run.success
+    assert "TaskTimeoutError" in run.failure
+    assert 0 < len(run.lines) < 100
+
+
+# The call
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_call_that_the_front_end_turned_away_is_made_again(
+    status: int, materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail(answer(status, b"Rate exceeded."), answer(status))
+
+    run = materialize(lines=3)
+
+    assert run.success
+    assert run.lines == lines(3)
+    assert run.metadata["cloud_function_attempts"] == 3
+
+
+def test_a_call_that_is_always_turned_away_fails_the_step(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail_always(answer(429, b"Rate exceeded."))
+
+    run = materialize(lines=3)
+
+    assert not run.success
+    assert "answered 429: Rate exceeded." in run.failure
+    assert "attempts: " in run.failure
+
+
+def test_a_503_of_an_instance_that_had_begun_is_not_called_again(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail(answer_after(503))
+
+    run = materialize(lines=3)
+
+    assert not run.success
+    assert "answered 503" in run.failure
+    assert len(calls.seen) == 1
+    assert run.lines == lines(3)
+
+
+def test_a_function_that_is_not_there_yet_is_called_again(
+    materialize: Materialize, emulator: Mapping[str, str]
+) -> None:
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(materialize, url=f"http://127.0.0.1:{port}", lines=3)
+        time.sleep(1)
+        with serve(CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"], port=port):
+            run = running.result(60)
+
+    assert run.success, run.failure
+    assert run.lines == lines(3)
+    assert run.metadata["cloud_function_attempts"] > 1
+
+
+def test_a_function_that_is_never_there_fails_the_step(materialize: Materialize) -> None:
+    run = materialize(url=f"http://127.0.0.1:{free_port()}", lines=3)
+
+    assert not run.success
+    assert "was not reached: " in run.failure
+    assert "Connection refused" in run.failure
+
+
+def test_a_response_that_is_lost_after_the_work_is_done_changes_nothing(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail(cut_after)
+
+    run = materialize(lines=3)
+
+    assert run.success
+    assert run.lines == lines(3)
+    assert len(calls.seen) == 1
+    assert any("The answer was lost" in message for _, message in run.logged)
+
+
+def test_a_connection_that_is_cut_while_the_function_works_changes_nothing(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail(cut_meanwhile(0.5))
+
+    run = materialize(lines=10, pause=0.2)
+
+    assert run.success
+    assert run.lines == lines(10)
+    assert len(calls.seen) == 1
+
+
+def test_a_connection_that_is_cut_before_the_function_is_reached_fails_the_step(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail(cut)
+
+    run = materialize(lines=3)
+
+    assert not run.success
+    assert "It may have done its work, all or in part" in run.failure
+    assert len(calls.seen) == 1
+
+
+def test_a_504_is_decided_by_the_messages(materialize: Materialize, calls: FaultProxy) -> None:
+    calls.fail(answer_after(504), answer(504))
+
+    finished, unfinished = materialize(lines=3), materialize(lines=3)
+
+    assert finished.success
+    assert finished.lines == lines(3)
+    assert not unfinished.success
+    assert "did not answer" in unfinished.failure
+    assert len(calls.seen) == 2
+
+
+def test_a_plain_request_before_between_and_during_calls_changes_nothing(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    def ping() -> int:
+        try:
+            with urllib.request.urlopen(calls.url, timeout=10) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    statuses = [ping()]
+    first = materialize("first", lines=3)
+    statuses.append(ping())
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(materialize, "second", lines=15, pause=0.1)
+        while not running.done():
+            time.sleep(0.1)
+            statuses.append(ping())
+    second = running.result()
+
+    assert len(statuses) > 10
+    assert set(statuses) == {400}
+    assert (first.lines, second.lines) == (lines(3, "first"), lines(15, "second"))
+    assert first.success
+    assert second.success
+
+
+INTERRUPTED = """
+import sys
+import dagster as dg
+from google.cloud import storage
+from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+bucket, url = sys.argv[1:]
+
+@dg.asset
+def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    reader = PipesCloudStorageMessageReader(bucket=bucket, client=storage.Client())
+    return PipesCloudFunctionClient(reader).run(
+        context=context, function_url=url, event={"task": "scripted", "lines": 100, "pause": 0.1}
+    ).get_materialize_result()
+
+dg.materialize([thing], instance=dg.DagsterInstance.get())
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_reported_as_interrupted(
+    sent: signal.Signals, tmp_path: Path, emulator: Mapping[str, str], calls: FaultProxy
+) -> None:
+    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, emulator["MESSAGES_BUCKET"], calls.url],
+        env={**environment_without_pytest(), "DAGSTER_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "thing line 3" in line:
+                break
+        process.send_signal(sent)
+        rest = process.stdout.read()
+        process.wait(30)
+
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        [run] = instance.get_runs()
+        assert run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED), rest
+        assert instance.get_latest_materialization_event(dg.AssetKey("thing")) is None
+    assert "nterrupt" in rest
