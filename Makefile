@@ -2,7 +2,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: demo test uv
+.PHONY: demo test benchmark uv
 
 # Render a project into build/demo, and run its demo.
 demo: uv
@@ -16,6 +16,13 @@ test: uv
 	cd template && uv run ruff check --ignore N999 && uv run ruff format --check
 	uv run mypy tests
 	uv run pytest --numprocesses=2 --dist=loadfile
+
+# Measure the message transport beside the stock one, in a rendered project.
+benchmark: uv
+	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/benchmark
+	cd build/benchmark/cloud_function && uv sync --quiet
+	uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' \
+	    python $(CURDIR)/benchmarks/transport.py
 
 uv:
 	@command -v uv >/dev/null || { \

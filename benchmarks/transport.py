@@ -40,7 +40,7 @@ def main() -> None:
     arguments.add_argument("--stock-rounds", type=int, default=5, help="calls of the stock pair")
     arguments.add_argument("--lines", type=int, default=100_000, help="log lines of one call")
     options = arguments.parse_args()
-    for task in ("noop", "many_logs"):
+    for task in ("noop", "many_logs", "clock"):
         shutil.copy(FUNCTIONS / f"{task}.py", CLOUD_FUNCTION / "tasks" / f"{task}.py")
     with ExitStack() as stack:
         os.environ.update(stack.enter_context(storage_emulator()))
@@ -56,6 +56,7 @@ def main() -> None:
         }
         print_machine()
         measure_calls(urls, options.rounds, options.stock_rounds)
+        measure_first_line(urls["main.py"])
         measure_lines(urls["main.py"], options.lines)
 
 
@@ -137,6 +138,26 @@ def measure_calls(urls: dict[str, str], rounds: int, stock_rounds: int) -> None:
     print(f"stock / ours, added     {added['stock'] / added['ours']:8.1f}")
 
 
+def measure_first_line(url: str, rounds: int = 20) -> None:
+    """Time how long a log line takes from the running function into the event log."""
+    client = PipesCloudFunctionClient(
+        PipesCloudStorageMessageReader(
+            bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client()
+        )
+    )
+
+    def call(context: dg.OpExecutionContext) -> None:
+        for _ in range(rounds):
+            client.run(context=context, function_url=url, event={"task": "clock"})
+
+    _, logged = run_as_op(call)
+    written = ((entry.timestamp, entry.user_message) for entry in logged)
+    lags = [stored - float(text.split()[1]) for stored, text in written if "clock" in text]
+    print(f"\nA log line of a running function, until it is in the event log ({rounds} calls)\n")
+    print(f"median                  {statistics.median(lags):8.2f} s")
+    print(f"longest                 {max(lags):8.2f} s")
+
+
 def measure_lines(url: str, lines: int) -> None:
     """Time a call that logs many lines, beside Dagster's own logging of the same lines."""
     client = PipesCloudFunctionClient(
@@ -160,7 +181,8 @@ def measure_lines(url: str, lines: int) -> None:
     run_as_op(call(100))
     alone, _ = run_as_op(log(lines))
     through, logged = run_as_op(call(lines))
-    arrived = [message for message in logged if message.startswith("line ")]
+    said = [entry.user_message for entry in logged]
+    arrived = [message for message in said if message.startswith("line ")]
     print(f"\nA call that logs {lines} lines\n")
     print(f"all arrived, in order   {arrived == [f'line {number}' for number in range(lines)]}")
     print(f"whole call              {through:8.1f} s")
@@ -175,8 +197,8 @@ def timed(body: Body, context: dg.OpExecutionContext) -> float:
     return time.monotonic() - started
 
 
-def run_as_op(body: Body) -> tuple[float, list[str]]:
-    """Run `body` in an op of a real run; return its seconds and the lines that the run logged."""
+def run_as_op(body: Body) -> tuple[float, list[dg.EventLogEntry]]:
+    """Run `body` in an op of a real run; return its seconds and what the run logged."""
     seconds = 0.0
 
     @dg.op
@@ -191,9 +213,7 @@ def run_as_op(body: Body) -> tuple[float, list[str]]:
     with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
         result = job.execute_in_process(instance=instance, run_config=_QUIET)
         logged = [
-            entry.user_message
-            for entry in instance.all_logs(result.run_id)
-            if entry.dagster_event is None
+            entry for entry in instance.all_logs(result.run_id) if entry.dagster_event is None
         ]
     return seconds, logged
 

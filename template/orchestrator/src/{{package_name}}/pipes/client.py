@@ -35,6 +35,7 @@ _MUST_RETURN_RESULTS = (
     "client.run(...).get_materialize_result()`, or with `.get_results()` for several assets."
 )
 _HINTS = {
+    None: "Is FUNCTION_URL the function's own URL, and is the function running?",
     401: "Is FUNCTION_URL the function's own URL? A token is only good for one function.",
     403: "Grant roles/run.invoker on the function to the account that runs Dagster.",
     404: "Is FUNCTION_URL the function's own URL, and is the function deployed?",
@@ -241,7 +242,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             )
         elif answer.outcome is not Outcome.LOST and answer.error is not None:
             status = f"answered {answer.status}" if answer.status else "was not reached"
-            hint = _HINTS.get(answer.status or 0, "Its logs may tell more.")
+            hint = _HINTS.get(answer.status, "Its logs may tell more.")
             problem = f"The cloud function {status}: {answer.error} {hint}"
         if call.reading_problem is not None:
             return f"{problem or 'Messages of the cloud function were lost.'}\n\n" + (

@@ -94,8 +94,9 @@ def invoke_cloud_function(
     except requests.RequestException as error:
         outcome = Outcome.NOT_STARTED if _never_connected(error) else Outcome.LOST
         return CloudFunctionAnswer(outcome, None, str(error), time.monotonic() - started)
-    except GoogleAuthError as error:  # a refused token could not be exchanged for a better one
-        return CloudFunctionAnswer(Outcome.ANSWERED, 401, str(error), time.monotonic() - started)
+    except GoogleAuthError as error:  # an expired or refused token could not be replaced
+        problem = f"no identity token could be had: {error}"
+        return CloudFunctionAnswer(Outcome.NOT_STARTED, None, problem, time.monotonic() - started)
     error_text = None if response.ok else _error_text(response)
     return CloudFunctionAnswer(
         _outcome(response.status_code), response.status_code, error_text, time.monotonic() - started
