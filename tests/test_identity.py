@@ -7,11 +7,13 @@ project is led to them by its environment alone: a proxy, a certificate authorit
 import base64
 import http.client
 import json
+import re
 import select
 import socket
 import ssl
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +56,7 @@ class Google:
         settings: The environment that leads to the stand-ins.
         authorizations: The `Authorization` of each request to the function.
         audiences: Whom each token was asked for.
+        traces: The trace context and the execution id of each request to the function.
     """
 
     folder: Path
@@ -61,6 +64,7 @@ class Google:
     settings: dict[str, str] = field(default_factory=dict)
     authorizations: list[str | None] = field(default_factory=list)
     audiences: list[str] = field(default_factory=list)
+    traces: list[tuple[str, str]] = field(default_factory=list)
 
 
 def encode(part: object) -> str:
@@ -78,6 +82,9 @@ def front_end(google: Google) -> type[BaseHTTPRequestHandler]:
     class FrontEnd(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             google.authorizations.append(self.headers["Authorization"])
+            google.traces.append(
+                (self.headers["traceparent"], self.headers["Function-Execution-Id"])
+            )
             body = self.rfile.read(int(self.headers["Content-Length"]))
             address = urlsplit((google.folder / "function_url").read_text()).netloc
             function = http.client.HTTPConnection(address, timeout=60)
@@ -181,6 +188,7 @@ def google(tmp_path: Path) -> Iterator[Google]:
         google.front_url = f"http://127.0.0.1:{front_port}"
         google.settings = {
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
+            "GOOGLE_CLOUD_PROJECT": "my-gcp-project",
             "HTTPS_PROXY": f"http://127.0.0.1:{proxy_port}",
             "REQUESTS_CA_BUNDLE": str(tmp_path / "authority.pem"),
         }
@@ -208,6 +216,20 @@ def test_a_request_to_https_carries_a_token_for_the_function(project: Path, goog
     assert "people" in report["assets"]
     assert google.audiences == [f"https://{HOST}"]
     assert google.authorizations == [f"Bearer {token_for(f'https://{HOST}')}"]
+
+
+def test_the_logs_of_a_call_can_be_found(project: Path, google: Google) -> None:
+    metadata = materialize(project, google, f"https://{HOST}/")["assets"]["people"]["metadata"]
+
+    [(trace_context, execution_id)] = google.traces
+    assert str(uuid.UUID(execution_id)) == execution_id  # the id of the run
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", trace_context)
+    trace = trace_context.split("-")[1]
+    assert metadata["cloud_function_trace"] == trace
+    assert metadata["cloud_function_logs"] == (
+        "https://console.cloud.google.com/logs/query;query=trace%3D%22projects%2Fmy-gcp-project"
+        f"%2Ftraces%2F{trace}%22?project=my-gcp-project"
+    )
 
 
 def test_a_request_to_this_machine_carries_no_token(project: Path, google: Google) -> None:

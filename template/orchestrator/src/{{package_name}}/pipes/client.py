@@ -230,26 +230,14 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
     def _find_problem(self, context: Context, call: "_Call") -> str | None:
         """Why the step fails, or None if the call did all that it was to do."""
-        handler, answer = call.handler, call.answer
-        problem = None
-        if handler.exception is not None:
-            traceback = format_pipes_exception(handler.exception)
-            problem = f"The cloud function raised an exception.\n\n{traceback}"
-        elif answer.outcome is Outcome.LOST and not handler.received_closed_message:
-            problem = (
-                f"The cloud function did not answer: {answer.error} Nor do its messages say how it "
-                "ended. It may have done its work, all or in part: see its logs."
-            )
-        elif answer.outcome is not Outcome.LOST and answer.error is not None:
-            status = f"answered {answer.status}" if answer.status else "was not reached"
-            hint = _HINTS.get(answer.status, "Its logs may tell more.")
-            problem = f"The cloud function {status}: {answer.error} {hint}"
+        failure = _find_failure(call)
         if call.reading_problem is not None:
-            return f"{problem or 'Messages of the cloud function were lost.'}\n\n" + (
-                call.reading_problem
-            )
-        if problem is not None:
-            return problem
+            failure = failure or "Messages of the cloud function were lost."
+            return f"{failure}\n\n{call.reading_problem}"
+        return failure or self._find_omission(context, call.handler)
+
+    def _find_omission(self, context: Context, handler: CloudFunctionMessageHandler) -> str | None:
+        """What the function should have said, and did not."""
         if not handler.received_opened_message:
             return (
                 "The cloud function answered, but no message came. "
@@ -320,6 +308,26 @@ class _Call:
             or self.handler.received_opened_message
             or self.reading_problem is not None
         )
+
+
+def _find_failure(call: _Call) -> str | None:
+    """What went wrong, by the function's own account or by its answer."""
+    handler, answer = call.handler, call.answer
+    if handler.exception is not None:
+        traceback = format_pipes_exception(handler.exception)
+        return f"The cloud function raised an exception.\n\n{traceback}"
+    if answer.outcome is Outcome.LOST:
+        if handler.received_closed_message:
+            return None
+        return (
+            f"The cloud function did not answer: {answer.error} Nor do its messages say how it "
+            "ended. It may have done its work, all or in part: see its logs."
+        )
+    if answer.error is not None:
+        status = f"answered {answer.status}" if answer.status else "was not reached"
+        hint = _HINTS.get(answer.status, "Its logs may tell more.")
+        return f"The cloud function {status}: {answer.error} {hint}"
+    return None
 
 
 def logs_url(project: str, trace: str) -> str:
