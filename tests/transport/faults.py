@@ -120,6 +120,11 @@ class FaultProxy:
         return request.forward()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections that wait to be accepted
+
+
 @contextmanager
 def fault_proxy(target: str) -> Iterator[FaultProxy]:
     """Run a proxy before the server at the URL `target` while the block runs."""
@@ -164,8 +169,7 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), Handler) as server:
         proxy = FaultProxy(f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

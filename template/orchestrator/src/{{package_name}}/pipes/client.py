@@ -273,7 +273,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             values["cloud_function_status"] = dg.MetadataValue.int(call.answer.status)
         place = call.session.message_reader_params
         if "bucket" in place and "key_prefix" in place:
-            values["cloud_function_messages_location"] = dg.MetadataValue.path(
+            values["cloud_function_prefix"] = dg.MetadataValue.path(
                 f"gs://{place['bucket']}/{place['key_prefix']}/"
             )
         if self._project is not None and not is_loopback(function_url):
