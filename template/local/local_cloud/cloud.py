@@ -15,6 +15,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 ORCHESTRATOR = PROJECT / "orchestrator"
 CLOUD_FUNCTION = PROJECT / "cloud_function"
 
+FUNCTION_TIMEOUT = "300"  # seconds for which Dagster waits: also for a function that has died
+
 
 class SettingsError(Exception):
     """The settings do not say what runs where."""
@@ -86,7 +88,7 @@ def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Itera
         port: Where to serve it; on a free port if None.
 
     Yields:
-        The environment variable by which Dagster finds it.
+        The environment variables by which Dagster finds it.
     """
     port = port or free_port()
     command = [UV, "run", "functions-framework", "--target=main", "--host=127.0.0.1"]
@@ -97,7 +99,7 @@ def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Itera
         environment=storage,
         directory=CLOUD_FUNCTION,
     ):
-        yield {"FUNCTION_URL": f"http://127.0.0.1:{port}"}
+        yield {"FUNCTION_URL": f"http://127.0.0.1:{port}", "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
 
 
 @contextmanager

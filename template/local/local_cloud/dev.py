@@ -78,7 +78,7 @@ def run(stack: ExitStack) -> None:
         with step("Starting the cloud function"):
             function = stack.enter_context(ReloadingFunction(storage))
         servers["The storage emulator"] = storage["STORAGE_EMULATOR_HOST"]
-        local = {**storage, "FUNCTION_URL": function.url, "LAKE_URI": str(_KEPT / "lake")}
+        local = {**storage, **function.settings, "LAKE_URI": str(_KEPT / "lake")}
         settings |= local
     with step("Starting Dagster"):
         servers["Dagster"] = stack.enter_context(dagster(local))
@@ -111,17 +111,20 @@ class ReloadingFunction:
 
     Args:
         storage: What `storage_emulator` yielded.
+
+    Attributes:
+        settings: What `cloud_function` yielded.
     """
 
     def __init__(self, storage: Mapping[str, str]) -> None:
         self._storage = storage
         self._port = free_port()
         self._running = ExitStack()
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.settings: dict[str, str] = {}
 
     def __enter__(self) -> "ReloadingFunction":
         """Start the function."""
-        self._running.enter_context(cloud_function(self._storage, self._port))
+        self.settings = self._running.enter_context(cloud_function(self._storage, self._port))
         return self
 
     def __exit__(self, *_: object) -> None:
