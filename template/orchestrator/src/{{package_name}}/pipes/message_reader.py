@@ -155,8 +155,8 @@ class _Reading:
         told_of_failure = False
         interval = _FIRST_INTERVAL
         while not (self._handler.received_closed_message or is_last_look):
-            is_last_look = self.call_has_returned.wait(min(interval, self._reader.interval))
-            interval *= 2
+            is_last_look = self.call_has_returned.wait(interval)
+            interval = min(2 * interval, self._reader.interval)
             try:
                 self._read_what_is_there()
                 if is_last_look and not self._handler.received_closed_message:
