@@ -23,8 +23,7 @@ import dagster as dg
 import requests
 from dagster_gcp.pipes import PipesGCSMessageReader
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
-from local_cloud.processes import UV, free_port, running
+from local_cloud.cloud import CLOUD_FUNCTION, cloud_function, storage_emulator
 from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
 Body = Callable[[dg.OpExecutionContext], object]
@@ -62,17 +61,19 @@ def main() -> None:
 
 @contextmanager
 def serve(source: Path) -> Iterator[str]:
-    """Serve a function with the Functions Framework, in the environment of the cloud function."""
-    port = free_port()
-    command = [UV, "run", "functions-framework", "--target=main", f"--source={source}"]
-    with running(
-        source.name,
-        [*command, "--host=127.0.0.1", f"--port={port}"],
-        port=port,
-        environment={"PYTHONPATH": str(CLOUD_FUNCTION)},
-        directory=CLOUD_FUNCTION,
-    ):
-        yield f"http://127.0.0.1:{port}"
+    """Serve another function than `main.py`, in its environment; yield its URL."""
+    other = {"FUNCTION_SOURCE": str(source), "PYTHONPATH": str(CLOUD_FUNCTION)}
+    with cloud_function(other) as settings:
+        yield settings["FUNCTION_URL"]
+
+
+def make_client() -> PipesCloudFunctionClient:
+    """A client that reads the messages from the emulated storage."""
+    return PipesCloudFunctionClient(
+        PipesCloudStorageMessageReader(
+            bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client()
+        )
+    )
 
 
 def measure_calls(urls: dict[str, str], rounds: int, stock_rounds: int) -> None:
@@ -80,9 +81,7 @@ def measure_calls(urls: dict[str, str], rounds: int, stock_rounds: int) -> None:
     bucket = storage.Client().bucket(os.environ["MESSAGES_BUCKET"])
     session = requests.Session()
     session.trust_env = False
-    client = PipesCloudFunctionClient(
-        PipesCloudStorageMessageReader(bucket=bucket.name, client=bucket.client)
-    )
+    client = make_client()
     whole: dict[str, list[float]] = {name: [] for name in ("floor", "ours", "main.py", "stock")}
     billed: dict[str, list[float]] = {name: [] for name in urls}
 
@@ -140,11 +139,7 @@ def measure_calls(urls: dict[str, str], rounds: int, stock_rounds: int) -> None:
 
 def measure_first_line(url: str, rounds: int = 20) -> None:
     """Time how long a log line takes from the running function into the event log."""
-    client = PipesCloudFunctionClient(
-        PipesCloudStorageMessageReader(
-            bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client()
-        )
-    )
+    client = make_client()
 
     def call(context: dg.OpExecutionContext) -> None:
         for _ in range(rounds):
@@ -160,11 +155,7 @@ def measure_first_line(url: str, rounds: int = 20) -> None:
 
 def measure_lines(url: str, lines: int) -> None:
     """Time a call that logs many lines, beside Dagster's own logging of the same lines."""
-    client = PipesCloudFunctionClient(
-        PipesCloudStorageMessageReader(
-            bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client()
-        )
-    )
+    client = make_client()
 
     def call(count: int) -> Body:
         event = {"task": "many_logs", "lines": count}

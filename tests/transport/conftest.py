@@ -17,8 +17,7 @@ import pytest
 from faults import FaultProxy, fault_proxy
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
-from local_cloud.processes import UV, free_port, running
+from local_cloud.cloud import CLOUD_FUNCTION, cloud_function, storage_emulator
 from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
 FUNCTIONS = Path(__file__).parent / "functions"
@@ -28,21 +27,14 @@ FUNCTIONS = Path(__file__).parent / "functions"
 def serve(
     source: Path, storage_url: str, *, port: int | None = None, **environment: str
 ) -> Iterator[str]:
-    """Serve a function with the Functions Framework; yield its URL."""
-    port = port or free_port()
-    command = [UV, "run", "functions-framework", "--target=main", f"--source={source}"]
-    with running(
-        source.name,
-        [*command, "--host=127.0.0.1", f"--port={port}"],
-        port=port,
-        environment={
-            "PYTHONPATH": str(CLOUD_FUNCTION),
-            "STORAGE_EMULATOR_HOST": storage_url,
-            **environment,
-        },
-        directory=CLOUD_FUNCTION,
-    ):
-        yield f"http://127.0.0.1:{port}"
+    """Serve a function, in the environment of the cloud function; yield its URL."""
+    environment |= {
+        "FUNCTION_SOURCE": str(source),
+        "PYTHONPATH": str(CLOUD_FUNCTION),
+        "STORAGE_EMULATOR_HOST": storage_url,
+    }
+    with cloud_function(environment, port) as settings:
+        yield settings["FUNCTION_URL"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -186,10 +178,11 @@ def run_asset(asset: dg.AssetsDefinition) -> Run:
         for event in materializations
         for name, value in event.step_materialization_data.materialization.metadata.items()
     }
-    failure = "" if result.success else str(result.failure_data_for_node(asset.op.name))
-    data = None if result.success else result.failure_data_for_node(asset.op.name)
-    if data is not None and data.user_failure_data is not None:
-        failure = str(data.user_failure_data.description)
+    failure = ""
+    if not result.success:
+        data = result.failure_data_for_node(asset.op.name)
+        assert data is not None
+        failure = str(data.user_failure_data.description if data.user_failure_data else data)
     assert result.success == bool(materializations)
     return Run(
         success=result.success,
