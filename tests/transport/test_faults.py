@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import Materialize, environment_without_pytest, lines, serve
+from conftest import Materialize, environment_without_pytest, lines, run_asset, serve
 from faults import (
     FaultProxy,
     Request,
@@ -287,6 +287,19 @@ def test_a_task_that_raises_fails_the_step_with_its_traceback(materialize: Mater
     assert "During handling of the above exception" in run.failure
     assert "scripted.py" in run.failure
     assert run.lines == lines(3)
+
+
+def test_results_that_are_not_returned_fail_the_step(
+    client: PipesCloudFunctionClient, calls: FaultProxy
+) -> None:
+    @dg.asset
+    def thing(context: dg.AssetExecutionContext) -> None:
+        client.run(context=context, function_url=calls.url, event={"task": "scripted"})
+
+    run = run_asset(thing)
+
+    assert not run.success
+    assert "were not returned" in run.failure
 
 
 def test_a_task_that_reports_nothing_fails_the_step(materialize: Materialize) -> None:

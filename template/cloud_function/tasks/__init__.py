@@ -24,6 +24,6 @@ def find_task(pipes: PipesContext, event: Event) -> Task:
     name = event.get("task") or to_asset_key_path(pipes.asset_key)[-1]
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in names:
-        raise BadRequest(f"There is no task {name!r}. The tasks are: {', '.join(names)}.")
+        raise BadRequest(f"There is no task {name!r}. The tasks are: {', '.join(names) or 'none'}.")
     task: Task = importlib.import_module(f"{__name__}.{name}").run
     return task

@@ -18,7 +18,10 @@ from flask.testing import FlaskClient
 from google.cloud import storage
 from local_cloud.cloud import storage_emulator
 
+import tasks
+
 MAIN = Path(__file__).parent.parent / "main.py"
+EXAMPLE_TASKS = Path(__file__).parent / "example_tasks"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,6 +31,12 @@ def emulated_storage() -> Iterator[None]:
         for name, value in settings.items():
             environment.setenv(name, value)
         yield
+
+
+@pytest.fixture(autouse=True)
+def example_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks in `example_tasks/`, beside those of the project: so these can come and go."""
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(EXAMPLE_TASKS)])
 
 
 @pytest.fixture
@@ -90,7 +99,7 @@ def context_data(asset_key: str) -> PipesContextData:
 def make_event(bucket: storage.Bucket, key_prefix: str) -> Callable[..., dict[str, Any]]:
     """Makes the event that Dagster sends: inputs, and the parameters of Pipes."""
 
-    def make(asset_key: str = "people", **inputs: Any) -> dict[str, Any]:
+    def make(asset_key: str = "counting", **inputs: Any) -> dict[str, Any]:
         messages = {"bucket": bucket.name, "key_prefix": key_prefix}
         return {
             **inputs,

@@ -16,7 +16,6 @@ from dagster_pipes import (
 )
 from werkzeug.exceptions import BadRequest
 
-from lake import to_markdown
 from tasks import people
 
 
@@ -65,14 +64,3 @@ def test_another_run_replaces_the_rows_and_makes_a_new_version(tmp_path: Path) -
 def test_the_data_lake_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="dl_bucket"):
         run(tmp_path, {})
-
-
-def test_a_preview_keeps_its_columns_whatever_the_values_hold() -> None:
-    df = pl.DataFrame({"a": ["x|y", "two\nlines"], "b": [1, None]})
-
-    assert to_markdown(df).splitlines() == [
-        "| a | b |",
-        "| --- | --- |",
-        r"| x\|y | 1 |",
-        "| two lines | None |",
-    ]

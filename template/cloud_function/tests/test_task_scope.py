@@ -3,50 +3,24 @@
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
-import tasks
 from gcp_pipes import TaskTimeoutError, deadline
 
 Messages = list[dict[str, Any]]
 
-TASK = """
-import logging
-import time
-
-
-def run(pipes, event):
-    logging.getLogger("a.library").info("Read %s rows", 3)
-    try:
-        raise ValueError("no rows")
-    except ValueError:
-        logging.getLogger("a.library").exception("Could not read")
-    logging.getLogger("a.library").log(25, "Between two levels")
-    time.sleep(event.get("seconds", 0))
-"""
-
-
-@pytest.fixture
-def chatty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a task that logs as Python libraries do."""
-    (tmp_path / "chatty.py").write_text(TASK)
-    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
-    return "chatty"
-
 
 def test_what_a_library_logs_reaches_dagster(
-    chatty: str,
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     read_messages: Callable[[], Messages],
 ) -> None:
     logging.getLogger().setLevel(logging.INFO)  # as the Functions Framework does
 
-    assert web.post("/", json=make_event(task=chatty)).status_code == 200
+    assert web.post("/", json=make_event(task="chatty")).status_code == 200
 
     logged = [message["params"] for message in read_messages() if message["method"] == "log"]
     assert {"message": "Read 3 rows", "level": "INFO"} in logged
@@ -57,7 +31,6 @@ def test_what_a_library_logs_reaches_dagster(
 
 
 def test_a_task_that_takes_too_long_is_stopped_and_dagster_is_told(
-    chatty: str,
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     read_messages: Callable[[], Messages],
@@ -65,7 +38,7 @@ def test_a_task_that_takes_too_long_is_stopped_and_dagster_is_told(
 ) -> None:
     monkeypatch.setenv("CLOUD_RUN_TIMEOUT_SECONDS", "1")
 
-    response = web.post("/", json=make_event(task=chatty, seconds=0.8))
+    response = web.post("/", json=make_event(task="chatty", seconds=0.8))
 
     assert response.status_code == 500
     assert read_messages()[-1]["params"]["exception"]["name"] == "TaskTimeoutError"

@@ -1,4 +1,4 @@
-"""The project's assets, materialized through the served function and the emulated storage."""
+"""The example asset, materialized through the served function and the emulated storage."""
 
 import logging
 from collections.abc import Mapping

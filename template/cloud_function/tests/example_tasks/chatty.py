@@ -1,0 +1,21 @@
+"""A task that logs as Python libraries do."""
+
+import logging
+import time
+
+from dagster_pipes import PipesContext
+
+from gcp_pipes import Event
+
+logger = logging.getLogger("a.library")
+
+
+def run(pipes: PipesContext, event: Event) -> None:
+    """Log at several levels, then sleep for the input `seconds`."""
+    logger.info("Read %s rows", 3)
+    try:
+        raise ValueError("no rows")
+    except ValueError:
+        logger.exception("Could not read")
+    logger.log(25, "Between two levels")
+    time.sleep(event.get("seconds", 0))
