@@ -50,6 +50,6 @@ def assert_clean(project: Path) -> None:
 
 
 def test_an_unknown_or_hidden_answer_is_refused(render: Render) -> None:
-    for name in ("project_nam", "package_name", "project_slug", "_subdirectory"):
+    for name in ("project_nam", "project_slug", "_subdirectory"):
         with pytest.raises(ValueError, match=name):
             render({name: "anything"})

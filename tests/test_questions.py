@@ -16,7 +16,15 @@ from conftest import TEMPLATE, questions, run
 from jinja2 import Environment, FileSystemLoader
 
 ACCEPTED = {
-    "project_name": ["My Data Platform", "x", "Zoe's 2nd_Lake-House v1.5", "lakehouse", "A" * 40],
+    "project_name": [
+        "x",
+        "Zoë’s 2nd_Lake-House v1.5",
+        "R&D: C# (50 %)",
+        "数据平台",
+        "हिन्दी",
+        "A" * 60,
+    ],
+    "package_name": ["x", "my_data_platform", "lake2", "a" * 40],
     "gcp_project_id": ["my-project-123", "abcdef", "a" * 30, "data-platform-prod"],
     "region": ["europe-west4", "us-central1", "northamerica-northeast2", "africa-south1"],
     "lake_bucket": ["my-lake", "abc", "a" * 63, "data.example.com", "0_lake"],
@@ -39,16 +47,25 @@ BUCKET_REFUSED = {
 }
 REFUSED: dict[str, dict[str, str]] = {
     "project_name": {
-        "": "Begin with a letter",
-        "2nd Lake": "Begin with a letter",
-        "Lake ": "end with a letter or digit",
-        "Lake & House": "spaces and",
-        "Données": "A to Z",
-        "A" * 41: "At most 40",
-        "Class": "keyword of Python",
-        "JSON": "Python package would be called json",
-        "Dagster": "that this project installs",
-        "local-cloud": "called local_cloud",
+        "": "must not be empty",
+        "Lake ": "begin or end with a space",
+        'My "Lake"': "mean something else",
+        "C:\\Lake": "mean something else",
+        "Lake\nHouse": "control characters",
+        "{{ lake }}": "mean something else",
+        "A" * 61: "At most 60",
+    },
+    "package_name": {
+        "": "lowercase letters",
+        "MyLake": "lowercase letters",
+        "my-lake": "underscores",
+        "2nd_lake": "begins with a letter",
+        "lake_": "does not end with an underscore",
+        "lake__house": "single underscores",
+        "données": "from a to z",
+        "a" * 41: "At most 40",
+        "class": "class is taken",
+        "aux": "by Windows",
     },
     "gcp_project_id": {
         "": "6 to 30",
@@ -116,14 +133,45 @@ def test_a_wrong_answer_is_refused_with_the_rule(name: str, value: str, tmp_path
     assert REFUSED[name][value] in str(error.value)
 
 
+@pytest.mark.parametrize("project_name", ["Class", "JSON", "Dagster", "local-cloud"])
+def test_a_project_name_that_suggests_a_taken_package_name_is_refused(
+    project_name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"question 'package_name'.* is taken"):
+        answer(tmp_path, project_name=project_name)
+
+
 @pytest.fixture(scope="module")
-def taken_package_names() -> set[str]:
-    """The names that rules.jinja refuses."""
-    rules = Environment(
+def rules() -> Any:
+    """What rules.jinja defines."""
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         extensions=["jinja2_ansible_filters.AnsibleCoreFiltersExtension"],
     )
-    return set(rules.get_template("rules.jinja").make_module().taken_package_names)  # type: ignore[attr-defined]
+    return environment.get_template("rules.jinja").make_module()
+
+
+@pytest.fixture(scope="module")
+def taken_package_names(rules: Any) -> set[str]:
+    """The names that no project's package can have."""
+    return set(rules.taken_package_names)
+
+
+@pytest.mark.parametrize(
+    ("project_name", "package_name"),
+    [
+        ("My Data Platform", "my_data_platform"),
+        ("Zoe's  2nd_Lake-House v1.5", "zoes_2nd_lake_house_v1_5"),
+        ("Zoë’s Lake", "zos_lake"),
+        ("2nd Lake", "nd_lake"),
+        ("数据平台", "data_platform"),
+        (f"{'A' * 39} Lake", "a" * 39),
+    ],
+)
+def test_a_project_name_suggests_a_package_name(
+    project_name: str, package_name: str, rules: Any
+) -> None:
+    assert rules.package_name_of(project_name) == package_name
 
 
 def package_names(names: Iterable[str]) -> set[str]:
