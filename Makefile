@@ -14,11 +14,12 @@ test: uv
 	uv run ruff check
 	uv run ruff format --check
 	cd template && uv run ruff check --ignore N999 && uv run ruff format --check
-	uv run mypy tests
+	uv run mypy tests benchmarks/rendering.py
 	uv run pytest --numprocesses=2 --dist=loadfile
 
-# Measure the message transport beside the stock one, in a rendered project.
+# Measure the rendering, and the message transport beside the stock one, in a rendered project.
 benchmark: uv
+	uv run --no-dev python benchmarks/rendering.py
 	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/benchmark
 	cd build/benchmark/cloud_function && uv sync --quiet
 	uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' \

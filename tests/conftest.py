@@ -2,14 +2,20 @@
 
 import functools
 import os
+import re
+import shutil
 import signal
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import copier
 import pytest
+import pytest_copie.plugin
 import yaml
+from packaging.version import InvalidVersion, Version
 from pytest_copie.plugin import Copie
 
 TEMPLATE = Path(__file__).resolve().parent.parent
@@ -18,9 +24,9 @@ ANSWER_SETS = sorted((TEMPLATE / "tests" / "answers").glob("*.yml"))
 Render = Callable[..., Path]
 
 
-def questions() -> dict[str, dict[str, Any]]:
+def questions(template: Path = TEMPLATE) -> dict[str, dict[str, Any]]:
     """The questions that people are asked, by name."""
-    configuration = yaml.safe_load((TEMPLATE / "copier.yml").read_text())
+    configuration = yaml.safe_load((template / "copier.yml").read_text())
     return {
         name: question
         for name, question in configuration.items()
@@ -29,18 +35,30 @@ def questions() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def render(copie_session: Copie) -> Render:
+def copie_without_trust(copie_session: Copie) -> Iterator[Copie]:
+    """The plugin trusts every template, and cannot be told not to; here none is trusted."""
+
+    def run_copy(**options: Any) -> Any:
+        return copier.run_copy(**{**options, "unsafe": False}, quiet=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytest_copie.plugin, "run_copy", run_copy)
+        yield copie_session
+
+
+@pytest.fixture(scope="session")
+def render(copie_without_trust: Copie) -> Render:
     """Renders a project, with defaults for the answers that are not given.
 
     Copier ignores an answer to a question that it does not know, and would thus let a test with a
     misspelled name pass: here that is an error.
     """
 
-    def render(answers: Mapping[str, object] | None = None) -> Path:
+    def render(answers: Mapping[str, object] | None = None, template: Path = TEMPLATE) -> Path:
         answers = dict(answers or {})
-        if unknown := answers.keys() - questions().keys():
+        if unknown := answers.keys() - questions(template).keys():
             raise ValueError(f"Not questions that are asked: {', '.join(sorted(unknown))}")
-        result = copie_session.copy(extra_answers=answers)
+        result = copie_without_trust.copy(extra_answers=answers, template_dir=template)
         if result.exception is not None:
             raise result.exception
         assert result.project_dir is not None
@@ -97,6 +115,61 @@ def run(
             raise
     assert process.returncode == 0, f"{' '.join(command)} failed:\n{printed}"
     return subprocess.CompletedProcess(command, process.returncode, printed)
+
+
+def git(*arguments: str, cwd: Path) -> str:
+    """What git prints, run by somebody without settings of their own."""
+    identity = ("-c", "user.name=Owner", "-c", "user.email=owner@example.com")
+    settings = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    return run("git", *identity, *arguments, cwd=cwd, env=settings).stdout
+
+
+def is_version(tag: str) -> bool:
+    """Whether Copier takes a tag for a version."""
+    try:
+        return bool(Version(tag))
+    except InvalidVersion:
+        return False
+
+
+def commit_all(repository: Path, message: str) -> None:
+    """Commit every file, in a repository that is made where there is none."""
+    git("init", "--quiet", "--initial-branch=main", cwd=repository)
+    git("add", "--all", cwd=repository)
+    git("commit", "--quiet", f"--message={message}", cwd=repository)
+
+
+def copy_working_tree(destination: Path) -> None:
+    """Copy this template as it stands, without what git ignores."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=TEMPLATE)
+    for name in filter(None, listed.split("\0")):
+        if (TEMPLATE / name).is_file():
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(TEMPLATE / name, destination / name)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace the one occurrence of `old` in a file."""
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path} has {text.count(old)} times: {old}"
+    path.write_text(text.replace(old, new))
+
+
+def add_second_asset(project: Path) -> None:
+    """Do what the rendered README says under "Add an asset"."""
+    steps = re.findall(
+        r"^\d\. .*? in `(.+?)`:\n\n {3}```python\n(.*?)^ {3}```$",
+        (project / "README.md").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    assert len(steps) == 2
+    for path, code in steps:
+        assert (project / path).parent.is_dir()
+        (project / path).write_text(textwrap.dedent(code))
+
+
+RELEASES = [tag for tag in git("tag", cwd=TEMPLATE).split() if is_version(tag)]
+"""The tags of all versions of this template."""
 
 
 @pytest.fixture

@@ -2,26 +2,17 @@
 
 import json
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import Render, run
+from conftest import Render, add_second_asset, run
 
 
 @pytest.fixture(scope="module")
 def readme_project(render: Render) -> Path:
     """A project with the second asset that its README adds."""
     project = render()
-    steps = re.findall(
-        r"^\d\. .*? in `(.+?)`:\n\n {3}```python\n(.*?)^ {3}```$",
-        (project / "README.md").read_text(),
-        re.DOTALL | re.MULTILINE,
-    )
-    assert len(steps) == 2
-    for path, code in steps:
-        assert (project / path).parent.is_dir()
-        (project / path).write_text(textwrap.dedent(code))
+    add_second_asset(project)
     return project
 
 
@@ -53,7 +44,7 @@ def test_the_recipes_of_the_readme_are_all_that_there_are(project: Path) -> None
     listed = run("uv", "run", "just", cwd=project).stdout
     recipes = dict(re.findall(r"^ +(\w+) +# (.+)$", listed, re.MULTILINE))
 
-    assert named | {"fix"} == recipes.keys()
+    assert named | {"fix", "lint"} == recipes.keys()
     assert all(recipes.values())
 
 

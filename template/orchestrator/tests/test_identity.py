@@ -91,8 +91,8 @@ def test_a_request_to_https_carries_a_token_for_the_function(
         ("https://a-function-xyz.a.run.app", "https://a-function-xyz.a.run.app"),
         ("https://a-function-xyz.a.run.app/path?query", "https://a-function-xyz.a.run.app"),
         (
-            "https://europe-west4-p.cloudfunctions.net/a-function/path",
-            "https://europe-west4-p.cloudfunctions.net/a-function",
+            "https://us-central1-p.cloudfunctions.net/a-function/path",
+            "https://us-central1-p.cloudfunctions.net/a-function",
         ),
     ],
 )

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 GOOD = {
-    "FUNCTION_URL": "https://europe-west4-a-project.cloudfunctions.net/a-function",
+    "FUNCTION_URL": "https://us-central1-a-project.cloudfunctions.net/a-function",
     "LAKE_URI": "gs://a-lake",
     "MESSAGES_BUCKET": "some-messages",
 }

@@ -1,0 +1,39 @@
+"""The table of owners in docs/updates.md tells what Copier does."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from checks import ANSWERS_FILE, assert_owned, contents, owners, owning_path
+from conftest import TEMPLATE
+from jinja2 import Environment
+
+PACKAGE = "my_data_platform"
+
+
+def test_every_rendered_file_has_an_owner(project: Path) -> None:
+    assert_owned(contents(project))
+
+
+def test_every_path_in_the_table_is_rendered(project: Path) -> None:
+    used = {owning_path(name, PACKAGE) for name in contents(project)}
+
+    assert used == owners().keys()
+
+
+def test_the_table_names_known_owners() -> None:
+    assert set(owners().values()) == {"you", "both", "template", "Copier"}
+    assert owners()[ANSWERS_FILE] == "Copier"
+
+
+@pytest.mark.parametrize("operation", ["copy", "update"])
+def test_what_is_yours_is_rendered_once(operation: str) -> None:
+    configuration = yaml.safe_load((TEMPLATE / "copier.yml").read_text())
+    yours = {
+        f"/{path.replace('PACKAGE', '*')}" for path, owner in owners().items() if owner == "you"
+    }
+
+    assert set(configuration["_skip_if_exists"]) == yours
+    [exclude] = configuration["_exclude"]
+    excluded = Environment().from_string(exclude).render(_copier_operation=operation)
+    assert set(excluded.split()) == (yours if operation == "update" else set())
