@@ -108,10 +108,10 @@ def assert_nothing_leaked(files: Mapping[str, str], defaults: Mapping[str, Any])
 
 def owners() -> dict[str, str]:
     """Who owns each path: the table in docs/updates.md. A folder's path ends with a slash."""
-    table = re.findall(
-        r"^\| (`.+?`) \| (.+?) \|", (TEMPLATE / "docs" / "updates.md").read_text(), re.MULTILINE
-    )
-    return {path: owner for cell, owner in table for path in re.findall("`(.+?)`", cell)}
+    page = (TEMPLATE / "docs" / "updates.md").read_text()
+    _, _, table = page.partition("| path | owner |")
+    rows = re.findall(r"^\| (`.+?`) \| (.+?) \|", table.partition("\n\n")[0], re.MULTILINE)
+    return {path: owner for cell, owner in rows for path in re.findall("`(.+?)`", cell)}
 
 
 def owning_path(name: str, package: str) -> str | None:

@@ -5,10 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 from checks import ANSWERS_FILE, assert_owned, contents, owners, owning_path
-from conftest import TEMPLATE
+from conftest import TEMPLATE, Render
 from jinja2 import Environment
 
 PACKAGE = "my_data_platform"
+
+
+@pytest.fixture(scope="module")
+def project(render: Render) -> Path:
+    """A project as it is rendered: with none of the files that are made by its use."""
+    return render()
 
 
 def test_every_rendered_file_has_an_owner(project: Path) -> None:
