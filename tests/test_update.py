@@ -311,6 +311,23 @@ def test_a_package_that_its_owner_has_moved_is_renamed(make: Make) -> None:
     assert without(["README.md"], after) == without(["README.md"], fresh)
 
 
+def test_a_package_renamed_with_changes_in_it_shows_each_as_a_conflict(make: Make) -> None:
+    project = make()
+    add_second_asset(project)
+    definitions = project / "orchestrator" / "src" / PACKAGE / "definitions.py"
+    replace(definitions, "All definitions of this project.", "All that our team orchestrates.")
+    git("mv", f"orchestrator/src/{PACKAGE}", "orchestrator/src/zoo", cwd=project)
+    commit_all(project, "Change and move the package")
+
+    update(project, data={"package_name": "zoo"})
+
+    conflicts = re.findall(r"^UU (.+)$", git("status", "--porcelain", cwd=project), re.M)
+    assert conflicts == ["orchestrator/src/zoo/definitions.py"]
+    assert "All that our team orchestrates." in (project / conflicts[0]).read_text()
+    assert (project / "orchestrator" / "src" / "zoo" / "defs" / "cities.py").is_file()
+    assert not (project / "orchestrator" / "src" / PACKAGE).exists()
+
+
 def test_a_recopy_begins_again_but_keeps_your_files(make: Make) -> None:
     project = make()
     extend(project)
