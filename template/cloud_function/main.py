@@ -11,6 +11,7 @@ from google.cloud import storage
 from gcp_pipes import (
     PipesCloudStorageMessageWriter,
     answer_errors_as_json,
+    configure_logging,
     deadline,
     forward_logs,
     open_pipes,
@@ -22,6 +23,7 @@ from tasks import find_task
 
 __version__ = "0.1.0"
 
+configure_logging()
 logging.captureWarnings(True)  # to the log, and so to Dagster
 warnings.simplefilter("always", append=True)  # in every request, not only in the first one
 

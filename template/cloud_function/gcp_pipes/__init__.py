@@ -4,7 +4,7 @@ This package belongs to the template and is updated with it. Business logic live
 """
 
 from gcp_pipes.deadline import TaskTimeoutError, deadline
-from gcp_pipes.logs import forward_logs
+from gcp_pipes.logs import configure_logging, forward_logs
 from gcp_pipes.message_writer import (
     MessagesNotStoredError,
     PipesCloudStorageMessageWriter,
@@ -26,6 +26,7 @@ __all__ = [
     "PipesCloudStorageMessageWriterChannel",
     "TaskTimeoutError",
     "answer_errors_as_json",
+    "configure_logging",
     "deadline",
     "event_input",
     "forward_logs",

@@ -3,6 +3,7 @@
 import functools
 import logging
 import re
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,15 @@ from dagster_pipes import (
 )
 from werkzeug.exceptions import BadRequest
 
+from gcp_pipes.logs import log_request
 from gcp_pipes.message_writer import MessagesNotStoredError
+
+_TRACE_HEADERS = {  # each with the form of its value
+    "traceparent": r"[0-9a-f]{2}-([0-9a-f]{32})-",
+    "X-Cloud-Trace-Context": r"([0-9a-f]{32})(/|$)",
+}
+
+_logger = logging.getLogger(__name__)
 
 Event = Mapping[str, Any]
 """The body of a request: the inputs of the task, beside the two parameters of Pipes."""
@@ -83,26 +92,34 @@ def trace_id(request: flask.Request) -> str:
     Google's front end sends it as `traceparent` (`00-TRACE-SPAN-FLAGS`, W3C Trace Context) and as
     `X-Cloud-Trace-Context` (`TRACE/SPAN;o=OPTIONS`).
     """
-    if match := re.match(r"[0-9a-f]{2}-([0-9a-f]{32})-", request.headers.get("traceparent", "")):
-        return match[1]
-    return request.headers.get("X-Cloud-Trace-Context", "").split("/")[0] or "local"
+    for header, form in _TRACE_HEADERS.items():
+        if match := re.match(form, request.headers.get(header, "")):
+            return match[1]
+    return "local"
 
 
 def answer_errors_as_json(handler: Handler) -> Handler:
     """Answer 400 for a bad request and 500 for any other error, with `{"error": ...}` as the body.
 
-    The traceback of an unexpected error is logged. Dagster has it too if the error left the `with`
-    block of a Pipes context.
+    How a request ended is logged, with the traceback of an unexpected error, and with nothing else
+    of what the request was about. Dagster has the traceback too if the error left the `with` block
+    of a Pipes context.
     """
 
     @functools.wraps(handler)
     def answer(request: flask.Request) -> flask.typing.ResponseReturnValue:
-        try:
-            return handler(request)
-        except BadRequest as error:
-            return {"error": error.description}, 400
-        except Exception as error:
-            logging.getLogger(__name__).exception("The request failed")
-            return {"error": f"{type(error).__name__}: {error}"}, 500
+        started = time.monotonic()
+        with log_request(trace_id(request)):
+            _logger.info("The request has begun")
+            try:
+                response = handler(request)
+            except BadRequest as error:
+                _logger.warning("The request was refused: the answer says why")
+                return {"error": error.description}, 400
+            except Exception as error:
+                _logger.exception("The request failed after %.3f s", time.monotonic() - started)
+                return {"error": f"{type(error).__name__}: {error}"}, 500
+            _logger.info("The request succeeded after %.3f s", time.monotonic() - started)
+            return response
 
     return answer
