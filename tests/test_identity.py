@@ -1,35 +1,31 @@
 """Requests to a function behind https carry an identity token for it; local ones carry none.
 
-The function's https front end, the way there and the token endpoint stand in for Google's. The
-project is led to them by its environment alone: a proxy, a certificate authority, an account's key.
+Google's servers, and the way to them, are stood in for; the function and its front end are real
+enough to turn requests away. The project is led to them by its environment alone.
 """
 
-import base64
-import http.client
 import json
 import re
-import select
-import socket
-import ssl
-import threading
-import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import trustme
 from conftest import run
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from google_stand_ins import (
+    DAGSTER,
+    FUNCTION_HOST,
+    Google,
+    Request,
+    claims,
+    google_stand_ins,
+    service_account_key,
+)
 
-HOST = "people-abcdef-ew.a.run.app"
-EXPIRY = int(time.time()) + 3600
+FUNCTION_URL = f"https://{FUNCTION_HOST}/"
+AUDIENCE = f"https://{FUNCTION_HOST}"
 
 SCRIPT = """
 import json, os, sys
@@ -37,171 +33,118 @@ from pathlib import Path
 from local_cloud.cloud import local_cloud
 from local_cloud.materialize import materialize
 
-folder, front_url, settings_of_google = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+folder, google = Path(sys.argv[1]), json.loads(sys.argv[2])
 with local_cloud(folder / "lake") as settings:
     (folder / "function_url").write_text(settings["FUNCTION_URL"])
-    os.environ.update({**settings_of_google, **settings, "FUNCTION_URL": front_url})
+    os.environ.update({**settings, **google})
     report = materialize("my_data_platform")
 print("REPORT", json.dumps(report))
 """
 
+PERSON = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
+IMPERSONATION_URL = (
+    f"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{DAGSTER}"
+    ":generateAccessToken"
+)
+FEDERATION = {
+    "type": "external_account",
+    "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p",
+    "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+    "token_url": "https://sts.googleapis.com/v1/token",
+    "credential_source": {"file": "SUBJECT_TOKEN_FILE"},
+}
 
-@dataclass
-class Google:
-    """What stands in for Google's servers, and what they were asked.
+
+@dataclass(frozen=True)
+class Account:
+    """Who Dagster runs as.
 
     Attributes:
-        folder: Where the certificates, the key, and the function's local address are.
-        front_url: The plain http address of the front end.
-        settings: The environment that leads to the stand-ins.
-        authorizations: The `Authorization` of each request to the function.
-        audiences: Whom each token was asked for.
-        traces: The trace context and the execution id of each request to the function.
+        credentials: The content of its file of credentials, if it has one.
+        impersonates: Whether it is told to act as Dagster's service account.
+        asks: Whether a request for an identity token is as it should be.
     """
 
-    folder: Path
-    front_url: str = ""
-    settings: dict[str, str] = field(default_factory=dict)
-    authorizations: list[str | None] = field(default_factory=list)
-    audiences: list[str] = field(default_factory=list)
-    traces: list[tuple[str, str]] = field(default_factory=list)
+    credentials: dict[str, Any] | None
+    impersonates: bool
+    asks: Callable[[Request], bool]
 
 
-def encode(part: object) -> str:
-    return base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+def by_key(request: Request) -> bool:
+    """RFC 7523: a signed assertion of the account, with the audience that is wanted."""
+    assertion = claims(request.body["assertion"])
+    return (assertion["target_audience"], assertion["iss"]) == (AUDIENCE, DAGSTER)
 
 
-def token_for(audience: str) -> str:
-    claims = {"aud": audience, "exp": EXPIRY}
-    return f"{encode({'alg': 'RS256'})}.{encode(claims)}.{encode('signature')}"
-
-
-def front_end(google: Google) -> type[BaseHTTPRequestHandler]:
-    """Notes who asks, and passes the request on to the function."""
-
-    class FrontEnd(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            google.authorizations.append(self.headers["Authorization"])
-            google.traces.append(
-                (self.headers["traceparent"], self.headers["Function-Execution-Id"])
-            )
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            address = urlsplit((google.folder / "function_url").read_text()).netloc
-            function = http.client.HTTPConnection(address, timeout=60)
-            function.request("POST", self.path, body, {"Content-Type": "application/json"})
-            answer = function.getresponse()
-            text = answer.read()
-            self.send_response(answer.status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-            function.close()
-
-    return FrontEnd
-
-
-def token_endpoint(google: Google) -> type[BaseHTTPRequestHandler]:
-    """Exchanges a service account's assertion for an identity token, as RFC 7523 says."""
-
-    class TokenEndpoint(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            payload = form["assertion"][0].split(".")[1]
-            claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
-            google.audiences.append(claims["target_audience"])
-            text = json.dumps({"id_token": token_for(claims["target_audience"])}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-    return TokenEndpoint
-
-
-def proxy_to(port: int) -> type[BaseHTTPRequestHandler]:
-    """Takes every connection, wherever it wants to go, to `port` of this machine."""
-
-    class Proxy(BaseHTTPRequestHandler):
-        def do_CONNECT(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            with socket.create_connection(("127.0.0.1", port)) as there:
-                ends = {self.connection: there, there: self.connection}
-                while True:
-                    for end in select.select(list(ends), [], [], 60)[0]:
-                        data = end.recv(65536)
-                        if not data:
-                            self.close_connection = True
-                            return
-                        ends[end].sendall(data)
-
-    return Proxy
-
-
-@contextmanager
-def serving(
-    handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None
-) -> Iterator[int]:
-    """Serve on a free port while the block runs, over TLS if there is a context."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def service_account_key(token_port: int) -> dict[str, str]:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+def by_metadata(request: Request) -> bool:
+    """The metadata server's identity endpoint, with the header that it insists on."""
+    return (
+        request.path.startswith("/computeMetadata/v1/instance/service-accounts/default/identity?")
+        and f"audience={AUDIENCE}".replace("://", "%3A%2F%2F") in request.path
+        and request.headers["metadata-flavor"] == "Google"
     )
-    return {
-        "type": "service_account",
-        "client_email": "dagster@my-gcp-project.iam.gserviceaccount.com",
-        "private_key": pem.decode(),
-        "token_uri": f"http://127.0.0.1:{token_port}/token",
-    }
+
+
+def by_impersonation(bearer: str) -> Callable[[Request], bool]:
+    """IAM Credentials, asked by whoever has the right to act as the account."""
+
+    def asks(request: Request) -> bool:
+        return (
+            request.path == f"/v1/projects/-/serviceAccounts/{DAGSTER}:generateIdToken"
+            and request.body == {"audience": AUDIENCE, "delegates": [], "includeEmail": True}
+            and request.bearer == bearer
+        )
+
+    return asks
+
+
+ACCOUNTS = {
+    "key": Account(service_account_key(), False, by_key),
+    "metadata server": Account(None, False, by_metadata),
+    "impersonation": Account(
+        {
+            "type": "impersonated_service_account",
+            "service_account_impersonation_url": IMPERSONATION_URL,
+            "source_credentials": PERSON,
+            "delegates": [],
+        },
+        False,
+        by_impersonation("of-a-person"),
+    ),
+    "person": Account(PERSON, True, by_impersonation("of-a-person")),
+    "federation": Account(
+        {**FEDERATION, "service_account_impersonation_url": IMPERSONATION_URL},
+        False,
+        by_impersonation("of-a-workload"),
+    ),
+    "federation without an account": Account(FEDERATION, True, by_impersonation("of-a-workload")),
+}
 
 
 @pytest.fixture
 def google(tmp_path: Path) -> Iterator[Google]:
-    """Stand-ins for the function's front end, the token endpoint, and the network between."""
-    google = Google(tmp_path)
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(HOST).configure_cert(context)
-    with (
-        serving(front_end(google)) as front_port,
-        serving(front_end(google), context) as tls_port,
-        serving(token_endpoint(google)) as token_port,
-        serving(proxy_to(tls_port)) as proxy_port,
-    ):
-        key = tmp_path / "key.json"
-        key.write_text(json.dumps(service_account_key(token_port)))
-        google.front_url = f"http://127.0.0.1:{front_port}"
-        google.settings = {
-            "GOOGLE_APPLICATION_CREDENTIALS": str(key),
-            "GOOGLE_CLOUD_PROJECT": "my-gcp-project",
-            "HTTPS_PROXY": f"http://127.0.0.1:{proxy_port}",
-            "REQUESTS_CA_BUNDLE": str(tmp_path / "authority.pem"),
-        }
+    """Stand-ins for Google's servers."""
+    with google_stand_ins(tmp_path) as google:
         yield google
 
 
-def materialize(project: Path, google: Google, function_url: str) -> dict[str, Any]:
-    """Materialize the project's assets, with the function at `function_url`."""
+def materialize(project: Path, google: Google, account: str, **settings: str) -> dict[str, Any]:
+    """Materialize the project's assets as somebody, with the function behind its front end."""
+    who = ACCOUNTS[account]
+    environment = {"FUNCTION_URL": FUNCTION_URL, **google.settings, **settings}
+    if who.impersonates:
+        environment["IMPERSONATE_SERVICE_ACCOUNT"] = DAGSTER
+    if who.credentials is not None:
+        subject_token = google.folder / "subject_token"
+        subject_token.write_text("proof")
+        file = google.folder / "credentials.json"
+        text = json.dumps(who.credentials)
+        file.write_text(text.replace("SUBJECT_TOKEN_FILE", str(subject_token)))
+        environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(file)
     script = google.folder / "script.py"
     script.write_text(SCRIPT)
     printed = run(
-        *("uv", "run", "python", str(script), str(google.folder), function_url),
-        json.dumps(google.settings),
+        *("uv", "run", "python", str(script), str(google.folder), json.dumps(environment)),
         cwd=project / "orchestrator",
     ).stdout
     [report] = (line for line in printed.splitlines() if line.startswith("REPORT "))
@@ -209,32 +152,135 @@ def materialize(project: Path, google: Google, function_url: str) -> dict[str, A
     return result
 
 
-def test_a_request_to_https_carries_a_token_for_the_function(project: Path, google: Google) -> None:
-    report = materialize(project, google, f"https://{HOST}/")
+def identity_requests(google: Google) -> list[Request]:
+    """The requests for identity tokens, without those that only lead to them."""
+    return [
+        request
+        for request in google.asked
+        if request.path.endswith("generateIdToken")
+        or "/identity?" in request.path
+        or "assertion" in request.body
+    ]
+
+
+@pytest.mark.parametrize("name", ACCOUNTS)
+def test_a_token_is_asked_for_and_once_more_if_it_is_rejected(
+    name: str, project: Path, google: Google
+) -> None:
+    google.rejections = 1
+
+    report = materialize(project, google, name)
 
     assert report["errors"] == []
     assert "people" in report["assets"]
-    assert google.audiences == [f"https://{HOST}"]
-    assert google.authorizations == [f"Bearer {token_for(f'https://{HOST}')}"]
+    asked = identity_requests(google)
+    assert len(asked) == 2
+    assert all(ACCOUNTS[name].asks(request) for request in asked)
+    first, second = (claims(call.bearer or "") for call in google.calls)
+    assert first["aud"] == second["aud"] == AUDIENCE
+    assert first["number"] != second["number"]
+
+
+def test_a_workload_proves_who_it_is_by_its_own_token(project: Path, google: Google) -> None:
+    materialize(project, google, "federation")
+
+    exchange = google.asked[0]
+    assert (exchange.host, exchange.path) == ("sts.googleapis.com", "/v1/token")
+    assert exchange.body["subject_token"] == "proof"
+    assert exchange.body["audience"] == FEDERATION["audience"]
+    assert exchange.body["grant_type"] == "urn:ietf:params:oauth:grant-type:token-exchange"
+
+
+def test_messages_are_read_as_the_account_that_is_impersonated(
+    project: Path, google: Google
+) -> None:
+    materialize(project, google, "person")
+
+    asked = [request for request in google.asked if request.path.endswith("AccessToken")]
+    assert {request.path.rpartition("/")[2] for request in asked} == {
+        f"{DAGSTER}:generateAccessToken"
+    }
+    assert {request.bearer for request in asked} == {"of-a-person"}
+
+
+def test_a_token_that_is_always_rejected_fails_the_step_after_two_requests(
+    project: Path, google: Google
+) -> None:
+    google.rejections = 1_000
+
+    report = materialize(project, google, "key")
+
+    assert len(google.calls) == 2
+    error, *_ = report["errors"]
+    assert 'answered 401: Unauthorized (Bearer error="invalid_token").' in error
+    assert f"an identity token of {DAGSTER} for {AUDIENCE}. If the function " in error
+    assert google.calls[0].bearer not in error
+
+
+def test_a_request_without_a_token_is_turned_away_and_the_step_says_so(
+    project: Path, google: Google
+) -> None:
+    report = materialize(project, google, "key", FUNCTION_URL=google.front_url)
+
+    assert [call.bearer for call in google.calls] == [None]
+    assert google.asked == []
+    error, *_ = report["errors"]
+    assert "answered 403: Forbidden. The request carried no identity token, since it was" in error
+    assert "Call the function by its https URL." in error
+
+
+def test_a_token_for_another_audience_is_turned_away_and_the_step_says_so(
+    project: Path, google: Google
+) -> None:
+    google.audience = "https://people.example.com"
+
+    report = materialize(project, google, "key")
+
+    error, *_ = report["errors"]
+    assert "answered 401: Unauthorized" in error
+    assert f"for {AUDIENCE}. If the function is known by another URL, set FUNCTION_AUD" in error
+
+
+def test_an_account_that_may_not_call_the_function_is_named(project: Path, google: Google) -> None:
+    google.forbidden = True
+
+    report = materialize(project, google, "key")
+
+    error, *_ = report["errors"]
+    assert f"answered 403: Forbidden. The request carried an identity token of {DAGSTER}" in error
+    assert "Grant roles/run.invoker on the function to that account." in error
+
+
+def test_the_audience_can_be_set(project: Path, google: Google) -> None:
+    google.audience = "https://people.example.com"
+
+    report = materialize(project, google, "key", FUNCTION_AUDIENCE="https://people.example.com")
+
+    assert report["errors"] == []
+
+
+def test_an_expired_token_is_turned_away_and_the_step_says_so(
+    project: Path, google: Google
+) -> None:
+    google.lifetime = -30
+
+    report = materialize(project, google, "key")
+
+    error, *_ = report["errors"]
+    assert "answered 401: Unauthorized" in error
+    assert re.search(r"which expired at \d{4}-.*\. Is this machine's clock right\?", error)
 
 
 def test_the_logs_of_a_call_can_be_found(project: Path, google: Google) -> None:
-    metadata = materialize(project, google, f"https://{HOST}/")["assets"]["people"]["metadata"]
+    metadata = materialize(project, google, "key")["assets"]["people"]["metadata"]
 
-    [(trace_context, execution_id)] = google.traces
+    [call] = google.calls
+    execution_id = call.headers["function-execution-id"]
     assert str(uuid.UUID(execution_id)) == execution_id  # the id of the run
-    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", trace_context)
-    trace = trace_context.split("-")[1]
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", call.headers["traceparent"])
+    trace = call.headers["traceparent"].split("-")[1]
     assert metadata["cloud_function_trace"] == trace
     assert metadata["cloud_function_logs"] == (
         "https://console.cloud.google.com/logs/query;query=trace%3D%22projects%2Fmy-gcp-project"
         f"%2Ftraces%2F{trace}%22?project=my-gcp-project"
     )
-
-
-def test_a_request_to_this_machine_carries_no_token(project: Path, google: Google) -> None:
-    report = materialize(project, google, google.front_url)
-
-    assert report["errors"] == []
-    assert google.audiences == []
-    assert google.authorizations == [None]

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth.transport.requests import AuthorizedSession, Request
 
-Open = Callable[[str], requests.Session]
+Open = Callable[..., requests.Session]
 Serve = Callable[[Answer], AbstractContextManager[WebServer]]
 
 
@@ -102,13 +102,13 @@ def test_a_token_is_for_the_root_url_of_the_function(
     assert audience_of(url) == audience
 
 
-def test_a_person_is_told_to_log_in_as_a_service_account(
+def test_a_person_is_told_to_impersonate_a_service_account(
     http_session: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     person = {"client_id": "c", "client_secret": "s", "refresh_token": "r"}
     log_in(monkeypatch, tmp_path, {"type": "authorized_user", **person})
 
-    with pytest.raises(Exception, match="--impersonate-service-account"):
+    with pytest.raises(Exception, match="the account of a person"):
         http_session("https://a-function-xyz.a.run.app")
 
 

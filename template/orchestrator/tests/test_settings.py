@@ -20,6 +20,8 @@ Read = Callable[[Mapping[str, str]], object]
         {**GOOD, "FUNCTION_URL": "http://127.0.0.1:8080", "LAKE_URI": "/data/lake"},
         {**GOOD, "FUNCTION_URL": "http://localhost:8080", "LAKE_URI": "gs://a-lake/tables"},
         {**GOOD, "FUNCTION_TIMEOUT": "540"},
+        {**GOOD, "FUNCTION_AUDIENCE": "https://people.example.com"},
+        {**GOOD, "IMPERSONATE_SERVICE_ACCOUNT": "dagster@a-project.iam.gserviceaccount.com"},
     ],
 )
 def test_good_settings_are_read(environment: Mapping[str, str], read_settings: Read) -> None:
@@ -27,7 +29,7 @@ def test_good_settings_are_read(environment: Mapping[str, str], read_settings: R
 
     assert settings.pop("function_timeout") == float(environment.get("FUNCTION_TIMEOUT", "3600"))
     for name, value in settings.items():
-        assert value == environment[name.upper()]
+        assert value == environment.get(name.upper())
 
 
 @pytest.mark.parametrize("variable", GOOD)
@@ -46,6 +48,11 @@ def test_a_wrong_setting_is_named_with_the_fix(
 def test_a_wrong_timeout_is_named(value: str, read_settings: Read) -> None:
     with pytest.raises(dg.Failure, match=f"FUNCTION_TIMEOUT must be .* it is '{value}'"):
         read_settings({**GOOD, "FUNCTION_TIMEOUT": value})
+
+
+def test_an_account_that_is_no_service_account_is_named(read_settings: Read) -> None:
+    with pytest.raises(dg.Failure, match="e-mail address of a service account"):
+        read_settings({**GOOD, "IMPERSONATE_SERVICE_ACCOUNT": "me@example.com"})
 
 
 @pytest.mark.parametrize("variable", GOOD)

@@ -34,16 +34,23 @@ class Settings:
         lake_uri: The data lake: `gs://bucket`, or the absolute path of a local folder.
         messages_bucket: Name of the bucket that brings messages from the function to Dagster.
         function_timeout: The function's own timeout, in seconds.
+        function_audience: Whom identity tokens for the function are for; None for its root URL.
+        impersonate_service_account: The service account to act as, its e-mail address; None to act
+            as the account that Dagster runs as.
     """
 
     function_url: str
     lake_uri: str
     messages_bucket: str
     function_timeout: float
+    function_audience: str | None
+    impersonate_service_account: str | None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Read `FUNCTION_URL`, `LAKE_URI`, `MESSAGES_BUCKET` and, if set, `FUNCTION_TIMEOUT`.
+        """Read `FUNCTION_URL`, `LAKE_URI` and `MESSAGES_BUCKET`, and what else is set.
+
+        That may be `FUNCTION_TIMEOUT`, `FUNCTION_AUDIENCE` and `IMPERSONATE_SERVICE_ACCOUNT`.
 
         Raises:
             SettingsError: One of them is malformed, or one of the first three is missing.
@@ -53,6 +60,8 @@ class Settings:
             lake_uri=_lake_uri(environment),
             messages_bucket=_messages_bucket(environment),
             function_timeout=_function_timeout(environment),
+            function_audience=_optional(environment, "FUNCTION_AUDIENCE"),
+            impersonate_service_account=_impersonate_service_account(environment),
         )
 
 
@@ -86,7 +95,7 @@ def _messages_bucket(environment: Mapping[str, str]) -> str:
 
 
 def _function_timeout(environment: Mapping[str, str]) -> float:
-    text = environment.get("FUNCTION_TIMEOUT", "").strip() or _LONGEST_TIMEOUT
+    text = _optional(environment, "FUNCTION_TIMEOUT") or _LONGEST_TIMEOUT
     if not re.fullmatch(r"[0-9]+", text) or not 0 < int(text) <= int(_LONGEST_TIMEOUT):
         raise SettingsError(
             "FUNCTION_TIMEOUT",
@@ -95,8 +104,22 @@ def _function_timeout(environment: Mapping[str, str]) -> float:
     return float(text)
 
 
+def _impersonate_service_account(environment: Mapping[str, str]) -> str | None:
+    account = _optional(environment, "IMPERSONATE_SERVICE_ACCOUNT")
+    if account is not None and not re.fullmatch(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com", account):
+        raise SettingsError(
+            "IMPERSONATE_SERVICE_ACCOUNT",
+            f"must be the e-mail address of a service account; it is {account!r}.",
+        )
+    return account
+
+
 def _required(environment: Mapping[str, str], variable: str) -> str:
-    value = environment.get(variable, "").strip()
-    if not value:
+    value = _optional(environment, variable)
+    if value is None:
         raise SettingsError(variable, "is not set.")
     return value
+
+
+def _optional(environment: Mapping[str, str], variable: str) -> str | None:
+    return environment.get(variable, "").strip() or None

@@ -7,6 +7,7 @@ import dagster as dg
 from google.cloud import storage
 
 from ..pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from ..pipes.identity import find_credentials
 from ..settings import Settings
 
 
@@ -20,7 +21,9 @@ def settings() -> Settings:
 def pipes_function_client(context: dg.InitResourceContext) -> Iterator[PipesCloudFunctionClient]:
     """Calls the cloud function, and reads its messages from the bucket in the settings."""
     settings: Settings = context.resources.settings
-    with closing(storage.Client()) as storage_client:
+    account = settings.impersonate_service_account
+    credentials = find_credentials(impersonate=account) if account else None
+    with closing(storage.Client(credentials=credentials)) as storage_client:
         reader = PipesCloudStorageMessageReader(
             bucket=settings.messages_bucket, client=storage_client
         )
@@ -28,6 +31,8 @@ def pipes_function_client(context: dg.InitResourceContext) -> Iterator[PipesClou
             message_reader=reader,
             timeout=settings.function_timeout,
             project=storage_client.project,
+            audience=settings.function_audience,
+            impersonate=account,
         )
         with closing(client):
             yield client

@@ -21,7 +21,7 @@ import requests
 from dagster_pipes import DagsterPipesError, PipesException, PipesExtras
 
 from .dagster_internals import TreatAsResourceParam, build_external_execution_context_data
-from .identity import IdentityError, audience, http_session, is_loopback
+from .identity import IdentityError, explain_refusal, http_session, is_loopback, root_url
 from .invocation import CloudFunctionAnswer, Outcome, invoke_cloud_function
 from .message_handler import CloudFunctionMessageHandler
 
@@ -36,8 +36,6 @@ _MUST_RETURN_RESULTS = (
 )
 _HINTS = {
     None: "Is FUNCTION_URL the function's own URL, and is the function running?",
-    401: "Is FUNCTION_URL the function's own URL? A token is only good for one function.",
-    403: "Grant roles/run.invoker on the function to the account that runs Dagster.",
     404: "Is FUNCTION_URL the function's own URL, and is the function deployed?",
     429: "The function has no free instance: raise its number of instances or its concurrency.",
     503: "The function could not be started, or its instance died: its logs tell why.",
@@ -74,6 +72,9 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         implicit_materializations: Whether an asset that the function does not report is taken for
             materialized if the call succeeded.
         project: The Google Cloud project of the function, for the link to its logs.
+        audience: Whom identity tokens are for; the function's root URL unless given.
+        impersonate: The service account to call functions as, an e-mail address. Unless it is
+            given, that is the account that Dagster runs as.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         retry_timeout: float = 60.0,
         implicit_materializations: bool = False,
         project: str | None = None,
+        audience: str | None = None,
+        impersonate: str | None = None,
     ) -> None:
         self._message_reader = message_reader
         self._context_injector = context_injector or PipesCloudFunctionEventContextInjector()
@@ -92,6 +95,8 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         self._retry_timeout = retry_timeout
         self._implicit_materializations = implicit_materializations
         self._project = project
+        self._audience = audience
+        self._impersonate = impersonate
         self._sessions: dict[str, requests.Session] = {}
         self._sessions_lock = threading.Lock()
 
@@ -168,8 +173,9 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         reading_problem = None
         try:
             with self._open_session(context, extras, handler) as session:
+                http_session = self._http_session(function_url)
                 answer = invoke_cloud_function(
-                    self._http_session(function_url),
+                    http_session,
                     url=function_url,
                     data={**event, **session.get_bootstrap_env_vars()},
                     headers={
@@ -187,7 +193,18 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             ) from error
         except DagsterPipesError as error:
             reading_problem = str(error)
-        return _Call(session, handler, answer, trace, reading_problem, time.monotonic() - started)
+        refusal = None
+        if answer.status in (401, 403):
+            refusal = explain_refusal(http_session, answer.status)
+        return _Call(
+            session,
+            handler,
+            answer,
+            trace,
+            refusal,
+            reading_problem,
+            time.monotonic() - started,
+        )
 
     @contextmanager
     def _open_session(
@@ -209,10 +226,12 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
     def _http_session(self, function_url: str) -> requests.Session:
         """The session for a function: shared by its calls, since it keeps connections and token."""
-        key = audience(function_url)
+        key = root_url(function_url)
         with self._sessions_lock:
             if key not in self._sessions:
-                self._sessions[key] = http_session(function_url)
+                self._sessions[key] = http_session(
+                    function_url, audience=self._audience, impersonate=self._impersonate
+                )
             return self._sessions[key]
 
     def _wait_until_closed(
@@ -289,6 +308,7 @@ class _Call:
 
     Attributes:
         trace: The trace that the request belongs to, and the function's logs of it.
+        refusal: Why the function has turned the caller away, or None.
         reading_problem: What is wrong with the messages, or None.
         seconds: How long it took, with the reading of the last messages.
     """
@@ -297,6 +317,7 @@ class _Call:
     handler: CloudFunctionMessageHandler
     answer: CloudFunctionAnswer
     trace: str
+    refusal: str | None
     reading_problem: str | None
     seconds: float
 
@@ -326,7 +347,7 @@ def _find_failure(call: _Call) -> str | None:
     if answer.error is not None:
         status = f"answered {answer.status}" if answer.status else "was not reached"
         hint = _HINTS.get(answer.status, "Its logs may tell more.")
-        return f"The cloud function {status}: {answer.error} {hint}"
+        return f"The cloud function {status}: {answer.error} {call.refusal or hint}"
     return None
 
 

@@ -122,8 +122,15 @@ def _never_connected(error: requests.RequestException) -> bool:
 
 
 def _error_text(response: requests.Response) -> str:
-    """What the response says is wrong: `error` in its JSON body, or else its text."""
+    """What the response says is wrong: `error` in its JSON body, or else its text.
+
+    Google's front end answers with a page for browsers; what it refuses a token for is in a header.
+    """
+    if challenge := response.headers.get("WWW-Authenticate"):
+        return f"{response.reason} ({challenge})."
+    if response.text.lstrip().startswith("<"):
+        return f"{response.reason}."
     try:
         return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return response.text[:_ERROR_TEXT_LIMIT] or str(response.reason)
+        return response.text[:_ERROR_TEXT_LIMIT] or f"{response.reason}."
