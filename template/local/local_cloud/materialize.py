@@ -45,7 +45,7 @@ def materialize(package: str) -> dict[str, Any]:
                 },
             }
         elif event.is_failure:
-            report["errors"].append(_reason(event))
+            report["errors"].append(reason(event))
     return report
 
 
@@ -55,7 +55,8 @@ def _text(value: dg.MetadataValue[Any]) -> str:
     return str(value.value)
 
 
-def _reason(event: dg.DagsterEvent) -> str:
+def reason(event: dg.DagsterEvent) -> str:
+    """Why a step or a run failed: what its error began with, without the stack."""
     data: Any = event.event_specific_data
     if (failure := getattr(data, "user_failure_data", None)) and failure.description:
         return str(failure.description)

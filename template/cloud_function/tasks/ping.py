@@ -1,0 +1,10 @@
+"""Does nothing but answer: `just doctor` calls it, to see whether messages arrive."""
+
+from dagster_pipes import PipesContext
+
+from gcp_pipes import Event
+
+
+def run(pipes: PipesContext, event: Event) -> None:
+    """Say that the function is there."""
+    pipes.log.info("pong")

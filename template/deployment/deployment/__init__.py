@@ -1,0 +1,1 @@
+"""Brings the project to Google Cloud."""

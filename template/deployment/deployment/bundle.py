@@ -1,0 +1,125 @@
+"""Makes build/function.zip, which Google Cloud builds the function from: `just bundle`.
+
+It holds the sources of cloud_function/ and a requirements.txt with the locked version and the
+hashes of each package. The same sources make the same bytes, on every machine: so its hash says
+whether a deployment would change anything.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import ZipFile, ZipInfo
+
+from deployment.errors import DeploymentError
+
+PROJECT = Path(__file__).resolve().parents[2]
+_SOURCES = PROJECT / "cloud_function"
+_BUNDLE = PROJECT / "build" / "function.zip"
+_REQUIREMENTS = "requirements.txt"
+
+# Not needed to run the function. Names that begin with a dot are left out, too.
+_DEVELOPMENT = {"tests", "pyproject.toml", "uv.lock", "__pycache__"}
+
+_UV = os.environ.get("UV", "uv")  # `uv run` tells its children which uv it is
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The function's sources and requirements, in one file.
+
+    Attributes:
+        path: The file.
+        sha256: The hash of its content, in hexadecimal.
+    """
+
+    path: Path
+    sha256: str
+
+
+def main() -> int:
+    """Make the bundle, and print where it is.
+
+    Returns:
+        The exit status: 0, or 1 for a failure.
+    """
+    try:
+        bundle = make_bundle()
+    except DeploymentError as error:
+        print(f"No bundle was made: {error}", file=sys.stderr)
+        return 1
+    print(f"{bundle.path.relative_to(PROJECT)}  sha256:{bundle.sha256}")
+    return 0
+
+
+def make_bundle() -> Bundle:
+    """Make build/function.zip anew.
+
+    Raises:
+        DeploymentError: The function's sources or its lock file are not fit to be deployed.
+    """
+    files = {path.relative_to(_SOURCES).as_posix(): path for path in _source_files(_SOURCES)}
+    if "main.py" not in files:
+        raise DeploymentError("cloud_function/main.py is missing: Google Cloud begins there.")
+    if _REQUIREMENTS in files:
+        raise DeploymentError(
+            f"cloud_function/{_REQUIREMENTS} is in the way: the bundle's is made from uv.lock. "
+            "Delete it, and add what it requires with `uv add`."
+        )
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    contents[_REQUIREMENTS] = _export_requirements()
+
+    _BUNDLE.parent.mkdir(exist_ok=True)
+    with ZipFile(_BUNDLE, "w") as archive:
+        for name, content in sorted(contents.items()):
+            archive.writestr(_zip_entry(name), content)
+    return Bundle(_BUNDLE, hashlib.sha256(_BUNDLE.read_bytes()).hexdigest())
+
+
+def _source_files(folder: Path) -> Iterator[Path]:
+    """The files that the function is made of."""
+    for path in folder.iterdir():
+        if path.name in _DEVELOPMENT or path.name.startswith("."):
+            continue
+        if path.is_symlink():
+            raise DeploymentError(
+                f"{path.relative_to(PROJECT)} is a symbolic link: what it leads to may differ on "
+                "another machine. Put the file itself there."
+            )
+        if path.is_dir():
+            yield from _source_files(path)
+        else:
+            yield path
+
+
+def _export_requirements() -> bytes:
+    """The function's packages, each at its locked version, and with its hashes."""
+    command = [_UV, "export", "--locked", "--no-dev", "--no-emit-project", "--no-header"]
+    exported = subprocess.run(
+        [*command, "--no-annotate", "--format=requirements.txt"],
+        cwd=_SOURCES,
+        capture_output=True,
+        check=False,
+    )
+    if exported.returncode != 0:
+        raise DeploymentError(
+            f"uv cannot export the function's requirements. {exported.stderr.decode().strip()} If "
+            "uv.lock is missing or out of date, `uv lock --directory cloud_function` writes it: "
+            "look at what has changed, and commit it."
+        )
+    return exported.stdout
+
+
+def _zip_entry(name: str) -> ZipInfo:
+    """An entry that does not tell when and where it was made; compression would depend on that."""
+    entry = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    entry.create_system = 3  # Unix, which knows the permissions in the next line
+    entry.external_attr = 0o644 << 16
+    return entry
+
+
+if __name__ == "__main__":
+    sys.exit(main())

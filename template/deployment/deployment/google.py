@@ -1,0 +1,89 @@
+"""Google Cloud's HTTP APIs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import google.auth
+import requests
+from deployment.errors import DeploymentError
+from google.auth.credentials import Credentials
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+from google.auth.transport.requests import AuthorizedSession
+
+SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+_TIMEOUT = 60.0  # seconds
+
+LOGIN = "gcloud auth application-default login"
+
+
+class GoogleError(DeploymentError):
+    """Google Cloud refused a request, or could not be reached.
+
+    Attributes:
+        status: The HTTP status, or None if there was no answer.
+    """
+
+    def __init__(self, status: int | None, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class GoogleApi:
+    """Requests to Google Cloud, answered as JSON.
+
+    Args:
+        credentials: Whose requests they are.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._session = AuthorizedSession(credentials)
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str | list[str]] | None = None,
+        json: object = None,
+        data: bytes | None = None,
+    ) -> dict[str, Any]:
+        """Send a request.
+
+        Raises:
+            GoogleError: It was refused, or there was no answer.
+        """
+        try:
+            response = self._session.request(
+                method, url, params=params, json=json, data=data, timeout=_TIMEOUT
+            )
+        except (requests.RequestException, GoogleAuthError) as error:
+            raise GoogleError(None, f"{url} could not be asked: {error}") from error
+        if not response.ok:
+            raise GoogleError(response.status_code, _error_text(response))
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+
+def find_credentials() -> Credentials:
+    """The credentials of whoever is logged in on this machine.
+
+    Raises:
+        DeploymentError: Nobody is.
+    """
+    try:
+        credentials: Credentials = google.auth.default(scopes=SCOPES)[0]
+    except DefaultCredentialsError as error:
+        raise DeploymentError(f"Nobody is logged in to Google Cloud: {LOGIN}") from error
+    return credentials
+
+
+def _error_text(response: requests.Response) -> str:
+    """What Google says is wrong: `error.message` of its JSON answer."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.status_code} {response.reason}"

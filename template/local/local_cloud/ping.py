@@ -1,0 +1,57 @@
+"""Calls the function as Dagster does, with a task that does nothing: for `just doctor`.
+
+Runs in the orchestrator's environment: `python -m local_cloud.ping PACKAGE`, with the
+orchestrator's package. Prints a JSON object: `token` and `round_trip`, each null, or what is wrong.
+"""
+
+import importlib
+import json
+import sys
+
+import dagster as dg
+from local_cloud.materialize import reason
+
+
+def ping(package: str) -> dict[str, str | None]:
+    """Ask for an identity token; then call the function, and read its messages."""
+    settings = importlib.import_module(f"{package}.settings").Settings.from_environment()
+    identity = importlib.import_module(f"{package}.pipes.identity")
+    try:
+        identity.http_session(
+            settings.function_url,
+            audience=settings.function_audience,
+            impersonate=settings.impersonate_service_account,
+        ).close()
+    except identity.IdentityError as error:
+        return {"token": str(error), "round_trip": None}
+    return {"token": None, "round_trip": call_function(package)}
+
+
+def call_function(package: str) -> str | None:
+    """Call the function in a run of its own, kept in memory.
+
+    Returns:
+        Why the run failed, or None.
+    """
+    resources = importlib.import_module(f"{package}.defs.resources")
+
+    @dg.op(required_resource_keys={"settings", "pipes_function_client"})
+    def call(context: dg.OpExecutionContext) -> None:
+        context.resources.pipes_function_client.run(
+            context=context,
+            function_url=context.resources.settings.function_url,
+            event={"task": "ping"},
+        )
+
+    @dg.job(resource_defs=dict(resources.resources().resources))
+    def round_trip() -> None:
+        call()
+
+    with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
+        result = round_trip.execute_in_process(instance=instance, raise_on_error=False)
+    failures = [event for event in result.all_events if event.is_failure]
+    return reason(failures[0]) if failures else None
+
+
+if __name__ == "__main__":
+    print(json.dumps(ping(sys.argv[1])))

@@ -1,0 +1,153 @@
+"""The function's bundle: the same sources make the same bytes, and they are all that it needs."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from conftest import Render, fail, replace, run
+
+SERVE = """
+import base64, json, sys, zlib
+import requests
+from local_cloud.cloud import storage_emulator
+from local_cloud.processes import free_port, running
+
+def encode(value):
+    return base64.b64encode(zlib.compress(json.dumps(value).encode())).decode()
+
+program, folder = sys.argv[1:]
+with storage_emulator() as storage:
+    bucket = storage["MESSAGES_BUCKET"]
+    event = {
+        "task": "ping",
+        "DAGSTER_PIPES_CONTEXT": encode({"data": {"asset_keys": ["any"], "run_id": "a-run"}}),
+        "DAGSTER_PIPES_MESSAGES": encode({"bucket": bucket, "key_prefix": "a-call"}),
+    }
+    port = free_port()
+    command = [program, "--target=main", "--host=127.0.0.1", f"--port={port}"]
+    with running("function", command, port=port, environment=storage, directory=folder):
+        answer = requests.post(f"http://127.0.0.1:{port}", json=event, timeout=60)
+    url = f"{storage['STORAGE_EMULATOR_HOST']}/storage/v1/b/{bucket}/o/a-call%2F2.json?alt=media"
+    print("ANSWER", answer.status_code, answer.text.strip())
+    print("MESSAGES", requests.get(url, timeout=60).text.replace(chr(10), " "))
+"""
+
+
+@pytest.fixture
+def project(render: Render) -> Path:
+    """A project whose function has a lock file."""
+    project = render()
+    run("uv", "lock", cwd=project / "cloud_function")
+    return project
+
+
+def bundle(project: Path, **environment: str) -> Path:
+    """Make the bundle."""
+    run("uv", "run", "just", "bundle", cwd=project, env=environment)
+    return project / "build" / "function.zip"
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def refusal(project: Path) -> str:
+    """What is said of sources that make no bundle."""
+    return fail("uv", "run", "just", "bundle", cwd=project)
+
+
+def test_the_same_sources_make_the_same_bundle(project: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "another place"
+    shutil.copytree(project, elsewhere, ignore=shutil.ignore_patterns(".venv", "build"))
+    for path in (elsewhere / "cloud_function").rglob("*.py"):
+        path.chmod(0o600)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    (elsewhere / "cloud_function" / "__pycache__").mkdir(exist_ok=True)
+    (elsewhere / "cloud_function" / "__pycache__" / "main.pyc").touch()
+    (elsewhere / "cloud_function" / ".env").write_text("SECRET=sesame\n")
+    (elsewhere / "cloud_function" / "tests" / "notes.txt").touch()
+
+    first = sha256(bundle(project))
+
+    assert sha256(bundle(project)) == first
+    assert sha256(bundle(elsewhere, TZ="Asia/Tokyo", LC_ALL="C", PYTHONHASHSEED="7")) == first
+    with (elsewhere / "cloud_function" / "lake.py").open("a") as source:
+        source.write("# changed\n")
+    assert sha256(bundle(elsewhere)) != first
+
+
+def test_it_holds_sources_and_hashed_requirements_and_is_all_that_the_function_needs(
+    project: Path, tmp_path: Path
+) -> None:
+    (project / "cloud_function" / "tasks" / "query.sql").write_text("SELECT 1\n")
+
+    with ZipFile(bundle(project)) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "function")
+
+    sources = project / "cloud_function"
+    assert names == sorted(
+        [
+            *("main.py", "settings.py", "lake.py", "requirements.txt", "tasks/query.sql"),
+            *(str(path.relative_to(sources)) for path in (sources / "gcp_pipes").glob("*.py")),
+            *(str(path.relative_to(sources)) for path in (sources / "tasks").glob("*.py")),
+        ]
+    )
+    requirements = (tmp_path / "function" / "requirements.txt").read_text()
+    assert "functions-framework==" in requirements
+    assert not any(
+        name in requirements for name in ("pytest", "mypy", "local-cloud", "http", "-e ")
+    )
+
+    run("uv", "venv", str(tmp_path / "venv"), cwd=tmp_path)
+    run(
+        *("uv", "pip", "install", "--require-hashes", "--requirement=function/requirements.txt"),
+        cwd=tmp_path,
+        env={"VIRTUAL_ENV": str(tmp_path / "venv")},
+    )
+    (tmp_path / "serve.py").write_text(SERVE)
+    program = tmp_path / "venv" / "bin" / "functions-framework"
+    printed = run(
+        *("uv", "run", "python", str(tmp_path / "serve.py")),
+        *(str(program), str(tmp_path / "function")),
+        cwd=project,
+    ).stdout
+
+    assert 'ANSWER 200 {"status":"succeeded"}' in printed
+    assert "pong" in printed.partition("MESSAGES")[2]
+
+
+def test_a_lock_file_that_is_missing_or_out_of_date_is_not_written_in_passing(
+    project: Path,
+) -> None:
+    lock = project / "cloud_function" / "uv.lock"
+    lock.unlink()
+
+    assert "`uv lock --directory cloud_function` writes it" in refusal(project)
+    assert not lock.exists()
+
+    run("uv", "lock", cwd=project / "cloud_function")
+    before = lock.read_text()
+    replace(project / "cloud_function" / "pyproject.toml", '"faker>=37"', '"faker>=37,<99"')
+
+    assert "`uv lock --directory cloud_function` writes it" in refusal(project)
+    assert lock.read_text() == before
+
+
+def test_sources_that_would_not_run_or_not_be_the_same_elsewhere_are_refused(
+    project: Path,
+) -> None:
+    sources = project / "cloud_function"
+    (sources / "shared.py").symlink_to(project / "README.md")
+    assert "shared.py is a symbolic link" in refusal(project)
+    (sources / "shared.py").unlink()
+
+    (sources / "requirements.txt").touch()
+    assert "cloud_function/requirements.txt is in the way" in refusal(project)
+    (sources / "requirements.txt").unlink()
+
+    (sources / "main.py").rename(sources / "start.py")
+    assert "cloud_function/main.py is missing" in refusal(project)
