@@ -107,14 +107,37 @@ def run(
         env: Variables to set beside those of this process.
         timeout: Seconds after which it is killed.
     """
+    status, printed = end(*command, cwd=cwd, env=env, timeout=timeout)
+    assert status == 0, f"{' '.join(command)} failed:\n{printed}"
+    return subprocess.CompletedProcess(command, status, printed)
+
+
+def fail(*command: str, cwd: Path, env: Mapping[str, str] | None = None) -> str:
+    """Run a command that has to fail with status 1, and return what it prints."""
+    status, printed = end(*command, cwd=cwd, env=env)
+    assert status == 1, f"{' '.join(command)} ended with {status}:\n{printed}"
+    return printed
+
+
+def end(
+    *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 600
+) -> tuple[int, str]:
+    """Run a command to its end, however it ends; its status, and what it prints."""
     with start(*command, cwd=cwd, env=env) as process:
         try:
             printed, _ = process.communicate(timeout=timeout)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    assert process.returncode == 0, f"{' '.join(command)} failed:\n{printed}"
-    return subprocess.CompletedProcess(command, process.returncode, printed)
+    return process.returncode, printed
+
+
+def initialize(infra: Path) -> None:
+    """Get Terraform's providers, or skip the test where there is no way to any."""
+    status, printed = end("terraform", "init", "-backend=false", "-input=false", cwd=infra)
+    if status != 0 and "Failed to query available provider packages" in printed:
+        pytest.skip("Terraform reaches neither a mirror of its providers nor their registry.")
+    assert status == 0, printed
 
 
 def git(*arguments: str, cwd: Path) -> str:

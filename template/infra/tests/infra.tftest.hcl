@@ -1,0 +1,245 @@
+# What a security review would ask of an environment: `just check-infra`, which needs no cloud.
+
+mock_provider "google" {}
+
+variables {
+  project_id         = "test-project"
+  region             = "us-east4"
+  function_name      = "people"
+  lake_bucket        = "test-lake"
+  messages_bucket    = "test-messages"
+  sources_bucket     = "test-sources"
+  orchestrator_users = ["user:somebody@example.com"]
+}
+
+override_resource {
+  target = google_service_account.function
+  values = { email = "function@test", member = "serviceAccount:function@test", name = "accounts/function" }
+}
+
+override_resource {
+  target = google_service_account.orchestrator
+  values = { email = "orchestrator@test", member = "serviceAccount:orchestrator@test", name = "accounts/orchestrator" }
+}
+
+override_resource {
+  target = google_service_account.build
+  values = { email = "build@test", member = "serviceAccount:build@test", name = "accounts/build" }
+}
+
+override_resource {
+  target = google_storage_bucket.sources
+  values = { project_number = 123456789 }
+}
+
+override_resource {
+  target = google_cloudfunctions2_function.function
+  values = { service_config = { uri = "https://people-abcdef-ez.a.run.app" } }
+}
+
+override_resource {
+  target = google_artifact_registry_repository.images
+  values = { id = "repositories/people", name = "people" }
+}
+
+run "an_environment_that_says_no_more_than_it_has_to" {
+  # Buckets
+
+  assert {
+    condition = alltrue([
+      for bucket in [
+        google_storage_bucket.messages, google_storage_bucket.lake,
+        google_storage_bucket.sources, google_storage_bucket.builds,
+      ] : bucket.uniform_bucket_level_access && bucket.public_access_prevention == "enforced"
+    ])
+    error_message = "A bucket has access control lists, or may be made public."
+  }
+
+  assert {
+    condition     = one(google_storage_bucket.messages.lifecycle_rule[0].action).type == "Delete"
+    error_message = "Messages are kept for ever."
+  }
+
+  assert {
+    condition     = google_storage_bucket.messages.soft_delete_policy[0].retention_duration_seconds == 0
+    error_message = "Deleted messages are kept, and paid for."
+  }
+
+  assert {
+    condition     = google_storage_bucket.lake.soft_delete_policy[0].retention_duration_seconds >= 7 * 24 * 60 * 60
+    error_message = "What is deleted from the lake by mistake cannot be brought back for a week."
+  }
+
+  assert {
+    condition     = length(google_storage_bucket.lake.lifecycle_rule) == 0 && google_storage_bucket.lake.force_destroy != true
+    error_message = "Something deletes tables."
+  }
+
+  assert {
+    condition     = google_storage_bucket.builds.name == "gcf-v2-sources-123456789-us-east4"
+    error_message = "Google builds from a bucket of another name."
+  }
+
+  # The function
+
+  assert {
+    condition     = google_cloudfunctions2_function.function.service_config[0].max_instance_request_concurrency == 1
+    error_message = "Google Cloud would choose the concurrency."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.function.service_config[0].environment_variables["MESSAGES_BUCKET"] == "test-messages"
+    error_message = "The function does not know its messages bucket."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.function.service_config[0].service_account_email == "function@test"
+    error_message = "The function does not run as its own account."
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.function.build_config[0].service_account == "accounts/build" &&
+      google_cloudfunctions2_function.function.build_config[0].docker_repository == "repositories/people"
+    )
+    error_message = "The function is not built by the account that builds, or not into its repository."
+  }
+
+  # Roles
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.function_creates_messages.bucket == "test-messages" &&
+      google_storage_bucket_iam_member.function_creates_messages.role == "roles/storage.objectCreator" &&
+      google_storage_bucket_iam_member.function_creates_messages.member == "serviceAccount:function@test"
+    )
+    error_message = "The function cannot create messages, or may do something else with them."
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.function_uses_lake.bucket == "test-lake" &&
+      google_storage_bucket_iam_member.function_uses_lake.role == "roles/storage.objectUser" &&
+      google_storage_bucket_iam_member.function_uses_lake.member == "serviceAccount:function@test"
+    )
+    error_message = "The function cannot read and write the lake, or may do more."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service_iam_member.orchestrator_calls_function.name == "people" &&
+      google_cloud_run_v2_service_iam_member.orchestrator_calls_function.role == "roles/run.invoker" &&
+      google_cloud_run_v2_service_iam_member.orchestrator_calls_function.member == "serviceAccount:orchestrator@test"
+    )
+    error_message = "The orchestrator cannot call the function, or somebody else can."
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.orchestrator_reads_messages.bucket == "test-messages" &&
+      google_storage_bucket_iam_member.orchestrator_reads_messages.role == "roles/storage.objectViewer" &&
+      google_storage_bucket_iam_member.orchestrator_reads_messages.member == "serviceAccount:orchestrator@test"
+    )
+    error_message = "The orchestrator cannot read messages, or may do more."
+  }
+
+  assert {
+    condition = (
+      keys(google_service_account_iam_member.users_act_as_orchestrator) == ["user:somebody@example.com"] &&
+      google_service_account_iam_member.users_act_as_orchestrator["user:somebody@example.com"].role == "roles/iam.serviceAccountTokenCreator" &&
+      google_service_account_iam_member.users_act_as_orchestrator["user:somebody@example.com"].service_account_id == "accounts/orchestrator"
+    )
+    error_message = "Not just orchestrator_users may act as the orchestrator, or as another account."
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.build_reads_sources.bucket == google_storage_bucket.builds.name &&
+      google_storage_bucket_iam_member.build_reads_sources.role == "roles/storage.objectViewer" &&
+      google_storage_bucket_iam_member.build_reads_sources.member == "serviceAccount:build@test"
+    )
+    error_message = "The account that builds cannot read the sources, or may do more."
+  }
+
+  assert {
+    condition = (
+      google_artifact_registry_repository_iam_member.build_writes_images.repository == "people" &&
+      google_artifact_registry_repository_iam_member.build_writes_images.role == "roles/artifactregistry.writer" &&
+      google_artifact_registry_repository_iam_member.build_writes_images.member == "serviceAccount:build@test"
+    )
+    error_message = "The account that builds cannot write images, or may do more."
+  }
+
+  # Outputs
+
+  assert {
+    condition     = output.settings == <<-EOT
+      FUNCTION_URL=https://people-abcdef-ez.a.run.app
+      FUNCTION_TIMEOUT=3600
+      LAKE_URI=gs://test-lake
+      MESSAGES_BUCKET=test-messages
+      GOOGLE_CLOUD_PROJECT=test-project
+      IMPERSONATE_SERVICE_ACCOUNT=orchestrator@test
+    EOT
+    error_message = "orchestrator/.env would not lead Dagster to the function."
+  }
+}
+
+run "an_environment_that_says_all" {
+  variables {
+    function_name          = "f23456789-123456-89-123456789-123456789-12345678"
+    function_timeout       = 600
+    function_memory        = "4Gi"
+    function_cpu           = "2"
+    function_concurrency   = 8
+    function_max_instances = 3
+    function_min_instances = 1
+    messages_days          = 3
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.function.service_config[0].timeout_seconds == 600 &&
+      google_cloudfunctions2_function.function.service_config[0].available_memory == "4Gi" &&
+      google_cloudfunctions2_function.function.service_config[0].available_cpu == "2" &&
+      google_cloudfunctions2_function.function.service_config[0].max_instance_request_concurrency == 8 &&
+      google_cloudfunctions2_function.function.service_config[0].max_instance_count == 3 &&
+      google_cloudfunctions2_function.function.service_config[0].min_instance_count == 1
+    )
+    error_message = "A variable does not reach the function."
+  }
+
+  assert {
+    condition     = one(google_storage_bucket.messages.lifecycle_rule[0].condition).age == 3
+    error_message = "Messages are not deleted after messages_days."
+  }
+
+  assert {
+    condition     = google_service_account.orchestrator.account_id == "f23456789-123456-orchestrator"
+    error_message = "A long name makes the name of an account that Google refuses."
+  }
+}
+
+run "what_google_would_refuse" {
+  command = plan
+
+  variables {
+    project_id         = "My Project"
+    region             = "us-east4-a"
+    function_name      = "people_"
+    messages_bucket    = "test-lake"
+    messages_days      = 0
+    function_timeout   = 3601
+    orchestrator_users = ["somebody@example.com"]
+  }
+
+  expect_failures = [
+    var.project_id,
+    var.region,
+    var.function_name,
+    var.messages_bucket,
+    var.messages_days,
+    var.function_timeout,
+    var.orchestrator_users,
+  ]
+}

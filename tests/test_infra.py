@@ -1,0 +1,240 @@
+"""infra/ is valid and tested, and gives no right that its page does not name."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Render, initialize, replace, run
+
+# All that changes what is rendered for Terraform; each list of environments stands for its length.
+COMBINATIONS: dict[str, dict[str, str]] = {
+    "github": {},
+    "gitlab": {"ci": "gitlab", "environments": "dev, test, live"},
+    "none": {"ci": "none", "environments": "solo"},
+}
+
+# Makes every value known that a binding has.
+PLAN = """
+mock_provider "google" {}
+
+variables {
+  lake_bucket     = "the-lake"
+  messages_bucket = "the-messages"
+  sources_bucket  = "the-sources"
+  function_name   = "the-function"
+
+  orchestrator_users = ["user:somebody@example.com"]
+  FEDERATION
+}
+
+override_resource {
+  target = google_storage_bucket.sources
+  values = { project_number = 1 }
+}
+
+override_resource {
+  target = google_artifact_registry_repository.images
+  values = { name = "the-images" }
+}
+
+OVERRIDES
+
+run "apply" {}
+"""
+ACCOUNT = """
+override_resource {{
+  target = google_service_account.{name}
+  values = {{ name = "the-account-{name}", member = "serviceAccount:{name}" }}
+}}
+"""
+FEDERATIONS = {
+    "github": 'github_repository = { id = "1", owner_id = "2" }',
+    "gitlab": 'gitlab_project = { id = "1", namespace_id = "2" }',
+    "none": "",
+}
+RESOURCES = {
+    "the-lake": "bucket `lake`",
+    "the-messages": "bucket `messages`",
+    "the-sources": "bucket `sources`",
+    "gcf-v2-sources-1-europe-west4": "bucket `builds`",
+    "the-images": "repository `images`",
+    "the-account-function": "account `function`",
+    "the-account-build": "account `build`",
+    "the-account-deployer": "account `deployer`",
+    "the-account-orchestrator": "account `orchestrator`",
+}
+
+GIVES_RIGHTS = re.compile("_iam_(member|binding|policy)$|_acl$|_access_control$")
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Who has which role on what, in the words of infra/README.md."""
+
+    who: str
+    role: str
+    on: str
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS)
+def ci(request: pytest.FixtureRequest) -> str:
+    """The answer to the question `ci`."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def project(ci: str, render: Render) -> Path:
+    """A project with Terraform, with its providers and the function's bundle."""
+    project = render(COMBINATIONS[ci])
+    initialize(project / "infra")
+    run("uv", "lock", cwd=project / "cloud_function")
+    run("uv", "run", "just", "bundle", cwd=project)
+    return project
+
+
+def apply(infra: Path, ci: str, environment: str) -> Iterator[dict[str, Any]]:
+    """Plan an environment, and apply the plan to a cloud that takes everything."""
+    accounts = re.findall(
+        r'^resource "google_service_account" "(\w+)"', all_of(infra), re.MULTILINE
+    )
+    folder = infra / "planned"
+    folder.mkdir(exist_ok=True)
+    (folder / "plan.tftest.hcl").write_text(
+        PLAN.replace("FEDERATION", FEDERATIONS[ci]).replace(
+            "OVERRIDES", "".join(ACCOUNT.format(name=name) for name in accounts)
+        )
+    )
+    printed = run(
+        *("terraform", "test", "-json", "-verbose", "-test-directory=planned"),
+        f"-var-file=environments/{environment}.tfvars",
+        cwd=infra,
+    ).stdout
+    messages = (json.loads(line) for line in printed.splitlines() if line.startswith("{"))
+    [state] = (message["test_state"] for message in messages if message["type"] == "test_state")
+    yield from state["root_module"]["resources"]
+
+
+def all_of(infra: Path) -> str:
+    return "\n".join(path.read_text() for path in infra.glob("*.tf"))
+
+
+def bindings(infra: Path, ci: str, environment: str) -> set[Binding]:
+    """Every binding of an environment.
+
+    Raises:
+        AssertionError: One is not on a single bucket, repository, function or account.
+    """
+    found = set()
+    for resource in apply(infra, ci, environment):
+        if GIVES_RIGHTS.search(resource["type"]):
+            values = resource["values"]
+            found.add(Binding(who(resource), values["role"], on(resource["type"], values)))
+    return found
+
+
+def who(resource: dict[str, Any]) -> str:
+    member: str = resource["values"]["member"]
+    if member.startswith("principalSet://"):
+        return "github" if "repository_id" in member else "gitlab"
+    if member == "user:somebody@example.com":
+        return "orchestrator_users"
+    return member.removeprefix("serviceAccount:")
+
+
+def on(kind: str, values: dict[str, Any]) -> str:
+    """What a binding is on."""
+    match kind:
+        case "google_storage_bucket_iam_member":
+            return RESOURCES[values["bucket"]]
+        case "google_artifact_registry_repository_iam_member":
+            return RESOURCES[values["repository"]]
+        case "google_service_account_iam_member":
+            return RESOURCES[values["service_account_id"]]
+        case "google_cloud_run_v2_service_iam_member":
+            assert values["name"] == "the-function"
+            return "service `function`"
+        case "google_cloudfunctions2_function_iam_member":
+            assert values["cloud_function"] == "the-function"
+            return "function `function`"
+    raise AssertionError(f"{kind} is not on a single bucket, repository, function or account")
+
+
+def documented_bindings(infra: Path) -> set[Binding]:
+    """The table in infra/README.md."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(roles/[\w.]+)` \| the (\w+ `\w+`)",
+        (infra / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    return {Binding(*row) for row in rows}
+
+
+def test_it_is_formatted_and_valid_and_passes_its_own_tests(project: Path) -> None:
+    printed = run("uv", "run", "just", "check-infra", cwd=project).stdout
+
+    assert len(re.findall(r"Success!.* [1-9]\d* passed, 0 failed", printed)) == 2
+
+
+def test_checkov_finds_nothing_and_each_skip_has_a_reason(project: Path) -> None:
+    run(
+        *("uv", "tool", "run", "--from=checkov>=3.2,<4", "checkov"),
+        *("--directory=.", "--skip-download", "--compact", "--quiet"),
+        cwd=project,
+    )
+
+    skips = re.findall(r"#checkov:skip=(\w+)(.*)", all_of(project / "infra"))
+    assert skips
+    assert all(re.match(r":\S+ .*\.$", reason) for _, reason in skips)
+
+
+def test_each_environment_has_the_documented_bindings_and_no_other(project: Path, ci: str) -> None:
+    infra = project / "infra"
+    environments = [path.stem for path in (infra / "environments").glob("*.tfvars")]
+    assert len(environments) == len(COMBINATIONS[ci].get("environments", "nprod, prod").split(", "))
+
+    for environment in environments:
+        assert bindings(infra, ci, environment) == documented_bindings(infra)
+
+
+PROJECT_BINDING = """
+resource "google_project_iam_member" "planted" {
+  project = var.project_id
+  role    = "roles/viewer"
+  member  = google_service_account.function.member
+}
+"""
+
+
+@pytest.fixture
+def github_infra(render: Render) -> Path:
+    project = render()
+    infra = project / "infra"
+    initialize(infra)
+    (project / "build").mkdir()
+    (project / "build" / "function.zip").write_bytes(b"any")
+    return infra
+
+
+def test_a_binding_on_the_project_is_found(github_infra: Path) -> None:
+    with (github_infra / "iam.tf").open("a") as file:
+        file.write(PROJECT_BINDING)
+
+    with pytest.raises(AssertionError, match="google_project_iam_member is not on a single"):
+        bindings(github_infra, "github", "nprod")
+
+
+def test_a_binding_that_is_not_documented_is_found(github_infra: Path) -> None:
+    replace(
+        github_infra / "iam.tf",
+        '"roles/storage.objectCreator" # it can neither read nor replace them',
+        '"roles/storage.objectAdmin"',
+    )
+
+    found = bindings(github_infra, "github", "nprod") - documented_bindings(github_infra)
+
+    assert found == {Binding("function", "roles/storage.objectAdmin", "bucket `messages`")}
