@@ -5,24 +5,30 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import hcl2
 import yaml
 from conftest import TEMPLATE, git, run, start
+from lark.exceptions import LarkError
 
 ANSWERS_FILE = ".copier-answers.yml"
 
 PARSERS: dict[str, Callable[[str], object]] = {
+    ".hcl": hcl2.loads,
     ".json": json.loads,
     ".py": ast.parse,
+    ".tf": hcl2.loads,
+    ".tfbackend": hcl2.loads,
+    ".tfvars": hcl2.loads,
     ".toml": tomllib.loads,
     ".yaml": yaml.safe_load,
     ".yml": yaml.safe_load,
 }
 # Files of these kinds are read by people, or have a syntax too simple to break.
-UNPARSED = {".md", ".example", ".typed", ".gitignore", "justfile"}
+UNPARSED = {".md", ".example", ".sh", ".typed", ".gitignore", "justfile"}
 
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 REFUSED_BY_WINDOWS = re.compile(
@@ -81,7 +87,7 @@ def assert_parses(files: Mapping[str, str]) -> None:
         assert kind in PARSERS, f"no parser for {name}"
         try:
             PARSERS[kind](text)
-        except (ValueError, SyntaxError, yaml.YAMLError) as error:
+        except (ValueError, SyntaxError, yaml.YAMLError, LarkError) as error:
             raise AssertionError(f"{name} does not parse") from error
 
 
@@ -94,16 +100,21 @@ def assert_answered(files: Mapping[str, str], answers: Mapping[str, Any]) -> Non
 def assert_nothing_leaked(files: Mapping[str, str], defaults: Mapping[str, Any]) -> None:
     """No file knows a default that got another answer, or where the template was."""
     kept = yaml.safe_load(files[ANSWERS_FILE])
-    answers = [str(answer) for name, answer in kept.items() if not name.startswith("_")]
-    foreign = [str(TEMPLATE)] + [
+    answers = words(answer for name, answer in kept.items() if not name.startswith("_"))
+    foreign = {str(TEMPLATE)} | {
         default
-        for name, default in defaults.items()
-        if kept[name] != default and not any(default in answer for answer in answers)
-    ]
+        for default in words(defaults.values())
+        if not any(default in answer for answer in answers)
+    }
     for name, text in files.items():
         if name != ANSWERS_FILE:
-            leaked = [value for value in foreign if value in name + text]
+            leaked = [value for value in foreign if value.casefold() in (name + text).casefold()]
             assert not leaked, f"{name} has what was not answered: {leaked}"
+
+
+def words(answers: Iterable[Any]) -> set[str]:
+    """The answers as text, and a list's words one by one."""
+    return {word for answer in answers for word in str(answer).split(", ")}
 
 
 def owners() -> dict[str, str]:

@@ -39,7 +39,7 @@ def malformed_file(template: Path) -> None:
 
 
 def file_of_an_unknown_kind(template: Path) -> None:
-    (template / "template" / "main.tf").touch()
+    (template / "template" / "notes.rst").touch()
 
 
 def default_in_place_of_an_answer(template: Path) -> None:
@@ -71,7 +71,7 @@ FAULTS: list[tuple[Plant, Check, str]] = [
     (trailing_blank, in_files(checks.assert_clean), "trailing blank: ruff.toml"),
     (name_that_windows_refuses, in_files(checks.assert_clean), "Windows refuses the name aux.md"),
     (malformed_file, in_files(checks.assert_parses), "ruff.toml does not parse"),
-    (file_of_an_unknown_kind, in_files(checks.assert_parses), "no parser for main.tf"),
+    (file_of_an_unknown_kind, in_files(checks.assert_parses), "no parser for notes.rst"),
     (unowned_file, in_files(checks.assert_owned), "no owner of .*NOTES.md"),
     (formatting_fault, checks.assert_formatted, "1 file would be reformatted"),
     (unused_import, checks.assert_formatted, "`json` imported but unused"),

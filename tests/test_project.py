@@ -10,8 +10,9 @@ from checks import ANSWERS_FILE, assert_sound, contents
 from conftest import ANSWER_SETS, TEMPLATE, Render, run
 
 # Each has something that the others lack: no answers, short names, long names, names of other parts
-# of the project, and signs that mean something to shells, YAML, TOML or Markdown.
-RUN_WHOLE = ("defaults", "longest", "lookalikes", "punctuation", "shortest")
+# of the project, signs that mean something to shells, YAML, TOML or Markdown, and nothing but the
+# project itself.
+RUN_WHOLE = ("booleans", "defaults", "longest", "lookalikes", "punctuation", "shortest")
 
 
 def read_answers(name: str) -> dict[str, Any]:
@@ -41,16 +42,25 @@ def test_a_rendered_project_is_sound(
 def test_a_project_passes_its_own_checks_and_tests(name: str, render: Render) -> None:
     project = render(read_answers(name))
     before = contents(project)
-    [workflow] = (project / ".github" / "workflows").iterdir()
-    steps = yaml.safe_load(workflow.read_text())["jobs"]["check"]["steps"]
-    commands = [step["run"] for step in steps if "run" in step]
-    assert commands == ["uv run just check", "uv run just test"]
+    commands = ("uv run just check", "uv run just test")
+    assert checks_in_ci(project) in (commands, None)
 
     for command in (*commands, "uv run just fix"):
         run(*command.split(), cwd=project)
 
     after = {path: text for path, text in contents(project).items() if not path.endswith("uv.lock")}
     assert after == before
+
+
+def checks_in_ci(project: Path) -> tuple[str, ...] | None:
+    """What continuous integration runs first, or None where there is none."""
+    github, gitlab = project / ".github" / "workflows" / "ci.yml", project / ".gitlab-ci.yml"
+    if github.exists():
+        steps = yaml.safe_load(github.read_text())["jobs"]["check"]["steps"]
+        return tuple(step["run"] for step in steps if "run" in step)
+    if gitlab.exists():
+        return tuple(yaml.safe_load(gitlab.read_text())["check"]["script"])
+    return None
 
 
 def test_an_unknown_or_hidden_answer_is_refused(render: Render) -> None:

@@ -37,14 +37,13 @@ def test_the_second_asset_of_the_readme_follows_the_first(readme_project: Path) 
     assert assets["cities"]["dependency_keys"] == ["people"]
 
 
-def test_the_recipes_of_the_readme_are_all_that_there_are(project: Path) -> None:
-    named = set(
-        re.findall(r"^uv run just (\w+)", (project / "README.md").read_text(), re.MULTILINE)
-    )
+def test_the_recipes_of_the_readmes_are_all_that_there_are(project: Path) -> None:
+    pages = [project / "README.md", project / "infra" / "README.md"]
+    named = set(re.findall(r"^ *uv run just ([\w-]+)", "".join(map(Path.read_text, pages)), re.M))
     listed = run("uv", "run", "just", cwd=project).stdout
-    recipes = dict(re.findall(r"^ +(\w+) +# (.+)$", listed, re.MULTILINE))
+    recipes = dict(re.findall(r"^ +([\w-]+)(?: environment(?:=\S*)?)? +# (.+)$", listed, re.M))
 
-    assert named | {"fix", "lint"} == recipes.keys()
+    assert named | {"bundle", "fix", "lint"} == recipes.keys()
     assert all(recipes.values())
 
 

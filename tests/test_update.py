@@ -51,8 +51,11 @@ def make_older(template: Path) -> None:
     replace(template / "template" / "README.md.jinja", "## Run it", "## How to run it")
     (function / "gcp_pipes" / "obsolete.py").write_text('"""Superseded in the next version."""\n')
     (orchestrator / "tests" / "test_settings.py").unlink()
-    with (template / "template" / ".github" / "workflows" / "check.yml").open("a") as workflow:
-        workflow.write("      - run: uv run just demo\n")
+    replace(
+        template / "template" / ".github" / "workflows" / "ci.yml.jinja",
+        "name: CI\n",
+        "name: Continuous integration\n",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +169,7 @@ def replace_the_example(project: Path) -> None:
         '    pipes.report_asset_materialization(metadata={"cities": 3})\n'
     )
     replace(project / "cloud_function" / "pyproject.toml", '    "faker>=37",\n', "")
-    for name in (*YOURS - {"README.md"}, ".github/workflows/check.yml"):
+    for name in (*YOURS - {"README.md"}, ".github/workflows/ci.yml"):
         (project / name).unlink()
 
 
