@@ -174,6 +174,18 @@ def test_a_version_that_cannot_be_built_fails_and_says_what_serves(
     assert f"Not deployed: {says}" in printed
 
 
+def test_a_server_that_is_out_of_order_for_a_moment_is_asked_again(
+    project: Path, google: Google, cloud: Cloud
+) -> None:
+    answers = iter([Answer(503), Answer(500), Answer(429)])
+    google.others["cloudfunctions.googleapis.com"] = lambda request: next(
+        answers, None
+    ) or cloud.functions(request)
+    cloud.states = [active("new")]
+
+    assert deploy(project, google).startswith("0 ")
+
+
 def test_what_google_refuses_is_shown(project: Path, google: Google, cloud: Cloud) -> None:
     message = "Permission 'cloudfunctions.functions.update' denied."
     cloud.refusal = Answer(403, {"error": {"message": message}})
@@ -219,7 +231,6 @@ def test_without_a_login_terraform_checks_what_it_can(
 
     printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=nobody)
 
-    assert "The configuration is valid" in printed
     assert "build/function.zip is made and infra/ is valid; the rest was skipped" in printed
     assert "gcloud auth application-default login" in printed
 

@@ -284,6 +284,9 @@ def assert_refused(project: Path, *reasons: str) -> None:
         {"lake_bucket": "another-lake", "messages_bucket": "another-messages-bucket"},
         {"gcp_project_id": "another-project", "function_name": "another-function"},
         {"project_name": "Zoë’s Ménagerie"},
+        {"iac": "none"},
+        {"ci": "gitlab"},
+        {"environments": "dev, nprod, live"},
     ],
     ids=lambda answers: "-".join(answers),
 )

@@ -269,15 +269,19 @@ class Doctor:
     def _ping(self) -> dict[str, Any]:
         package = tomllib.loads((ORCHESTRATOR / "pyproject.toml").read_text())
         root_module = package["tool"]["dg"]["project"]["root_module"]
-        done = subprocess.run(
-            [_UV, "run", "python", "-m", "local_cloud.ping", root_module],
-            cwd=ORCHESTRATOR,
-            env={**os.environ, **self._settings},
-            capture_output=True,
-            text=True,
-            timeout=_ROUND_TRIP_TIMEOUT,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [_UV, "run", "python", "-m", "local_cloud.ping", root_module],
+                cwd=ORCHESTRATOR,
+                env={**os.environ, **self._settings},
+                capture_output=True,
+                text=True,
+                timeout=_ROUND_TRIP_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            problem = f"Dagster was not done after {_ROUND_TRIP_TIMEOUT:.0f} s."
+            raise fault(problem, "look at the function's logs.") from error
         if done.returncode != 0:
             raise fault(f"Dagster could not be asked: {done.stderr.strip()}", "uv run just check")
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -9,9 +9,18 @@ from deployment.errors import DeploymentError
 from google.auth.credentials import Credentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 _TIMEOUT = 60.0  # seconds
+_RETRY = Retry(
+    total=3,
+    backoff_factor=0.5,  # seconds, doubled each time
+    status_forcelist=(429, 500, 502, 503, 504),
+    allowed_methods=None,  # each request here can be made twice
+    raise_on_status=False,
+)
 
 LOGIN = "gcloud auth application-default login"
 
@@ -37,6 +46,7 @@ class GoogleApi:
 
     def __init__(self, credentials: Credentials) -> None:
         self._session = AuthorizedSession(credentials)
+        self._session.mount("https://", HTTPAdapter(max_retries=_RETRY))
 
     def request(
         self,

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import NoReturn
 
 from deployment import doctor
 from deployment.bundle import make_bundle
@@ -21,11 +22,14 @@ def main() -> int:
     """Do what the command line says: a recipe's name, and an environment's.
 
     Returns:
-        The exit status: 0, or 1 for a failure.
+        The exit status: 0, or 1 for a failure; where Terraform has taken over, its own.
     """
     recipe, name = sys.argv[1:]
     try:
         environment = find_environment(name)
+        if recipe == "doctor":
+            os.environ.update(expected_settings(environment))
+            return doctor.main()
         if shutil.which("terraform") is None:
             raise DeploymentError(
                 "Terraform is not installed: https://developer.hashicorp.com/terraform/install"
@@ -35,20 +39,16 @@ def main() -> int:
                 make_state_bucket(environment)
             case "settings":
                 show_settings(environment)
-            case "doctor":
-                os.environ.update(expected_settings(environment))
-                return doctor.main()
             case _:
                 run_terraform(recipe, environment)
     except DeploymentError as error:
         print(f"\n{recipe}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # Terraform was interrupted, too, and has ended in good order
+    except KeyboardInterrupt:
         return 130
-    return 0
 
 
-def run_terraform(recipe: str, environment: Environment) -> None:
+def run_terraform(recipe: str, environment: Environment) -> NoReturn:
     """Plan, deploy or destroy an environment; Terraform asks before it changes anything.
 
     Raises:
@@ -58,18 +58,18 @@ def run_terraform(recipe: str, environment: Environment) -> None:
     try:
         find_credentials()
     except DeploymentError as error:
-        _terraform("init", "-backend=false", "-input=false")
-        _terraform("validate")
+        _prepare("init", "-backend=false", "-input=false")
+        _prepare("validate")
         raise DeploymentError(
             "build/function.zip is made and infra/ is valid; the rest was skipped, since it needs "
             f"Google Cloud. {error}"
         ) from error
     _open_state(environment)
-    _terraform(_SUBCOMMANDS[recipe], f"-var-file={environment.variables_file}")
+    _hand_over(_SUBCOMMANDS[recipe], f"-var-file={environment.variables_file}")
 
 
-def make_state_bucket(environment: Environment) -> None:
-    """Make the bucket that holds an environment's state.
+def make_state_bucket(environment: Environment) -> NoReturn:
+    """Make the bucket that holds an environment's state; Terraform asks before it does.
 
     Raises:
         DeploymentError: It was not made.
@@ -77,8 +77,8 @@ def make_state_bucket(environment: Environment) -> None:
     find_credentials()
     bucket = read_text_values(environment.backend_file.read_text())["bucket"]
     state = f"-backend-config=path={environment.name}.tfstate"
-    _terraform("init", "-input=false", "-reconfigure", state, folder="bootstrap")
-    _terraform(
+    _prepare("init", "-input=false", "-reconfigure", state, folder="bootstrap")
+    _hand_over(
         "apply",
         f"-var=project_id={environment['project_id']}",
         f"-var=region={environment['region']}",
@@ -87,7 +87,7 @@ def make_state_bucket(environment: Environment) -> None:
     )
 
 
-def show_settings(environment: Environment) -> None:
+def show_settings(environment: Environment) -> NoReturn:
     """Print the orchestrator's settings for a deployed environment, and nothing else.
 
     Raises:
@@ -95,7 +95,7 @@ def show_settings(environment: Environment) -> None:
     """
     find_credentials()
     _open_state(environment)
-    _terraform("output", "-raw", "settings")
+    _hand_over("output", "-raw", "settings")
 
 
 def expected_settings(environment: Environment) -> dict[str, str]:
@@ -117,22 +117,30 @@ def _open_state(environment: Environment) -> None:
     """Have Terraform use the environment's state."""
     backend = f"-backend-config={environment.backend_file}"
     try:
-        _terraform("init", "-input=false", "-reconfigure", backend, quiet=True)
+        _prepare("init", "-input=false", "-reconfigure", backend)
     except DeploymentError as error:
         raise DeploymentError(
             f"{error} If the bucket for its state does not exist: just bootstrap {environment.name}"
         ) from error
 
 
-def _terraform(subcommand: str, *arguments: str, folder: str = ".", quiet: bool = False) -> None:
-    """Run Terraform in a folder of infra/; it says itself what it does."""
+def _prepare(*command: str, folder: str = ".") -> None:
+    """Run Terraform in a folder of infra/; it speaks only if it fails."""
     done = subprocess.run(
-        ["terraform", f"-chdir={INFRA / folder}", subcommand, *arguments],
-        stdout=subprocess.DEVNULL if quiet else None,
-        check=False,
+        ["terraform", f"-chdir={INFRA / folder}", *command], stdout=subprocess.PIPE, check=False
     )
     if done.returncode != 0:
-        raise DeploymentError(f"terraform {subcommand} has failed.")
+        sys.stderr.write(done.stdout.decode())
+        raise DeploymentError(f"terraform {command[0]} has failed.")
+
+
+def _hand_over(*command: str, folder: str = ".") -> NoReturn:
+    """Become Terraform, in a folder of infra/.
+
+    So it is Terraform itself that is interrupted by Ctrl-C: it has to leave its state in order,
+    which takes longer than a program that has started another one waits for it.
+    """
+    os.execvp("terraform", ["terraform", f"-chdir={INFRA / folder}", *command])
 
 
 if __name__ == "__main__":
