@@ -178,9 +178,9 @@ def test_a_server_that_is_out_of_order_for_a_moment_is_asked_again(
     project: Path, google: Google, cloud: Cloud
 ) -> None:
     answers = iter([Answer(503), Answer(500), Answer(429)])
-    google.others["cloudfunctions.googleapis.com"] = lambda request: next(
-        answers, None
-    ) or cloud.functions(request)
+    google.others["cloudfunctions.googleapis.com"] = lambda request: (
+        next(answers, None) or cloud.functions(request)
+    )
     cloud.states = [active("new")]
 
     assert deploy(project, google).startswith("0 ")

@@ -155,6 +155,21 @@ def test_a_function_that_is_deployed_and_called_is_healthy(
     assert [call.bearer is None for call in google.calls] == [True, False]
 
 
+def test_a_function_that_turns_dagster_away_is_found(
+    project: Path, google: Google, tmp_path: Path
+) -> None:
+    google.audience = "https://people.example.com"
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = ("uv", "run", "python", str(script), str(tmp_path), f"https://{FUNCTION_HOST}")
+
+    found = findings(*end(*command, cwd=project, env=google.settings))
+
+    assert found["token"].startswith("ok ")
+    assert "answered 401: Unauthorized" in found["messages"]
+    assert "set FUNCTION_AUDIENCE to that. Fix: README.md has a table" in found["messages"]
+
+
 def test_without_a_cloud_it_says_what_it_has_not_looked_at(project: Path, tmp_path: Path) -> None:
     nobody = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
     settings = {"FUNCTION_URL": "https://localhost:9"}
@@ -208,7 +223,7 @@ FAULTS: dict[str, tuple[Spoil, str, str, str]] = {
         lambda cloud: setattr(cloud, "bucket", Answer(404, {"error": {"message": "None."}})),
         "buckets",
         "There is no bucket my-gcp-project-data-lake.",
-        "uv run just deploy nprod makes it.",
+        "uv run just deploy ENVIRONMENT makes it.",
     ),
     "a bucket of somebody else": (
         lambda cloud: setattr(cloud, "bucket", forbidden("No access.")),

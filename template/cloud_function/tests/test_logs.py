@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from conftest import EXAMPLE_TASKS, MAIN
 from dagster_pipes import encode_param
 from google.cloud import storage
 from local_cloud.cloud import cloud_function
@@ -20,12 +22,22 @@ ReadLog = Callable[[], list[dict[str, Any]]]
 
 
 @contextmanager
-def deployed() -> Iterator[Call]:
-    """Run the function as Google Cloud does, and post events to it, with headers."""
+def deployed(folder: Path) -> Iterator[Call]:
+    """Run the function as Google Cloud does, and post events to it, with headers.
+
+    Args:
+        folder: Where to put the source, which adds the tasks in `example_tasks/` to the others.
+    """
+    source = folder / "deployed.py"
+    source.write_text(
+        f"import tasks\n\ntasks.__path__.append({str(EXAMPLE_TASKS)!r})\n\nfrom main import main\n"
+    )
     settings = {
+        "FUNCTION_SOURCE": str(source),
         "GOOGLE_CLOUD_PROJECT": "a-project",
         "K_SERVICE": "a-function",
         "LOG_EXECUTION_ID": "true",
+        "PYTHONPATH": str(MAIN.parent),
     }
     with cloud_function(settings) as function:
 
@@ -44,7 +56,10 @@ def read_log(capfd: pytest.CaptureFixture[str]) -> ReadLog:
 
 
 def test_records_are_found_by_the_trace_and_the_run_of_their_request(
-    read_log: ReadLog, make_event: Callable[..., dict[str, Any]], bucket: storage.Bucket
+    read_log: ReadLog,
+    make_event: Callable[..., dict[str, Any]],
+    bucket: storage.Bucket,
+    tmp_path: Path,
 ) -> None:
     def call_with(trace: str) -> int:
         messages = encode_param({"bucket": bucket.name, "key_prefix": trace})
@@ -58,7 +73,7 @@ def test_records_are_found_by_the_trace_and_the_run_of_their_request(
             {**header, "Function-Execution-Id": trace},
         )
 
-    with deployed() as call, ThreadPoolExecutor(len(TRACES)) as pool:
+    with deployed(tmp_path) as call, ThreadPoolExecutor(len(TRACES)) as pool:
         statuses = set(pool.map(call_with, TRACES))
 
     assert statuses == {200}
@@ -78,11 +93,11 @@ def test_records_are_found_by_the_trace_and_the_run_of_their_request(
 
 
 def test_an_error_is_one_record_with_its_traceback(
-    read_log: ReadLog, make_event: Callable[..., dict[str, Any]]
+    read_log: ReadLog, make_event: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    event = make_event(task="people", dl_bucket="/proc/sesame", rows=1)
+    event = make_event(rows="sesame")
 
-    with deployed() as call:
+    with deployed(tmp_path) as call:
         status = call(event, {"traceparent": f"00-{TRACES[0]}-00f067aa0ba902b7-01"})
 
     assert status == 500
@@ -94,8 +109,10 @@ def test_an_error_is_one_record_with_its_traceback(
     assert not any("sesame" in json.dumps(entry) for entry in others)
 
 
-def test_a_refused_request_is_a_warning_without_what_it_held(read_log: ReadLog) -> None:
-    with deployed() as call:
+def test_a_refused_request_is_a_warning_without_what_it_held(
+    read_log: ReadLog, tmp_path: Path
+) -> None:
+    with deployed(tmp_path) as call:
         status = call({"password": "sesame"}, {"X-Cloud-Trace-Context": "no trace"})
 
     assert status == 400

@@ -263,7 +263,8 @@ class Doctor:
     def messages(self) -> str:
         """A call comes back as messages."""
         if problem := self._report["round_trip"]:
-            raise fault(problem, "README.md has a table of the usual reasons.")
+            reason = problem.partition("\n\n")[0]  # what follows is the function's own traceback
+            raise fault(reason, "README.md has a table of the usual reasons.")
         return "the function was called, and its messages came back"
 
     def _ping(self) -> dict[str, Any]:
@@ -283,7 +284,8 @@ class Doctor:
             problem = f"Dagster was not done after {_ROUND_TRIP_TIMEOUT:.0f} s."
             raise fault(problem, "look at the function's logs.") from error
         if done.returncode != 0:
-            raise fault(f"Dagster could not be asked: {done.stderr.strip()}", "uv run just check")
+            last_line = done.stderr.strip().rpartition("\n")[2]
+            raise fault(f"Dagster could not be asked: {last_line}.", "uv run just check")
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return report
 
