@@ -80,8 +80,9 @@ def http_session(
             f"{function_url} is no https URL: an identity token must not be sent unencrypted."
         )
     audience = audience or root_url(function_url)
-    credentials = _id_token_credentials(find_credentials(impersonate), audience)
+    source = find_credentials(impersonate)
     try:
+        credentials = _id_token_credentials(source, audience)
         credentials.refresh(Request())
     except GoogleAuthError as error:
         raise IdentityError(f"No identity token for {audience} could be had: {error}") from error
