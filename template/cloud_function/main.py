@@ -11,9 +11,12 @@ from google.cloud import storage
 from gcp_pipes import (
     PipesCloudStorageMessageWriter,
     answer_errors_as_json,
+    cancel_calls,
+    cancellable,
     configure_logging,
     deadline,
     forward_logs,
+    is_cancellation,
     open_pipes,
     read_event,
     trace_id,
@@ -39,6 +42,9 @@ def storage_client() -> storage.Client:
 def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
     """Run the task that the request asks for, and tell Dagster all about it."""
     event = read_event(request)
+    if is_cancellation(event):
+        cancel_calls(event, storage_client().bucket(messages_bucket()))
+        return {"status": "cancelled"}
     message_writer = PipesCloudStorageMessageWriter(
         client=storage_client(), bucket=messages_bucket()
     )
@@ -46,6 +52,7 @@ def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
         open_pipes(event, message_writer=message_writer) as pipes,
         forward_logs(pipes),
         deadline(task_timeout()),
+        cancellable(message_writer),
     ):
         pipes.log.info(f"Cloud function version: {__version__}")
         pipes.log.info(f"Cloud function trace: {trace_id(request)}")

@@ -515,7 +515,7 @@ dg.materialize([thing], instance=dg.DagsterInstance.get())
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_reported_as_interrupted(
+def test_an_interrupted_run_is_reported_as_interrupted_and_its_call_is_ended(
     sent: signal.Signals, tmp_path: Path, emulator: Mapping[str, str], calls: FaultProxy
 ) -> None:
     (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
@@ -534,6 +534,11 @@ def test_an_interrupted_run_is_reported_as_interrupted(
         rest = process.stdout.read()
         process.wait(30)
 
+    deadline = time.monotonic() + 5
+    while calls.in_flight and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert calls.in_flight == 0, rest  # long before it would have ended
+    assert "TaskCancelledError" in rest
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         [run] = instance.get_runs()
         assert run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED), rest

@@ -3,13 +3,15 @@
 This package belongs to the template and is updated with it. Business logic lives in `tasks/`.
 """
 
-from gcp_pipes.deadline import TaskTimeoutError, deadline
+from gcp_pipes.cancellation import cancel_calls, is_cancellation
+from gcp_pipes.interruption import TaskCancelledError, TaskTimeoutError, cancellable, deadline
 from gcp_pipes.logs import configure_logging, forward_logs
 from gcp_pipes.message_writer import (
     MessagesNotStoredError,
     PipesCloudStorageMessageWriter,
     PipesCloudStorageMessageWriterChannel,
 )
+from gcp_pipes.observation import report_asset_observation
 from gcp_pipes.request import (
     Event,
     answer_errors_as_json,
@@ -24,13 +26,18 @@ __all__ = [
     "MessagesNotStoredError",
     "PipesCloudStorageMessageWriter",
     "PipesCloudStorageMessageWriterChannel",
+    "TaskCancelledError",
     "TaskTimeoutError",
     "answer_errors_as_json",
+    "cancel_calls",
+    "cancellable",
     "configure_logging",
     "deadline",
     "event_input",
     "forward_logs",
+    "is_cancellation",
     "open_pipes",
     "read_event",
+    "report_asset_observation",
     "trace_id",
 ]

@@ -11,13 +11,14 @@ reader knows that none is missing and none came twice.
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import IO
 
 from dagster_pipes import (
     DagsterPipesError,
+    PipesExtras,
     PipesMessage,
     PipesMessageWriter,
     PipesMessageWriterChannel,
@@ -29,6 +30,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 _CHUNK_SIZE = 1024 * 1024  # characters; a chunk that grows to this is uploaded without delay
 _BUFFER_SIZE = 8 * _CHUNK_SIZE  # with as much waiting for upload, whoever writes more waits too
+_NAMES_TAKEN = 10  # of chunks, by whoever cancels the call
 _ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(60.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 
@@ -45,11 +47,15 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
     been written every `interval` seconds, or as soon as a full chunk is waiting, so that logs are
     seen in Dagster while the task still runs.
 
+    If the name of a further chunk is taken, Dagster has cancelled the call: see `cancellation`. The
+    messages are then stored under the next name.
+
     Args:
         client: The Cloud Storage client to upload with.
         bucket: Name of the bucket, without `gs://`.
         key_prefix: What the names of the chunks begin with. None puts them at the bucket's root.
         interval: Longest time, in seconds, that a message waits for its upload to begin.
+        on_cancelled: Called by a thread of the channel's when the call has been cancelled.
     """
 
     def __init__(
@@ -59,8 +65,10 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         key_prefix: str | None,
         *,
         interval: float = 0.5,
+        on_cancelled: Callable[[], None] | None = None,
     ) -> None:
         self._bucket = client.bucket(bucket)
+        self._on_cancelled = on_cancelled
         self._key_prefix = key_prefix
         self._interval = interval
         self._state = threading.Condition()  # guards the attributes from here to _closing
@@ -168,13 +176,27 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             if not lines:
                 return
             try:
-                self._chunk_count += 1
-                self.upload_messages_chunk(StringIO("\n".join(lines)), self._chunk_count)
+                self._store("\n".join(lines))
             except Exception as error:
                 with self._state:
                     self._upload_error = error
                     self._state.notify_all()
                     self._raise_upload_error()
+
+    def _store(self, chunk: str) -> None:
+        """Store a chunk under the next name that is free."""
+        for names_taken in range(_NAMES_TAKEN):
+            self._chunk_count += 1
+            try:
+                self.upload_messages_chunk(StringIO(chunk), self._chunk_count)
+            except PreconditionFailed:
+                # The first name is taken by another request, or by a cancellation before its time.
+                if self._chunk_count == 1 or names_taken == _NAMES_TAKEN - 1:
+                    raise
+                if self._on_cancelled is not None:
+                    self._on_cancelled()
+            else:
+                return
 
     def _takes_messages(self) -> bool:
         return self._size < _BUFFER_SIZE or self._upload_error is not None
@@ -195,7 +217,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
     """Sends messages to Dagster through a Cloud Storage bucket.
 
     The orchestrator's `PipesCloudStorageMessageReader` chooses the bucket and a key prefix for each
-    call and sends both along with the request.
+    call and sends both along with the request. A writer is for one call.
 
     Args:
         client: The Cloud Storage client to upload with.
@@ -210,6 +232,25 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         self._client = client
         self._bucket = bucket
         self._interval = interval
+        self._lock = threading.Lock()  # guards the attributes below
+        self._is_cancelled = False
+        self._when_cancelled: Callable[[], None] | None = None
+
+    def get_opened_extras(self) -> PipesExtras:
+        """What Dagster is told as the call begins: that it can be cancelled."""
+        return {"can_be_cancelled": True}
+
+    def when_cancelled(self, action: Callable[[], None]) -> None:
+        """Do something, in another thread, as soon as Dagster is known to have cancelled the call.
+
+        Args:
+            action: What to do. It is done at once if that is known already.
+        """
+        with self._lock:
+            self._when_cancelled = action
+            is_late = self._is_cancelled
+        if is_late:
+            action()
 
     @contextmanager
     def open(self, params: PipesParams) -> Iterator[PipesCloudStorageMessageWriterChannel]:
@@ -240,5 +281,16 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
                 "must be the same for the function and for Dagster."
             )
         return PipesCloudStorageMessageWriterChannel(
-            self._client, bucket, key_prefix, interval=self._interval
+            self._client,
+            bucket,
+            key_prefix,
+            interval=self._interval,
+            on_cancelled=self._notice_cancellation,
         )
+
+    def _notice_cancellation(self) -> None:
+        with self._lock:
+            self._is_cancelled = True
+            action = self._when_cancelled
+        if action is not None:
+            action()

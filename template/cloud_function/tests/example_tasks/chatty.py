@@ -11,11 +11,13 @@ logger = logging.getLogger("a.library")
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Log at several levels, then sleep for the input `seconds`."""
+    """Log at several levels, then sleep for the input `seconds`, so many `times`."""
     logger.info("Read %s rows", 3)
     try:
         raise ValueError("no rows")
     except ValueError:
         logger.exception("Could not read")
     logger.log(25, "Between two levels")
-    time.sleep(event.get("seconds", 0))
+    for _ in range(event.get("times", 1)):
+        logger.info("Still here")
+        time.sleep(event.get("seconds", 0))

@@ -2,45 +2,41 @@
 
 One call, from end to end: `PipesCloudFunctionClient.run` opens a Pipes session (the Dagster context
 goes into the event, the message reader begins to look for messages), posts the event, waits for the
-answer while messages arrive, and then judges by both whether the step has succeeded.
+answer while messages arrive (all of this in `call.py`), and then judges by both whether the step
+has succeeded (`verdict.py`).
 """
 
 import json
-import random
 import threading
-import time
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import dagster as dg
 import requests
-from dagster_pipes import DagsterPipesError, PipesException, PipesExtras
+from dagster_pipes import PipesExtras
 
-from .dagster_internals import TreatAsResourceParam, build_external_execution_context_data
-from .identity import IdentityError, explain_refusal, http_session, is_loopback, root_url
-from .invocation import CloudFunctionAnswer, Outcome, invoke_cloud_function
-from .message_handler import CloudFunctionMessageHandler
+from .call import Attempt, CloudFunctionCaller
+from .context_data import Context, build_context_data, for_partition
+from .dagster_internals import TreatAsResourceParam
+from .fan_out import Call, EndedCall, FanOut, Report
+from .identity import IdentityError, http_session, root_url
+from .message_handler import CloudFunctionMessageHandler, PartitionMessageHandler
+from .message_reader import PipesCloudStorageMessageReader
+from .partition_results import PartitionEvent, PartitionResults, missing_partitions
+from .verdict import describe, find_problem, never_reached, reason, summarize
 
-Context = dg.OpExecutionContext | dg.AssetExecutionContext
-
-_MARGIN = 10.0  # seconds that an answer may come after the function's timeout
-_FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0  # seconds before a function is called again
+Event = Mapping[str, Any]
+"""The inputs of a task: a JSON object."""
 
 _MUST_RETURN_RESULTS = (
     "The results of PipesCloudFunctionClient.run were not returned. End the asset with `return "
     "client.run(...).get_materialize_result()`, or with `.get_results()` for several assets."
 )
-_HINTS = {
-    None: "Is FUNCTION_URL the function's own URL, and is the function running?",
-    404: "Is FUNCTION_URL the function's own URL, and is the function deployed?",
-    429: "The function has no free instance: raise its number of instances or its concurrency.",
-    503: "The function could not be started, or its instance died: its logs tell why.",
-    504: "The function took longer than its timeout.",
-}
+_MUST_YIELD_RESULTS = (
+    "The results of PipesCloudFunctionClient.run_partitions were not yielded. End the asset with "
+    "`yield from client.run_partitions(...)`."
+)
 
 
 class PipesCloudFunctionError(dg.Failure):
@@ -105,13 +101,17 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         *,
         context: Context,
         function_url: str,
-        event: Mapping[str, Any],
+        event: Event,
         extras: PipesExtras | None = None,
+        run_tags: Sequence[str] = (),
+        timeout: float | None = None,
+        retry_timeout: float | None = None,
     ) -> dg.PipesClientCompletedInvocation:
         """Call the function and wait until it is done. Its log lines appear while it works.
 
         A call that cannot have started any work is made again. One that may have is not: if its
-        answer is lost, the function's messages decide.
+        answer is lost, the function's messages decide. If the run is terminated, the function is
+        told to end its work.
 
         Args:
             context: The context of the asset or op.
@@ -119,6 +119,10 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             event: The task's inputs: a JSON object.
             extras: More values for the function's Pipes context, there to be found as
                 `pipes.extras`.
+            run_tags: Names of tags of the run, which the function finds with their values in
+                `pipes.extras["run_tags"]`.
+            timeout: As for the client, for this call.
+            retry_timeout: As for the client, for this call.
 
         Returns:
             What the function reported. Return it from the asset, by `.get_materialize_result()`, or
@@ -126,32 +130,106 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
         Raises:
             PipesCloudFunctionError: The function could not be called, failed, did not say how it
-                ended, did not report every asset of the step as materialized, or some of its
+                ended, did not report every asset and every check of the step, or some of its
                 messages were lost.
         """
         _refuse_unusable_event(event)
         if context.has_assets_def:
             context.set_requires_typed_event_stream(error_message=_MUST_RETURN_RESULTS)
+        caller = self._make_caller(
+            context, function_url, self._http_session(function_url), timeout, retry_timeout
+        )
+        attempt = caller.call(
+            event,
+            build_context_data(context, extras=extras, run_tags=run_tags),
+            lambda: CloudFunctionMessageHandler(context, self._message_reader),
+        )
+        metadata = describe(attempt, self._project)
+        if problem := self._find_problem(context, attempt):
+            raise PipesCloudFunctionError(f"{problem}\n\n{summarize(metadata)}", metadata=metadata)
+        for observation in attempt.handler.observations:
+            context.log_event(observation)
+        return dg.PipesClientCompletedInvocation(attempt.session, metadata=metadata)
 
-        give_up = time.monotonic() + self._retry_timeout
-        for attempt, delay in enumerate(_delays(), start=1):
-            call = self._call(context, function_url, event, extras)
-            if call.has_started or time.monotonic() + delay > give_up:
-                break
-            context.log.warning(
-                f"Attempt {attempt} did not reach the cloud function: {call.answer.error} The next "
-                f"one is made in {delay:.1f} s."
-            )
-            time.sleep(delay)
+    def run_partitions(
+        self,
+        *,
+        context: dg.AssetExecutionContext,
+        function_url: str,
+        event: Event | Callable[[str], Event],
+        extras: PipesExtras | None = None,
+        run_tags: Sequence[str] = (),
+        max_in_flight: int = 10,
+        timeout: float | None = None,
+        retry_timeout: float | None = None,
+    ) -> Iterator[PartitionEvent]:
+        """Call the function for each partition of the run, several at the same time.
 
-        metadata = self._describe(call, function_url, attempt)
-        if problem := self._find_problem(context, call):
-            raise PipesCloudFunctionError(f"{problem}\n\n{_summary(metadata)}", metadata=metadata)
-        if call.answer.error:
-            context.log.warning(
-                f"The answer was lost, but the messages say that all went well: {call.answer.error}"
+        This is for assets with `BackfillPolicy.single_run()`, whose runs may have many partitions.
+        What the function reports of a partition is in the event log as soon as its call has ended.
+        A partition that fails fails the step, but only when all others have had their calls. If the
+        step is retried, or the run resumed from its failure, those partitions are left as they are
+        that have been materialized. A run of a single partition is as by `run`.
+
+        A check that is not partitioned itself is evaluated once, for all partitions together.
+
+        Args:
+            context: The context of the asset.
+            function_url: The function's URL. A request to https carries an identity token.
+            event: The task's inputs: a JSON object, or what makes it for a partition key.
+            extras: More values for the function's Pipes context, there to be found as
+                `pipes.extras`.
+            run_tags: Names of tags of the run, which the function finds with their values in
+                `pipes.extras["run_tags"]`.
+            max_in_flight: How many calls there may be at the same time. More than the function's
+                instances can take is of no use.
+            timeout: As for the client, for each call.
+            retry_timeout: As for the client, for each call; it begins anew while the function is at
+                work on another partition.
+
+        Returns:
+            What the asset is to yield, by `yield from`. Only then are the calls made.
+
+        Raises:
+            PipesCloudFunctionError: `max_in_flight` is less than 1; or, while results are yielded,
+                the function could not be called, or partitions failed.
+        """
+        context.set_requires_typed_event_stream(error_message=_MUST_YIELD_RESULTS)
+        if max_in_flight < 1:
+            raise PipesCloudFunctionError(
+                f"max_in_flight must be 1 or more; it is {max_in_flight}.", allow_retries=False
             )
-        return dg.PipesClientCompletedInvocation(call.session, metadata=metadata)
+        make_event = event if callable(event) else lambda _: event
+        if not context.has_partition_key_range:
+            done = self.run(
+                context=context,
+                function_url=function_url,
+                event=make_event(context.partition_key),
+                extras=extras,
+                run_tags=run_tags,
+                timeout=timeout,
+                retry_timeout=retry_timeout,
+            )
+            implicit = self._implicit_materializations
+            return (each for each in done.get_results(implicit_materializations=implicit))
+        # Connections of their own, for they are cut if the step is interrupted.
+        session = self._open_http_session(function_url)
+        caller = self._make_caller(context, function_url, session, timeout, retry_timeout)
+        context_data = build_context_data(context, extras=extras, run_tags=run_tags)
+        reader = self._message_reader
+        if isinstance(reader, PipesCloudStorageMessageReader):
+            reader = reader.for_many_calls()
+
+        def call(key: str, leave: Callable[[Report], None]) -> Attempt:
+            inputs = make_event(key)
+            _refuse_unusable_event(inputs)
+            return caller.call(
+                inputs,
+                for_partition(context, context_data, key),
+                lambda: PartitionMessageHandler(context, reader, key, leave),
+            )
+
+        return self._run_partitions(context, session, caller, call, max_in_flight)
 
     def close(self) -> None:
         """Close the connections. The client can be used again: it then opens new ones."""
@@ -159,230 +237,102 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             while self._sessions:
                 self._sessions.popitem()[1].close()
 
-    def _call(
+    def _run_partitions(
+        self,
+        context: Context,
+        session: requests.Session,
+        caller: CloudFunctionCaller,
+        call: Call,
+        max_in_flight: int,
+    ) -> Iterator[PartitionEvent]:
+        """Make the calls, and yield what comes of them."""
+        keys = missing_partitions(context)
+        results = PartitionResults(context, keys)
+        fan_out = FanOut(caller, call, keys, max_in_flight)
+        with closing(session):
+            for ended in fan_out.ended_calls():
+                yield from self._conclude(context, results, ended)
+                if isinstance(ended.outcome, Attempt) and never_reached(ended.outcome):
+                    fan_out.begin_no_more()
+        yield from results.conclude()
+        if results.problem:
+            raise PipesCloudFunctionError(results.problem, metadata=results.metadata)
+
+    def _conclude(
+        self, context: Context, results: PartitionResults, ended: EndedCall
+    ) -> Iterator[PartitionEvent]:
+        """Judge the call for a partition, and yield what comes of it."""
+        attempt = ended.outcome
+        if isinstance(attempt, Exception):
+            results.fail(
+                ended.partition_key, f"The function was not called: {attempt}", f"{attempt}"
+            )
+            return
+        metadata = describe(attempt, self._project)
+        if problem := self._find_problem(context, attempt):
+            text = f"{problem}\n\n{summarize(metadata)}"
+            results.fail(ended.partition_key, text, reason(attempt, problem))
+            return
+        yield from results.succeed(
+            ended.partition_key,
+            attempt.session.get_results(
+                implicit_materializations=self._implicit_materializations, metadata=metadata
+            ),
+            attempt.handler.observations,
+        )
+
+    def _find_problem(self, context: Context, attempt: Attempt) -> str | None:
+        problem = find_problem(
+            context,
+            attempt,
+            no_messages_hint=self._message_reader.no_messages_debug_text(),
+            implicit_materializations=self._implicit_materializations,
+        )
+        if problem is None and attempt.answer.error:
+            attempt.handler.warn(
+                "The answer was lost, but the messages say that all went well: "
+                f"{attempt.answer.error}"
+            )
+        return problem
+
+    def _make_caller(
         self,
         context: Context,
         function_url: str,
-        event: Mapping[str, Any],
-        extras: PipesExtras | None,
-    ) -> "_Call":
-        """Make one attempt, under a key prefix of its own, and read all its messages."""
-        started = time.monotonic()
-        trace = uuid.uuid4().hex
-        handler = CloudFunctionMessageHandler(context, self._message_reader)
-        reading_problem = None
-        try:
-            with self._open_session(context, extras, handler) as session:
-                http_session = self._http_session(function_url)
-                answer = invoke_cloud_function(
-                    http_session,
-                    url=function_url,
-                    data={**event, **session.get_bootstrap_env_vars()},
-                    headers={
-                        "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
-                        "Function-Execution-Id": session.context_data["run_id"],
-                    },
-                    timeout=self._timeout + _MARGIN,
-                )
-                if answer.outcome is Outcome.LOST:
-                    self._wait_until_closed(context, handler, answer)
-        except IdentityError as error:
-            raise PipesCloudFunctionError(
-                f"{function_url} was not called: {error}",
-                metadata={"cloud_function_url": function_url},
-            ) from error
-        except DagsterPipesError as error:
-            reading_problem = str(error)
-        refusal = None
-        if answer.status in (401, 403):
-            refusal = explain_refusal(http_session, answer.status)
-        return _Call(
+        session: requests.Session,
+        timeout: float | None,
+        retry_timeout: float | None,
+    ) -> CloudFunctionCaller:
+        return CloudFunctionCaller(
+            context,
+            function_url,
             session,
-            handler,
-            answer,
-            trace,
-            refusal,
-            reading_problem,
-            time.monotonic() - started,
+            self._context_injector,
+            timeout=self._timeout if timeout is None else timeout,
+            retry_timeout=self._retry_timeout if retry_timeout is None else retry_timeout,
         )
-
-    @contextmanager
-    def _open_session(
-        self, context: Context, extras: PipesExtras | None, handler: CloudFunctionMessageHandler
-    ) -> Iterator[dg.PipesSession]:
-        """As `dagster.open_pipes_session`, which does not let one choose the message handler."""
-        context_data = build_external_execution_context_data(context, extras)
-        with (
-            self._context_injector.inject_context(context_data) as context_params,
-            handler.handle_messages() as message_params,
-        ):
-            yield dg.PipesSession(
-                context_data=context_data,
-                message_handler=handler,
-                context_injector_params=context_params,
-                message_reader_params=message_params,
-                context=context,
-            )
 
     def _http_session(self, function_url: str) -> requests.Session:
         """The session for a function: shared by its calls, since it keeps connections and token."""
         key = root_url(function_url)
         with self._sessions_lock:
             if key not in self._sessions:
-                self._sessions[key] = http_session(
-                    function_url, audience=self._audience, impersonate=self._impersonate
-                )
+                self._sessions[key] = self._open_http_session(function_url)
             return self._sessions[key]
 
-    def _wait_until_closed(
-        self, context: Context, handler: CloudFunctionMessageHandler, answer: CloudFunctionAnswer
-    ) -> None:
-        """Give the function the rest of its time to say by messages what its answer did not."""
-        patience = max(self._timeout + _MARGIN - answer.seconds, _MARGIN)
-        if not handler.closed.is_set():
-            context.log.warning(
-                f"The answer of the cloud function was lost after {answer.seconds:.1f} s, while it "
-                f"may be running: {answer.error} Its messages are awaited for up to "
-                f"{patience:.0f} s; it is not called again."
+    def _open_http_session(self, function_url: str) -> requests.Session:
+        try:
+            return http_session(
+                function_url, audience=self._audience, impersonate=self._impersonate
             )
-        handler.closed.wait(patience)
-
-    def _find_problem(self, context: Context, call: "_Call") -> str | None:
-        """Why the step fails, or None if the call did all that it was to do."""
-        failure = _find_failure(call)
-        if call.reading_problem is not None:
-            failure = failure or "Messages of the cloud function were lost."
-            return f"{failure}\n\n{call.reading_problem}"
-        return failure or self._find_omission(context, call.handler)
-
-    def _find_omission(self, context: Context, handler: CloudFunctionMessageHandler) -> str | None:
-        """What the function should have said, and did not."""
-        if not handler.received_opened_message:
-            return (
-                "The cloud function answered, but no message came. "
-                f"{self._message_reader.no_messages_debug_text()}"
-            )
-        if not handler.received_closed_message:
-            return (
-                "The cloud function answered, but its messages end without the one that says how "
-                "it ended. Use `with open_pipes(...)` there."
-            )
-        missing = [] if self._implicit_materializations else _unreported_assets(context, handler)
-        if missing:
-            return (
-                f"The cloud function did not report {', '.join(missing)} as materialized. Call "
-                "`pipes.report_asset_materialization` in the task."
-            )
-        return None
-
-    def _describe(
-        self, call: "_Call", function_url: str, attempt: int
-    ) -> dict[str, dg.MetadataValue]:
-        """What is worth knowing of a call, however it ended."""
-        values: dict[str, dg.MetadataValue] = {
-            "cloud_function_url": dg.MetadataValue.url(function_url),
-            "cloud_function_attempts": dg.MetadataValue.int(attempt),
-            "cloud_function_seconds": dg.MetadataValue.float(round(call.answer.seconds, 3)),
-            "cloud_function_total_seconds": dg.MetadataValue.float(round(call.seconds, 3)),
-            "cloud_function_messages": dg.MetadataValue.int(call.handler.message_count),
-            "cloud_function_chunks": dg.MetadataValue.int(call.handler.chunk_count),
-            "cloud_function_trace": dg.MetadataValue.text(call.trace),
-        }
-        if call.answer.status is not None:
-            values["cloud_function_status"] = dg.MetadataValue.int(call.answer.status)
-        place = call.session.message_reader_params
-        if "bucket" in place and "key_prefix" in place:
-            values["cloud_function_prefix"] = dg.MetadataValue.path(
-                f"gs://{place['bucket']}/{place['key_prefix']}/"
-            )
-        if self._project is not None and not is_loopback(function_url):
-            values["cloud_function_logs"] = dg.MetadataValue.url(
-                logs_url(self._project, call.trace)
-            )
-        return values
+        except IdentityError as error:
+            raise PipesCloudFunctionError(
+                f"{function_url} was not called: {error}",
+                metadata={"cloud_function_url": function_url},
+            ) from error
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One attempt to call the function, after all its messages have been read.
-
-    Attributes:
-        trace: The trace that the request belongs to, and the function's logs of it.
-        refusal: Why the function has turned the caller away, or None.
-        reading_problem: What is wrong with the messages, or None.
-        seconds: How long it took, with the reading of the last messages.
-    """
-
-    session: dg.PipesSession
-    handler: CloudFunctionMessageHandler
-    answer: CloudFunctionAnswer
-    trace: str
-    refusal: str | None
-    reading_problem: str | None
-    seconds: float
-
-    @property
-    def has_started(self) -> bool:
-        """Whether work may have been done. The function says `opened` before it does any."""
-        return (
-            self.answer.outcome is not Outcome.NOT_STARTED
-            or self.handler.received_opened_message
-            or self.reading_problem is not None
-        )
-
-
-def _find_failure(call: _Call) -> str | None:
-    """What went wrong, by the function's own account or by its answer."""
-    handler, answer = call.handler, call.answer
-    if handler.exception is not None:
-        traceback = format_pipes_exception(handler.exception)
-        return f"The cloud function raised an exception.\n\n{traceback}"
-    if answer.outcome is Outcome.LOST:
-        if handler.received_closed_message:
-            return None
-        return (
-            f"The cloud function did not answer: {answer.error} Nor do its messages say how it "
-            "ended. It may have done its work, all or in part: see its logs."
-        )
-    if answer.error is not None:
-        status = f"answered {answer.status}" if answer.status else "was not reached"
-        hint = _HINTS.get(answer.status, "Its logs may tell more.")
-        return f"The cloud function {status}: {answer.error} {call.refusal or hint}"
-    return None
-
-
-def logs_url(project: str, trace: str) -> str:
-    """The page of Cloud Logging with what the function logged in one trace."""
-    query = quote(f'trace="projects/{project}/traces/{trace}"', safe="")
-    return (
-        f"https://console.cloud.google.com/logs/query;query={query}"
-        f"?{urlencode({'project': project})}"
-    )
-
-
-def format_pipes_exception(exception: PipesException) -> str:
-    """The exception as Python prints it, with what led to it first."""
-    traceback = "".join(
-        ["Traceback (most recent call last):\n", *exception["stack"], exception["message"]]
-    )
-    if cause := exception["cause"]:
-        relation = "The above exception was the direct cause of the following exception:"
-        return f"{format_pipes_exception(cause)}\n{relation}\n\n{traceback}"
-    if context := exception["context"]:
-        relation = "During handling of the above exception, another exception occurred:"
-        return f"{format_pipes_exception(context)}\n{relation}\n\n{traceback}"
-    return traceback
-
-
-def _delays() -> Iterator[float]:
-    """Seconds to wait before each further attempt: longer and longer, and never in step."""
-    delay = _FIRST_DELAY
-    while True:
-        yield delay * random.uniform(0.5, 1.0)  # noqa: S311  # nothing to keep secret
-        delay = min(2 * delay, _LONGEST_DELAY)
-
-
-def _refuse_unusable_event(event: Mapping[str, Any]) -> None:
+def _refuse_unusable_event(event: Event) -> None:
     for name, value in event.items():
         try:
             json.dumps({name: value}, allow_nan=False)
@@ -391,20 +341,3 @@ def _refuse_unusable_event(event: Mapping[str, Any]) -> None:
                 f"The event must be a JSON object, and its input {name!r} is no JSON: {error}.",
                 allow_retries=False,
             ) from error
-
-
-def _summary(metadata: Mapping[str, dg.MetadataValue]) -> str:
-    return "\n".join(
-        f"{name.removeprefix('cloud_function_')}: {value.value}" for name, value in metadata.items()
-    )
-
-
-def _unreported_assets(context: Context, handler: CloudFunctionMessageHandler) -> list[str]:
-    if not context.has_assets_def:
-        return []
-    reported = {
-        result.asset_key
-        for result in handler.get_reported_results()
-        if isinstance(result, dg.MaterializeResult)
-    }
-    return sorted(key.to_user_string() for key in context.selected_asset_keys - reported)

@@ -18,7 +18,7 @@ from google.oauth2 import credentials as user
 from google.oauth2 import service_account
 from google.oauth2.id_token import fetch_id_token_credentials
 
-from .invocation import KeepAliveAdapter
+from .invocation import CloudFunctionAdapter
 
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
@@ -73,7 +73,7 @@ def http_session(
     if is_loopback(function_url):
         session = requests.Session()
         session.trust_env = False  # no proxy and no password of the environment's
-        session.mount("http://", KeepAliveAdapter())
+        session.mount("http://", CloudFunctionAdapter())
         return session
     if urlsplit(function_url).scheme != "https":
         raise IdentityError(
@@ -87,7 +87,7 @@ def http_session(
     except GoogleAuthError as error:
         raise IdentityError(f"No identity token for {audience} could be had: {error}") from error
     session = AuthorizedSession(credentials, max_refresh_attempts=1)
-    session.mount("https://", KeepAliveAdapter())
+    session.mount("https://", CloudFunctionAdapter())
     return session
 
 

@@ -3,18 +3,22 @@
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, cast
+from weakref import WeakSet
 
 import requests
 from google.auth.exceptions import GoogleAuthError
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ProxyError
 
 _CONNECT_TIMEOUT = 10.0  # seconds
+_MOST_CONNECTIONS = 1_000  # kept for further calls, to one host
 _ERROR_TEXT_LIMIT = 2_000  # characters
 
 if sys.platform == "darwin":
@@ -58,15 +62,51 @@ class CloudFunctionAnswer:
     seconds: float
 
 
-class KeepAliveAdapter(HTTPAdapter):
-    """Keeps connections alive that are silent for long, and as many of them as there are calls."""
+class CloudFunctionAdapter(HTTPAdapter):
+    """Keeps connections alive that are silent for long, as many as there are calls, and cuts them.
+
+    Without that, a thread that waits for an answer could not be ended before it comes.
+    """
 
     def __init__(self) -> None:
-        super().__init__(pool_maxsize=100)
+        self._connections: WeakSet[HTTPConnection] = WeakSet()
+        super().__init__(pool_maxsize=_MOST_CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """As in the base class, with TCP keepalive."""
+        """As in the base class, with TCP keepalive and with a list of all connections."""
         super().init_poolmanager(*args, **kwargs, socket_options=_KEEPALIVE_OPTIONS)
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": self._listing(HTTPConnectionPool),
+            "https": self._listing(HTTPSConnectionPool),
+        }
+
+    def cut_connections(self) -> None:
+        """Let each request that waits for its answer fail at once, as if the network had failed."""
+        for connection in list(self._connections):
+            with suppress(OSError, AttributeError):  # it is closed
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _listing(self, pool_class: type[HTTPConnectionPool]) -> Callable[..., HTTPConnectionPool]:
+        """Makes pools as `pool_class` does, but with all their connections on the list."""
+
+        def connect(*args: Any, **kwargs: Any) -> HTTPConnection:
+            connection = cast("HTTPConnection", pool_class.ConnectionCls(*args, **kwargs))
+            self._connections.add(connection)
+            return connection
+
+        def make_pool(*args: Any, **kwargs: Any) -> HTTPConnectionPool:
+            pool = pool_class(*args, **kwargs)
+            pool.ConnectionCls = cast("type[HTTPConnection]", connect)
+            return pool
+
+        return make_pool
+
+
+def cut_connections(session: requests.Session, url: str) -> None:
+    """Let each request of a session to `url` fail at once that waits for its answer."""
+    adapter = session.get_adapter(url)
+    if isinstance(adapter, CloudFunctionAdapter):
+        adapter.cut_connections()
 
 
 def invoke_cloud_function(

@@ -1,36 +1,160 @@
 """Keeps account of what the cloud function said during one call."""
 
 import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
-from dagster_pipes import PipesException, PipesMessage
+from dagster_pipes import PipesException, PipesMessage, PipesParams
+
+from .context_data import Context
+from .dagster_internals import metadata_map_from_external
+
+_OBSERVATION = "gcp_pipes.asset_observation"  # as gcp_pipes/observation.py of the function says it
 
 
 class CloudFunctionMessageHandler(dg.PipesMessageHandler):
     """Dagster's message handler, which also remembers how much came, and how the function ended.
 
     Attributes:
-        message_count: How many messages have been handled.
+        params: Where the messages are: what the message reader tells the message writer.
+        message_count: How many messages came.
         chunk_count: How many chunks they came in.
-        exception: The exception that the function closed with, or None.
-        closed: Set as soon as the function has closed.
+        opened_extras: What the function said of itself when it began; None before that.
+        has_closed: Whether the function has said that it has ended.
+        exception: The exception that the function ended with, or None.
+        observations: The asset observations that the function reported.
+        problems: What is wrong with the messages.
+        settled: Set when the function has ended, or is not to be waited for any longer.
+    """
+
+    def __init__(self, context: Context, message_reader: dg.PipesMessageReader) -> None:
+        super().__init__(context, message_reader)
+        self.params: PipesParams = {}
+        self.message_count = 0
+        self.chunk_count = 0
+        self.opened_extras: Mapping[str, Any] | None = None
+        self.exception: PipesException | None = None
+        self.observations: list[dg.AssetObservation] = []
+        self.problems: list[str] = []
+        self.settled = threading.Event()
+        self.has_closed = False
+
+    @contextmanager
+    def handle_messages(self) -> Iterator[PipesParams]:
+        """Read messages while the block runs."""
+        with super().handle_messages() as self.params:
+            yield self.params
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether the function has said that it begins."""
+        return self.opened_extras is not None
+
+    @property
+    def can_be_cancelled(self) -> bool:
+        """Whether the function has said that it can be told to end the call."""
+        return bool(self.opened_extras and self.opened_extras.get("can_be_cancelled"))
+
+    def handle_message(self, message: PipesMessage) -> None:
+        """Report the message to the run, and remember what it says of the call."""
+        self.report(message)
+        self.remember(message)
+
+    def report(self, message: PipesMessage) -> None:
+        """Bring the message into the run."""
+        params = message["params"] or {}
+        if message["method"] == "report_custom_message" and _is_observation(params["payload"]):
+            self.observations.append(_observation(**params["payload"][_OBSERVATION]))
+        else:
+            super().handle_message(message)
+
+    def remember(self, message: PipesMessage) -> None:
+        """Note what the message says of the call."""
+        self.message_count += 1
+        params = message["params"] or {}
+        if message["method"] == "opened":
+            self.opened_extras = params.get("extras") or {}
+        elif message["method"] == "closed":
+            self.exception = params.get("exception")
+            self.has_closed = True
+            self.settled.set()
+
+    def warn(self, text: str) -> None:
+        """Say in the run what is remarkable about the call."""
+        self._context.log.warning(text)
+
+
+class PartitionMessageHandler(CloudFunctionMessageHandler):
+    """The same for the call of one partition, beside others in the same step.
+
+    All that goes into the run is left to the step's own thread, and says of which partition it is.
+
+    Args:
+        context: The context of the asset.
+        message_reader: Brings the messages.
+        partition_key: The partition.
+        leave: Takes what is to be done in the step's own thread.
     """
 
     def __init__(
         self,
-        context: dg.OpExecutionContext | dg.AssetExecutionContext,
+        context: Context,
         message_reader: dg.PipesMessageReader,
+        partition_key: str,
+        leave: Callable[[Callable[[], None]], None],
     ) -> None:
         super().__init__(context, message_reader)
-        self.message_count = 0
-        self.chunk_count = 0
-        self.exception: PipesException | None = None
-        self.closed = threading.Event()
+        self._partition_key = partition_key
+        self._leave = leave
 
     def handle_message(self, message: PipesMessage) -> None:
-        """Pass the message on to Dagster, and count it."""
-        super().handle_message(message)
-        self.message_count += 1
-        if message["method"] == "closed":
-            self.exception = (message["params"] or {}).get("exception")
-            self.closed.set()
+        """Remember what the message says of the call, and leave it to be reported."""
+        self.remember(message)
+        self._leave(lambda: self._report_or_complain(message))
+
+    def report(self, message: PipesMessage) -> None:
+        """Bring the message into the run, unless it says only that the call goes as it should."""
+        params = message["params"] or {}
+        match message["method"]:
+            case "opened":
+                return
+            case "log":
+                text = f"[{self._partition_key}] {params['message']}"
+                message = {**message, "params": {**params, "message": text}}
+            case "report_custom_message" if not _is_observation(params["payload"]):
+                text = f"[{self._partition_key}] The function says: {params['payload']}"
+                self._context.log.info(text)
+        super().report(message)
+
+    def report_pipes_framework_exception(self, origin: str, exc_info: Any) -> None:
+        """Leave it to be reported that something is wrong with the messages."""
+        report = super().report_pipes_framework_exception
+        self._leave(lambda: report(f"{origin} [{self._partition_key}]", exc_info))
+
+    def warn(self, text: str) -> None:
+        """Leave it to be said what is remarkable about the call."""
+        self._leave(lambda: self._context.log.warning(f"[{self._partition_key}] {text}"))
+
+    def _report_or_complain(self, message: PipesMessage) -> None:
+        try:
+            self.report(message)
+        except Exception as error:
+            self.problems.append(f"A message makes no sense: {error!r}. It is {message!r:.200}.")
+
+
+def _is_observation(payload: Any) -> bool:
+    return isinstance(payload, dict) and _OBSERVATION in payload
+
+
+def _observation(
+    asset_key: str, metadata: Mapping[str, Any], data_version: str | None, partition: str | None
+) -> dg.AssetObservation:
+    tags = {} if data_version is None else {"dagster/data_version": data_version}
+    return dg.AssetObservation(
+        dg.AssetKey.from_escaped_user_string(asset_key),
+        metadata=metadata_map_from_external(metadata),
+        partition=partition,
+        tags=tags,
+    )

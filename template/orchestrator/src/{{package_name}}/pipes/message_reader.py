@@ -5,6 +5,7 @@ The layout is that of `dagster_pipes.PipesBlobStoreMessageWriter`: chunks `<key_
 as those of `gcp_pipes` have, it tells whether any is missing or came twice.
 """
 
+import copy
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import dagster as dg
 from dagster_pipes import DagsterPipesError, PipesParams
@@ -24,6 +26,7 @@ from .message_handler import CloudFunctionMessageHandler
 _ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 _FIRST_INTERVAL = 0.005  # seconds, doubled with every look until it is the interval asked for
+_FIRST_INTERVAL_OF_MANY, _INTERVAL_OF_MANY = 1.0, 10.0  # the same for each call among many
 _PROBLEMS_TOLD = 10  # of one call: what is wrong with one message is often wrong with all
 
 
@@ -46,6 +49,16 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         self.bucket = bucket
         self.client = client
         self.interval = interval
+        self.first_interval = min(_FIRST_INTERVAL, interval)
+
+    def for_many_calls(self) -> Self:
+        """The same reader, for calls of which there are many at once: it looks rarely.
+
+        For a short call, it makes no more requests than there are chunks.
+        """
+        reader = copy.copy(self)
+        reader.first_interval, reader.interval = _FIRST_INTERVAL_OF_MANY, _INTERVAL_OF_MANY
+        return reader
 
     @property
     def expected_writer_count(self) -> int:
@@ -146,6 +159,7 @@ class _Reading:
         self._place = f"gs://{params['bucket']}/{params['key_prefix']}/"
         self._next_chunk = 1
         self._next_number = 1
+        self._has_closed = False
         self.call_has_returned = threading.Event()
         self.problems: list[str] = []
 
@@ -153,13 +167,13 @@ class _Reading:
         """Hand over chunk after chunk until the function has closed, or nothing more can come."""
         is_last_look = False
         told_of_failure = False
-        interval = _FIRST_INTERVAL
-        while not (self._handler.received_closed_message or is_last_look):
+        interval = self._reader.first_interval
+        while not (self._has_closed or is_last_look):
             is_last_look = self.call_has_returned.wait(interval)
             interval = min(2 * interval, self._reader.interval)
             try:
                 self._read_what_is_there()
-                if is_last_look and not self._handler.received_closed_message:
+                if is_last_look and not self._has_closed:
                     self._read_beyond_gaps()
             except Exception as error:
                 problem = (
@@ -173,7 +187,7 @@ class _Reading:
                     told_of_failure = True
 
     def _read_what_is_there(self) -> None:
-        while not self._handler.received_closed_message:
+        while not self._has_closed:
             try:
                 chunk = self._reader.download_messages_chunk(self._next_chunk, self._params)
             except UnicodeDecodeError as error:
@@ -198,6 +212,7 @@ class _Reading:
             try:
                 message = json.loads(line)
                 if self._is_next(message.get("number")):
+                    self._has_closed |= message["method"] == "closed"
                     self._handler.handle_message(message)
             except Exception as error:
                 self._report(

@@ -1,0 +1,56 @@
+"""What a task learns of an asset without materializing it."""
+
+from collections.abc import Mapping
+
+from dagster_pipes import (
+    PIPES_METADATA_TYPE_INFER,
+    PipesContext,
+    PipesMetadataRawValue,
+    PipesMetadataValue,
+)
+
+_OBSERVATION = "gcp_pipes.asset_observation"  # as pipes/message_handler.py of Dagster reads it
+
+
+def report_asset_observation(
+    pipes: PipesContext,
+    asset_key: str | None = None,
+    *,
+    metadata: Mapping[str, PipesMetadataRawValue | PipesMetadataValue] | None = None,
+    data_version: str | None = None,
+) -> None:
+    """Report an observation of an asset to Dagster, for which Pipes has no message of its own.
+
+    It takes what `PipesContext.report_asset_materialization` takes. In the call for a partition,
+    the observation is of that partition.
+
+    Args:
+        pipes: The Pipes context.
+        asset_key: The asset, which need not be one of the step; the step's own unless given.
+        metadata: Values as they are, or each with its Pipes type.
+        data_version: The version of the data that was seen.
+    """
+    pipes.report_custom_message(
+        {
+            _OBSERVATION: {
+                "asset_key": asset_key or pipes.asset_key,
+                "metadata": {name: _typed(value) for name, value in (metadata or {}).items()},
+                "data_version": data_version,
+                "partition": _partition_key(pipes),
+            }
+        }
+    )
+
+
+def _partition_key(pipes: PipesContext) -> str | None:
+    """The partition of the call, if it is for one and no more."""
+    if not pipes.is_partition_step:
+        return None
+    keys = pipes.partition_key_range
+    return keys["start"] if keys["start"] == keys["end"] else None
+
+
+def _typed(value: PipesMetadataRawValue | PipesMetadataValue) -> PipesMetadataValue:
+    if isinstance(value, dict) and value.keys() == {"raw_value", "type"}:
+        return value  # type: ignore[return-value]  # it has the keys of one
+    return {"raw_value": value, "type": PIPES_METADATA_TYPE_INFER}  # type: ignore[typeddict-item]

@@ -1,0 +1,219 @@
+"""What the calls for many partitions bring into the event log of their step."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+
+from .context_data import Context
+from .dagster_internals import NO_FURTHER_EVENT, MaterializationTags
+from .verdict import check_key
+
+PartitionEvent = (
+    dg.AssetMaterialization
+    | dg.AssetObservation
+    | dg.AssetCheckEvaluation
+    | dg.AssetCheckResult
+    | dg.MaterializeResult[Any]
+    | dg.Output[None]
+)
+"""What a step yields that does the work of many partitions."""
+
+_PROGRESS_INTERVAL = 10.0  # seconds, at least, between two lines on how far the step is
+_REASONS_TOLD = 20  # in the summary of a step; the log has all of them
+_KEYS_TOLD = 1_000  # in metadata
+_RESUMES = "dagster/is_resume_retry"  # the tag of a run that does again what failed in its parent
+
+
+class PartitionResults:
+    """Makes the events of each partition, and keeps account of all.
+
+    Args:
+        context: The context of the assets.
+        partition_keys: The partitions that there are calls for.
+    """
+
+    def __init__(self, context: Context, partition_keys: Sequence[str]) -> None:
+        self._context = context
+        self._partition_keys = partition_keys
+        self._tags = {key: MaterializationTags(context, key) for key in context.selected_asset_keys}
+        self._checks: dict[dg.AssetCheckKey, list[tuple[str, dg.AssetCheckResult]]] = defaultdict(
+            list
+        )
+        self._succeeded: set[str] = set()
+        self._failed: dict[str, str] = {}
+        self._told = time.monotonic()
+
+    def succeed(
+        self,
+        partition_key: str,
+        results: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult],
+        observations: Sequence[dg.AssetObservation],
+    ) -> Iterator[PartitionEvent]:
+        """The events of a partition whose call did all that it was to do.
+
+        Args:
+            partition_key: The partition.
+            results: What the function reported.
+            observations: What the function observed.
+        """
+        self._succeeded.add(partition_key)
+        yield from observations
+        for result in results:
+            if isinstance(result, dg.MaterializeResult):
+                yield self._materialization(partition_key, result)
+            else:
+                yield from self._check(partition_key, result)
+        self._tell_progress()
+
+    def fail(self, partition_key: str, problem: str, reason: str) -> None:
+        """Note that the call for a partition failed, and log why.
+
+        Args:
+            partition_key: The partition.
+            problem: Why, in full.
+            reason: Why, in a line.
+        """
+        self._failed[partition_key] = reason
+        self._context.log.error(f"[{partition_key}] {problem}")
+        self._tell_progress()
+
+    def conclude(self) -> Iterator[PartitionEvent]:
+        """What the step yields beside the events of the partitions, when all is over."""
+        for key in self._context.selected_asset_check_keys:
+            yield self._conclude_check(key)
+        if not self.problem:
+            for asset_key in self._context.selected_asset_keys:
+                yield dg.MaterializeResult(asset_key=asset_key, metadata=NO_FURTHER_EVENT)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the step fails, by a line for each of the first failures; None if it does not."""
+        not_begun = len(self._partition_keys) - len(self._succeeded) - len(self._failed)
+        if not (self._failed or not_begun):
+            return None
+        counts = f"{len(self._failed)} of {len(self._partition_keys)} partitions failed"
+        if not_begun:
+            counts += f", and {not_begun} were not begun"
+        reasons = [f"{key}: {reason}" for key, reason in self._failed.items()]
+        if (more := len(reasons) - _REASONS_TOLD) > 0:
+            reasons[_REASONS_TOLD:] = [f"{more} more: the log says why."]
+        rest = (
+            f"{len(self._succeeded)} succeeded. A retry of the step, or of the run from its "
+            "failure, leaves them as they are."
+        )
+        return "\n".join([f"{counts}.", *reasons, rest])
+
+    @property
+    def metadata(self) -> dict[str, dg.MetadataValue]:
+        """How many partitions succeeded and failed, and which failed."""
+        return {
+            "partitions_succeeded": dg.MetadataValue.int(len(self._succeeded)),
+            "partitions_failed": dg.MetadataValue.int(len(self._failed)),
+            "failed_partitions": dg.MetadataValue.json(list(self._failed)[:_KEYS_TOLD]),
+        }
+
+    def _materialization(
+        self, partition_key: str, result: dg.MaterializeResult[Any]
+    ) -> dg.AssetMaterialization:
+        assert result.asset_key is not None  # noqa: S101  # the function cannot report without it
+        return dg.AssetMaterialization(
+            result.asset_key,
+            partition=partition_key,
+            metadata=result.metadata,
+            tags=self._tags[result.asset_key].make(result.data_version),
+        )
+
+    def _check(
+        self, partition_key: str, result: dg.AssetCheckResult
+    ) -> Iterator[dg.AssetCheckEvaluation]:
+        """An evaluation, if the check has one for each partition; else it is for the end."""
+        key = check_key(result)
+        spec = self._context.assets_def.get_spec_for_check_key(key)
+        if spec.partitions_def is None:
+            self._checks[key].append((partition_key, result))
+            return
+        yield dg.AssetCheckEvaluation(
+            asset_key=key.asset_key,
+            check_name=key.name,
+            passed=result.passed,
+            severity=result.severity,
+            metadata=result.metadata,
+            blocking=spec.blocking,
+            partition=partition_key,
+        )
+
+    def _conclude_check(self, key: dg.AssetCheckKey) -> dg.AssetCheckResult | dg.Output[None]:
+        """One evaluation for all partitions, if the check has but one; then it passed for all."""
+        if not self._checks[key]:
+            name = self._context.assets_def.get_output_name_for_asset_check_key(key)
+            return dg.Output(None, name)
+        failed = [(partition, each) for partition, each in self._checks[key] if not each.passed]
+        severe = [each for _, each in failed if each.severity is dg.AssetCheckSeverity.ERROR]
+        _, example = (failed or self._checks[key])[0]
+        return dg.AssetCheckResult(
+            asset_key=key.asset_key,
+            check_name=key.name,
+            passed=not failed,
+            severity=dg.AssetCheckSeverity.ERROR if severe else example.severity,
+            metadata={
+                **example.metadata,
+                "partitions_checked": len(self._checks[key]),
+                "failed_partitions": [partition for partition, _ in failed][:_KEYS_TOLD],
+            },
+        )
+
+    def _tell_progress(self) -> None:
+        """Log how far the step is, but not after every call, and always after the last one."""
+        done, all_of_them = len(self._succeeded) + len(self._failed), len(self._partition_keys)
+        now = time.monotonic()
+        if done == all_of_them or now - self._told > _PROGRESS_INTERVAL:
+            self._told = now
+            self._context.log.info(
+                f"{done} of {all_of_them} partitions are done, {len(self._failed)} of them failed"
+            )
+
+
+def missing_partitions(context: Context) -> list[str]:
+    """The partitions of the run, but for those that an earlier attempt at it has materialized.
+
+    That is an earlier attempt of the step, or a run that this one resumes from its failure.
+    """
+    done: list[set[str]] = []
+    for asset_key in context.selected_asset_keys:
+        done.append(
+            {
+                event.partition
+                for run_id in _attempts(context)
+                for event in _materializations(context.instance, run_id)
+                if event.asset_key == asset_key and event.partition is not None
+            }
+        )
+    complete = set.intersection(*done)
+    missing = [key for key in context.partition_keys if key not in complete]
+    if complete:
+        context.log.info(
+            f"{len(context.partition_keys) - len(missing)} of {len(context.partition_keys)} "
+            "partitions were materialized by an earlier attempt"
+        )
+    return missing
+
+
+def _attempts(context: Context) -> list[str]:
+    """The IDs of this run, if the step is retried, and of those that it resumes."""
+    run_ids = [context.run.run_id] if context.retry_number else []
+    run: dg.DagsterRun | None = context.run
+    while run and run.parent_run_id and run.tags.get(_RESUMES) == "true":
+        run_ids.append(run.parent_run_id)
+        run = context.instance.get_run_by_id(run.parent_run_id)
+    return run_ids
+
+
+def _materializations(
+    instance: dg.DagsterInstance, run_id: str
+) -> Iterator[dg.AssetMaterialization]:
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+        if entry.asset_materialization is not None:
+            yield entry.asset_materialization

@@ -1,0 +1,193 @@
+"""Whether a call of a cloud function did what it was to do, and what there is to know of it."""
+
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote, urlencode
+
+import dagster as dg
+from dagster_pipes import PipesException
+
+from .call import Attempt
+from .context_data import Context
+from .identity import is_loopback
+from .invocation import Outcome
+from .message_handler import CloudFunctionMessageHandler
+
+_HINTS = {
+    None: "Is FUNCTION_URL the function's own URL, and is the function running?",
+    404: "Is FUNCTION_URL the function's own URL, and is the function deployed?",
+    429: "The function has no free instance: raise its number of instances or its concurrency.",
+    503: "The function could not be started, or its instance died: its logs tell why.",
+    504: "The function took longer than its timeout.",
+}
+
+
+def find_problem(
+    context: Context,
+    attempt: Attempt,
+    *,
+    no_messages_hint: str,
+    implicit_materializations: bool,
+) -> str | None:
+    """Why a call did not do all that it was to do, or None if it did.
+
+    Args:
+        context: The context of the asset or op.
+        attempt: The call's last attempt.
+        no_messages_hint: What to look at if no message came.
+        implicit_materializations: Whether an asset need not be reported as materialized.
+    """
+    failure = _find_failure(attempt)
+    if problems := attempt.handler.problems:
+        return "\n\n".join([failure or "Messages of the cloud function were lost.", *problems])
+    if failure is not None:
+        return failure
+    return _find_silence(attempt.handler, no_messages_hint) or _find_difference(
+        context, attempt.handler, implicit_materializations
+    )
+
+
+def _find_failure(attempt: Attempt) -> str | None:
+    """What went wrong, by the function's own account or by its answer."""
+    handler, answer = attempt.handler, attempt.answer
+    if handler.exception is not None:
+        traceback = format_pipes_exception(handler.exception)
+        return f"The cloud function raised an exception.\n\n{traceback}"
+    if answer.outcome is Outcome.LOST:
+        if handler.has_closed:
+            return None
+        return (
+            f"The cloud function did not answer: {answer.error} Nor do its messages say how it "
+            "ended. It may have done its work, all or in part: see its logs."
+        )
+    if answer.error is not None:
+        status = f"answered {answer.status}" if answer.status else "was not reached"
+        hint = _HINTS.get(answer.status, "Its logs may tell more.")
+        return f"The cloud function {status}: {answer.error} {attempt.refusal or hint}"
+    return None
+
+
+def _find_silence(handler: CloudFunctionMessageHandler, no_messages_hint: str) -> str | None:
+    """What the function should have said of the call, and did not."""
+    if not handler.has_opened:
+        return f"The cloud function answered, but no message came. {no_messages_hint}"
+    if not handler.has_closed:
+        return (
+            "The cloud function answered, but its messages end without the one that says how it "
+            "ended. Use `with open_pipes(...)` there."
+        )
+    return None
+
+
+def _find_difference(
+    context: Context, handler: CloudFunctionMessageHandler, implicit_materializations: bool
+) -> str | None:
+    """Where the step declares one thing, and the function reported another."""
+    if not context.has_assets_def:
+        return None
+    results = handler.get_reported_results()
+    assets = [each.asset_key for each in results if isinstance(each, dg.MaterializeResult)]
+    checks = [check_key(each) for each in results if isinstance(each, dg.AssetCheckResult)]
+    missing_assets = context.selected_asset_keys - set(assets)
+    if missing_assets and not implicit_materializations:
+        return (
+            f"The cloud function did not report {_names(missing_assets)} as materialized. Call "
+            "`pipes.report_asset_materialization` in the task."
+        )
+    if missing_checks := context.selected_asset_check_keys - set(checks):
+        return (
+            f"The cloud function did not report the check {_names(missing_checks)}. Call "
+            "`pipes.report_asset_check` in the task."
+        )
+    if unknown_checks := {key for key in checks if not _is_declared(context, key)}:
+        return (
+            f"The cloud function reported the check {_names(unknown_checks)}, which the asset does "
+            "not declare. Add it to the asset's `check_specs`, or to the component's `checks`."
+        )
+    return None
+
+
+def check_key(result: dg.AssetCheckResult) -> dg.AssetCheckKey:
+    """Which check a result is of, that a function reported."""
+    assert result.asset_key is not None and result.check_name is not None  # noqa: S101, PT018
+    return dg.AssetCheckKey(result.asset_key, result.check_name)
+
+
+def _is_declared(context: Context, key: dg.AssetCheckKey) -> bool:
+    try:
+        context.assets_def.get_spec_for_check_key(key)
+    except KeyError:
+        return False
+    return True
+
+
+def _names(keys: Iterable[dg.AssetKey | dg.AssetCheckKey | None]) -> str:
+    return ", ".join(sorted(key.to_user_string() for key in keys if key is not None))
+
+
+def never_reached(attempt: Attempt) -> bool:
+    """Whether no further call has to be tried: the function is not there, or turns us away."""
+    return not attempt.has_started or attempt.answer.status in (401, 403, 404)
+
+
+def reason(attempt: Attempt, problem: str) -> str:
+    """Why a call failed, in a line: the exception's own message, or the beginning of `problem`."""
+    exception = attempt.handler.exception
+    return (exception["message"].strip() if exception else problem).split("\n")[0]
+
+
+def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:
+    """What is worth knowing of a call, however it ended.
+
+    Args:
+        attempt: The call's last attempt.
+        project: The function's Google Cloud project, for the link to its logs.
+    """
+    values: dict[str, dg.MetadataValue] = {
+        "cloud_function_url": dg.MetadataValue.url(attempt.function_url),
+        "cloud_function_attempts": dg.MetadataValue.int(attempt.number),
+        "cloud_function_seconds": dg.MetadataValue.float(round(attempt.answer.seconds, 3)),
+        "cloud_function_total_seconds": dg.MetadataValue.float(round(attempt.seconds, 3)),
+        "cloud_function_messages": dg.MetadataValue.int(attempt.handler.message_count),
+        "cloud_function_chunks": dg.MetadataValue.int(attempt.handler.chunk_count),
+        "cloud_function_trace": dg.MetadataValue.text(attempt.trace),
+    }
+    if attempt.answer.status is not None:
+        values["cloud_function_status"] = dg.MetadataValue.int(attempt.answer.status)
+    place = attempt.handler.params
+    if "bucket" in place and "key_prefix" in place:
+        values["cloud_function_prefix"] = dg.MetadataValue.path(
+            f"gs://{place['bucket']}/{place['key_prefix']}/"
+        )
+    if project is not None and not is_loopback(attempt.function_url):
+        values["cloud_function_logs"] = dg.MetadataValue.url(logs_url(project, attempt.trace))
+    return values
+
+
+def summarize(metadata: Mapping[str, dg.MetadataValue]) -> str:
+    """The same as text, one value a line."""
+    return "\n".join(
+        f"{name.removeprefix('cloud_function_')}: {value.value}" for name, value in metadata.items()
+    )
+
+
+def logs_url(project: str, trace: str) -> str:
+    """The page of Cloud Logging with what the function logged in one trace."""
+    query = quote(f'trace="projects/{project}/traces/{trace}"', safe="")
+    return (
+        f"https://console.cloud.google.com/logs/query;query={query}"
+        f"?{urlencode({'project': project})}"
+    )
+
+
+def format_pipes_exception(exception: PipesException) -> str:
+    """The exception as Python prints it, with what led to it first."""
+    traceback = "".join(
+        ["Traceback (most recent call last):\n", *exception["stack"], exception["message"]]
+    )
+    if cause := exception["cause"]:
+        relation = "The above exception was the direct cause of the following exception:"
+        return f"{format_pipes_exception(cause)}\n{relation}\n\n{traceback}"
+    if context := exception["context"]:
+        relation = "During handling of the above exception, another exception occurred:"
+        return f"{format_pipes_exception(context)}\n{relation}\n\n{traceback}"
+    return traceback

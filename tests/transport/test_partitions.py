@@ -1,0 +1,494 @@
+"""Many partitions in one step: a call for each, so many at once."""
+
+import itertools
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from conftest import environment_without_pytest, serve
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from faults import FaultProxy, Request, answer
+from local_cloud.cloud import CLOUD_FUNCTION
+from local_cloud.processes import free_port
+from my_data_platform.pipes import PipesCloudFunctionClient
+
+DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2027-01-01")
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def days(count: int) -> list[str]:
+    return list(DAYS.get_partition_keys()[:count])
+
+
+class Partitions:
+    """An asset with a call for each partition, and what its runs leave in the event log."""
+
+    key = dg.AssetKey("thing")
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.runs: list[dg.ExecuteInProcessResult] = []
+
+    def run(self, asset: dg.AssetsDefinition, *keys: str, **tags: str) -> bool:
+        """Materialize the partitions from the first to the last of `keys`, in one run."""
+        ends = {
+            "dagster/asset_partition_range_start": keys[0],
+            "dagster/asset_partition_range_end": keys[-1],
+        }
+        result = dg.materialize(
+            [asset],
+            instance=self.instance,
+            tags={**ends, **tags},
+            raise_on_error=False,
+            run_config=QUIET,
+        )
+        self.runs.append(result)
+        return result.success
+
+    def materialized(self) -> Counter[str]:
+        """How many materialization events there are of each partition."""
+        records = self.instance.fetch_materializations(self.key, limit=1_000).records
+        return Counter(str(record.partition_key) for record in records)
+
+    def materialization(self, partition_key: str) -> dg.AssetMaterialization:
+        [record] = self.instance.fetch_materializations(
+            dg.AssetRecordsFilter(self.key, asset_partitions=[partition_key]), limit=10
+        ).records
+        assert record.asset_materialization is not None
+        return record.asset_materialization
+
+    def statuses(self, *keys: str) -> set[AssetPartitionStatus | None]:
+        found = self.instance.get_status_by_partition(self.key, keys, DAYS)
+        assert found is not None
+        return {found[key] for key in keys}
+
+    def logged(self) -> list[str]:
+        """The log lines of the last run."""
+        entries = self.instance.all_logs(self.runs[-1].run_id)
+        return [entry.user_message for entry in entries if entry.dagster_event is None]
+
+    def failure(self) -> Any:
+        data = self.runs[-1].failure_data_for_node("thing")
+        assert data is not None
+        return data.user_failure_data or data.error
+
+
+@pytest.fixture
+def partitions() -> Iterator[Partitions]:
+    with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
+        yield Partitions(instance)
+
+
+Define = Callable[..., dg.AssetsDefinition]
+
+
+@pytest.fixture
+def define(client: PipesCloudFunctionClient, calls: FaultProxy) -> Define:
+    """Defines an asset whose partitions are made by the task `scripted`, with inputs by name."""
+
+    def define(
+        *,
+        url: str = calls.url,
+        max_in_flight: int = 8,
+        check_specs: list[dg.AssetCheckSpec] | None = None,
+        retry_policy: dg.RetryPolicy | None = None,
+        run: Mapping[str, Any] | None = None,
+        **event: Any,
+    ) -> dg.AssetsDefinition:
+        @dg.asset(
+            name="thing",
+            partitions_def=DAYS,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            check_specs=check_specs,
+            retry_policy=retry_policy,
+        )
+        def calling(context: dg.AssetExecutionContext) -> Iterator[Any]:
+            yield from client.run_partitions(
+                context=context,
+                function_url=url,
+                event={"task": "scripted", **event},
+                max_in_flight=max_in_flight,
+                **(run or {}),
+            )
+
+        return calling
+
+    return define
+
+
+def test_each_partition_is_called_for_and_reported_once(
+    partitions: Partitions, define: Define, calls: FaultProxy
+) -> None:
+    keys = days(60)
+
+    assert partitions.run(define(metadata={"size": 3}, data_version="v", lines=1), *keys)
+
+    assert partitions.materialized() == dict.fromkeys(keys, 1)
+    assert len(calls.seen) == len(keys)
+    materialization = partitions.materialization(keys[7])
+    assert materialization.metadata["size"].value == 3
+    assert materialization.metadata["cloud_function_status"].value == 200
+    assert materialization.tags is not None
+    assert materialization.tags["dagster/data_version"] == "v"
+    assert materialization.tags["dagster/code_version"]
+    assert f"[{keys[7]}] thing line 0" in partitions.logged()
+    assert partitions.logged()[-1] == "60 of 60 partitions are done, 0 of them failed"
+    assert not [each for each in threading.enumerate() if each.name.startswith("pipes-")]
+
+
+def test_no_more_calls_are_in_flight_than_allowed(
+    partitions: Partitions, define: Define, calls: FaultProxy
+) -> None:
+    most = 0
+
+    def count(request: Request) -> Any:
+        nonlocal most
+        most = max(most, calls.in_flight)
+        return request.forward()
+
+    calls.fail_always(count)
+
+    assert partitions.run(define(lines=1, pause=0.1, max_in_flight=5), *days(30))
+
+    assert most == 5
+
+
+def test_the_event_can_be_made_for_each_partition(
+    partitions: Partitions, client: PipesCloudFunctionClient, calls: FaultProxy
+) -> None:
+    @dg.asset(partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run())
+    def thing(context: dg.AssetExecutionContext) -> Any:
+        return client.run_partitions(
+            context=context,
+            function_url=calls.url,
+            event=lambda key: {"task": "scripted", "metadata": {"day": key[-2:]}},
+        )
+
+    assert partitions.run(thing, *days(3))
+
+    assert partitions.materialization(days(3)[2]).metadata["day"].value == "03"
+
+
+def test_what_is_downstream_runs_when_all_partitions_are_done(
+    partitions: Partitions, define: Define
+) -> None:
+    @dg.asset(deps=["thing"], partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run())
+    def below() -> None:
+        pass
+
+    keys = days(4)
+    result = dg.materialize(
+        [define(), below],
+        instance=partitions.instance,
+        tags={
+            "dagster/asset_partition_range_start": keys[0],
+            "dagster/asset_partition_range_end": keys[-1],
+        },
+        run_config=QUIET,
+    )
+
+    assert partitions.materialized() == dict.fromkeys(keys, 1)
+    assert len(result.asset_materializations_for_node("below")) == len(keys)
+
+
+def test_a_failed_partition_fails_the_step_at_the_end_and_what_succeeded_stays(
+    partitions: Partitions, define: Define
+) -> None:
+    keys = days(30)
+    bad = keys[3], keys[17]
+
+    assert not partitions.run(define(failing_partitions=bad), *keys)
+
+    good = [key for key in keys if key not in bad]
+    assert partitions.materialized() == dict.fromkeys(good, 1)
+    summary = partitions.failure().description
+    assert summary.startswith("2 of 30 partitions failed.\n")
+    assert f"\n{bad[0]}: ValueError: {bad[0]} is out of luck\n" in summary
+    assert "28 succeeded." in summary
+    assert partitions.failure().metadata["failed_partitions"].value == list(bad)
+    errors = [line for line in partitions.logged() if line.startswith(f"[{bad[0]}] The cloud")]
+    assert "in run\n" in errors[0]  # the function's own traceback
+    assert partitions.statuses(*good) == {AssetPartitionStatus.MATERIALIZED}
+    assert partitions.statuses(*bad) == {AssetPartitionStatus.FAILED}
+
+
+def test_a_retry_of_the_step_calls_only_for_what_is_missing(
+    partitions: Partitions, define: Define, calls: FaultProxy
+) -> None:
+    keys = days(20)
+    retried = dg.RetryPolicy(max_retries=1)
+
+    assert not partitions.run(define(failing_partitions=[keys[5]], retry_policy=retried), *keys)
+
+    assert partitions.materialized() == {key: 1 for key in keys if key != keys[5]}
+    assert len(calls.seen) == len(keys) + 1
+    assert "19 of 20 partitions were materialized by an earlier attempt" in partitions.logged()
+
+
+def test_a_few_hundred_503s_lose_nothing(
+    partitions: Partitions, define: Define, calls: FaultProxy
+) -> None:
+    calls.fail(*itertools.repeat(answer(503), 300))
+    keys = days(100)
+
+    assert partitions.run(define(max_in_flight=50, run={"retry_timeout": 60}), *keys)
+
+    assert partitions.materialized() == dict.fromkeys(keys, 1)
+    assert len(calls.seen) == len(keys) + 300
+
+
+def test_a_call_is_tried_for_longer_while_the_function_is_at_work_on_others(
+    partitions: Partitions, define: Define, calls: FaultProxy
+) -> None:
+    """As where there are more calls in flight than the function has room for."""
+    lock = threading.Lock()
+
+    def serve_one(request: Request) -> Any:
+        if not lock.acquire(blocking=False):
+            return answer(429)(request)
+        try:
+            return request.forward()
+        finally:
+            lock.release()
+
+    calls.fail_always(serve_one)
+    keys = days(4)
+
+    assert partitions.run(
+        define(max_in_flight=4, lines=1, pause=2, run={"retry_timeout": 3}), *keys
+    )
+
+    assert partitions.materialized() == dict.fromkeys(keys, 1)
+
+
+def test_a_function_that_dies_in_between_fails_what_it_was_at_work_on_and_no_more(
+    partitions: Partitions,
+    client: PipesCloudFunctionClient,
+    define: Define,
+    writing_proxy: FaultProxy,
+) -> None:
+    port = free_port()
+    keys = days(60)
+    asset = define(
+        url=f"http://127.0.0.1:{port}",
+        max_in_flight=10,
+        lines=1,
+        pause=0.3,
+        run={"timeout": 1, "retry_timeout": 30},
+    )
+
+    def serve_and_die() -> None:
+        for seconds in (1.5, 60):
+            with serve(CLOUD_FUNCTION / "main.py", writing_proxy.url, port=port, THREADS="40"):
+                done.wait(seconds)
+            if done.is_set():
+                return
+
+    done = threading.Event()
+    serving = threading.Thread(target=serve_and_die)
+    serving.start()
+    try:
+        assert not partitions.run(asset, *keys)
+    finally:
+        done.set()
+        serving.join()
+
+    materialized = partitions.materialized()
+    failed = set(keys) - set(materialized)
+    assert set(materialized.values()) == {1}
+    assert 0 < len(failed) <= 10
+    assert partitions.failure().description.startswith(f"{len(failed)} of 60 partitions failed.")
+    assert set(partitions.failure().metadata["failed_partitions"].value) == failed
+    assert partitions.statuses(*materialized) == {AssetPartitionStatus.MATERIALIZED}
+    assert partitions.statuses(*failed) == {AssetPartitionStatus.FAILED}
+
+
+def test_no_call_is_begun_any_more_when_the_function_is_not_there(
+    partitions: Partitions, define: Define
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+
+    assert not partitions.run(define(url=url, run={"retry_timeout": 1}), *days(500))
+
+    summary = partitions.failure().description
+    counts = re.match(r"(\d+) of 500 partitions failed, and (\d+) were not begun.", summary)
+    assert counts
+    failed, not_begun = map(int, counts.groups())
+    assert failed + not_begun == 500
+    assert 8 <= failed <= 16  # a thread may have begun one more
+    assert "Connection refused" in summary
+    assert not partitions.materialized()
+
+
+def test_a_check_is_evaluated_once_for_all_partitions(
+    partitions: Partitions, define: Define
+) -> None:
+    keys = days(10)
+    specs = [dg.AssetCheckSpec("no_doubt", asset="thing")]
+
+    assert partitions.run(define(doubtful_partitions=[keys[2]], check_specs=specs), *keys)
+
+    [evaluation] = partitions.runs[0].get_asset_check_evaluations()
+    assert not evaluation.passed
+    assert evaluation.severity is dg.AssetCheckSeverity.WARN
+    assert evaluation.metadata["partitions_checked"].value == 10
+    assert evaluation.metadata["failed_partitions"].value == [keys[2]]
+    assert evaluation.metadata["doubts"].value == 1
+
+
+def test_a_partitioned_check_is_evaluated_for_each_partition(
+    partitions: Partitions, define: Define
+) -> None:
+    keys = days(5)
+    spec = dg.AssetCheckSpec("no_doubt", asset="thing", partitions_def=DAYS)
+
+    assert partitions.run(define(doubtful_partitions=[keys[2]], check_specs=[spec]), *keys)
+
+    evaluations = partitions.runs[0].get_asset_check_evaluations()
+    assert {each.partition: each.passed for each in evaluations} == {
+        key: key != keys[2] for key in keys
+    }
+
+
+def test_a_check_that_is_not_declared_fails_its_partition(
+    partitions: Partitions, define: Define
+) -> None:
+    assert not partitions.run(define(doubtful_partitions=[]), *days(2))
+
+    assert "reported the check thing:no_doubt, which the" in partitions.failure().description
+
+
+def test_observations_and_custom_messages_are_in_the_log(
+    partitions: Partitions, define: Define
+) -> None:
+    keys = days(3)
+
+    assert partitions.run(define(observed=["elsewhere/seen"], custom_messages=[{"a": 1}]), *keys)
+
+    records = partitions.instance.fetch_observations(
+        dg.AssetKey(["elsewhere", "seen"]), limit=10
+    ).records
+    assert sorted(str(record.partition_key) for record in records) == keys
+    assert f"[{keys[0]}] The function says: {{'a': 1}}" in partitions.logged()
+
+
+def test_a_message_that_makes_no_sense_fails_its_partition_and_no_other(
+    partitions: Partitions, define: Define
+) -> None:
+    keys = days(3)
+    nonsense = {"raw_value": "many", "type": "int"}
+
+    assert not partitions.run(define(metadata={"nonsense": nonsense}), *keys)
+
+    assert partitions.failure().description.startswith("3 of 3 partitions failed.")
+    assert "Messages of the cloud function were lost" in partitions.failure().description
+
+
+def test_a_bound_that_is_none_is_refused(partitions: Partitions, define: Define) -> None:
+    assert not partitions.run(define(max_in_flight=0), *days(2))
+
+    assert "max_in_flight must be 1 or more; it is 0." in str(partitions.failure())
+
+
+def test_results_that_are_not_yielded_fail_the_step(
+    partitions: Partitions, client: PipesCloudFunctionClient, calls: FaultProxy
+) -> None:
+    @dg.asset(partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run())
+    def thing(context: dg.AssetExecutionContext) -> None:
+        client.run_partitions(context=context, function_url=calls.url, event={"task": "scripted"})
+
+    assert not partitions.run(thing, *days(2))
+
+    assert "End the asset with `yield from client.run_partitions" in str(partitions.failure())
+
+
+def test_a_run_of_one_partition_is_a_single_call(
+    partitions: Partitions, define: Define, calls: FaultProxy
+) -> None:
+    [key] = days(1)
+
+    result = dg.materialize(
+        [define(lines=1)], instance=partitions.instance, partition_key=key, run_config=QUIET
+    )
+
+    assert result.success
+    assert partitions.materialized() == {key: 1}
+    assert len(calls.seen) == 1
+
+
+INTERRUPTED = """
+import sys
+import threading
+import dagster as dg
+from google.cloud import storage
+from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+bucket, url, lines = sys.argv[1:]
+client = PipesCloudFunctionClient(
+    PipesCloudStorageMessageReader(bucket=bucket, client=storage.Client())
+)
+DAYS = dg.DailyPartitionsDefinition("2024-01-01")
+
+@dg.asset(partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run())
+def thing(context: dg.AssetExecutionContext):
+    yield from client.run_partitions(
+        context=context,
+        function_url=url,
+        event=lambda key: {
+            "task": "scripted",
+            "lines": 1 if key < "2024-01-04" else int(lines),
+            "pause": 0.2,
+        },
+    )
+
+with dg.DagsterInstance.get() as instance:
+    dg.materialize([thing], instance=instance, tags={
+        "dagster/asset_partition_range_start": "2024-01-01",
+        "dagster/asset_partition_range_end": "2024-03-01",
+    })
+"""
+
+
+def test_an_interrupted_step_ends_its_calls_and_all_threads(
+    partitions: Partitions,
+    tmp_path: Path,
+    emulator: Mapping[str, str],
+    calls: FaultProxy,
+) -> None:
+    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, emulator["MESSAGES_BUCKET"], calls.url, "1000"],
+        env={**environment_without_pytest(), "DAGSTER_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        deadline = time.monotonic() + 60
+        while calls.in_flight < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        printed = process.stdout.read()
+        process.wait(60)
+
+    deadline = time.monotonic() + 5
+    while calls.in_flight and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert calls.in_flight == 0, printed  # the function has ended them
+    assert len(calls.seen) == 13 + 1, printed  # three that ended, ten in flight, one to cancel them
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        partitions.instance = instance
+        assert sorted(partitions.materialized()) == days(3)
+        [run] = instance.get_runs()
+        said = [entry.user_message for entry in instance.all_logs(run.run_id)]
+        assert sum("TaskCancelledError" in each for each in said) >= 10
