@@ -132,6 +132,27 @@ def end(
     return process.returncode, printed
 
 
+def run_orchestrator_tests(project: Path) -> None:
+    """Run `tests/orchestrator/` in the orchestrator's environment of a project, and check its types.
+
+    Args:
+        project: A rendered project, with the defaults for the names that are asked for.
+    """
+    tests = TEMPLATE / "tests" / "orchestrator"
+    run("uv", "sync", cwd=project / "cloud_function")
+    shutil.copy(tests / "functions" / "scripted.py", project / "cloud_function" / "tasks")
+    environment = ("uv", "run", "--with=dagster-gcp[dataproc]")
+    checked = (*tests.glob("*.py"), *(TEMPLATE / "benchmarks").glob("*.py"))
+    run(*environment, "mypy", *map(str, checked), cwd=project / "orchestrator")
+    run(
+        *(*environment, "pytest", "--color=no", "-pno:cacheprovider", "-pno:logging"),
+        *("-c", "pyproject.toml", f"--rootdir={tests}", f"--confcutdir={tests}"),
+        str(tests),
+        cwd=project / "orchestrator",
+        timeout=1800,
+    )
+
+
 def initialize(infra: Path) -> None:
     """Get Terraform's providers, or skip the test where there is no way to any."""
     status, printed = end("terraform", "init", "-backend=false", "-input=false", cwd=infra)

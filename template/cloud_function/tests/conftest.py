@@ -1,5 +1,6 @@
 """The function on this machine: served by the Functions Framework, with emulated Cloud Storage."""
 
+import importlib
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,7 +12,11 @@ import pytest
 from dagster_pipes import (
     DAGSTER_PIPES_CONTEXT_ENV_VAR,
     DAGSTER_PIPES_MESSAGES_ENV_VAR,
+    PipesContext,
     PipesContextData,
+    PipesDefaultContextLoader,
+    PipesDefaultMessageWriter,
+    PipesMappingParamsLoader,
     encode_param,
 )
 from flask.testing import FlaskClient
@@ -79,13 +84,13 @@ def read_messages(bucket: storage.Bucket, key_prefix: str) -> Callable[[], list[
     return read
 
 
-def context_data(asset_key: str) -> PipesContextData:
-    """What Dagster tells a function that is to materialize `asset_key`."""
+def context_data(asset_key: str, partition_key: str | None = None) -> PipesContextData:
+    """What Dagster tells a function that is to materialize `asset_key`, or a partition of it."""
     return {
         "asset_keys": [asset_key],
         "code_version_by_asset_key": {asset_key: None},
         "provenance_by_asset_key": {asset_key: None},
-        "partition_key": None,
+        "partition_key": partition_key,
         "partition_key_range": None,
         "partition_time_window": None,
         "run_id": "11111111-2222-3333-4444-555555555555",
@@ -108,3 +113,32 @@ def make_event(bucket: storage.Bucket, key_prefix: str) -> Callable[..., dict[st
         }
 
     return make
+
+
+@pytest.fixture
+def run_task(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs the task of an asset, with a Pipes context that writes its messages to a file.
+
+    What the task reported is returned, by the method of the message.
+    """
+
+    def run(
+        asset_key: str, event: dict[str, Any], partition_key: str | None = None
+    ) -> dict[str, Any]:
+        messages = tmp_path / "messages"
+        params = {
+            DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param(
+                {"data": context_data(asset_key, partition_key)}
+            ),
+            DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"path": str(messages)}),
+        }
+        with PipesContext(
+            PipesMappingParamsLoader(params),
+            PipesDefaultContextLoader(),
+            PipesDefaultMessageWriter(),
+        ) as pipes:
+            importlib.import_module(f"tasks.{asset_key}").run(pipes, event)
+        said = map(json.loads, messages.read_text().splitlines())
+        return {message["method"]: message["params"] for message in said}
+
+    return run

@@ -131,7 +131,10 @@ def root_module() -> str:
 def show(report: Mapping[str, Any]) -> None:
     """Print the assets, the log of the run, and the errors."""
     for key, asset in report["assets"].items():
-        table = Table(title=f"\n{key}", title_justify="left", title_style="bold", show_header=False)
+        title = f"\n{key}"
+        if partitions := asset["partitions"]:
+            title += f", partition {partitions[-1]}, one of {len(partitions)} that were made"
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
         table.add_row("data version", Text(str(asset["data_version"])))
         for name, value in asset["metadata"].items():
             table.add_row(name, Markdown(value) if name == "preview" else Text(value))
@@ -139,6 +142,8 @@ def show(report: Mapping[str, Any]) -> None:
     console.print("\n[bold]Log, as it stands in Dagster[/bold]")
     for level, message in report["logs"]:
         console.print(f"  {level:<8} {message}", markup=False)
+    for check, passed in report["checks"]:
+        console.print(f"\nThe check {check} has {'passed' if passed else 'failed'}.", markup=False)
     for error in report["errors"]:
         console.print()
         failed(error)

@@ -9,44 +9,92 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+_MOST_PARTITIONS = 3
+
 
 def materialize(package: str) -> dict[str, Any]:
-    """Run the job of all assets on a Dagster instance of its own, kept in memory.
+    """Materialize all assets on a Dagster instance of its own, kept in memory.
+
+    Of partitioned assets, only the newest partitions are made.
 
     Returns:
-        `seconds`, how long the run took; `assets`, by their keys, each with a `data_version` and
-        `metadata`; `logs`, pairs of level and message; `errors`, why it failed, if it did.
+        `seconds`, how long the runs took; `assets`, by their keys, each with the `partitions` that
+        were made, if it has any, and with the `data_version` and the `metadata` of the last one;
+        `logs`, pairs of level and message; `checks`, pairs of a check and whether it passed;
+        `errors`, why it failed, if it did.
     """
     definitions: dg.Definitions = importlib.import_module(f"{package}.definitions").defs()
     job = definitions.resolve_implicit_global_asset_job_def()
+    report: dict[str, Any] = {"assets": {}, "logs": [], "checks": [], "errors": []}
+    started = time.monotonic()
     with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
-        started = time.monotonic()
-        result = job.execute_in_process(instance=instance, raise_on_error=False)
-        seconds = time.monotonic() - started
-        entries = instance.all_logs(result.run_id)
-
-    report: dict[str, Any] = {"seconds": seconds, "assets": {}, "logs": [], "errors": []}
-    for entry in entries:
-        event = entry.dagster_event
-        if event is None:
-            level = logging.getLevelName(entry.level)
-            report["logs"].append((level, entry.user_message))
-        elif event.is_step_materialization:
-            materialization = event.step_materialization_data.materialization
-            report["assets"][materialization.asset_key.to_user_string()] = {
-                "data_version": (materialization.tags or {}).get("dagster/data_version"),
-                "metadata": {
-                    name: _text(value) for name, value in materialization.metadata.items()
-                },
-            }
-        elif event.is_failure:
-            report["errors"].append(reason(event))
+        for selection, partitions in runs(definitions):
+            result = job.execute_in_process(
+                instance=instance, asset_selection=selection, raise_on_error=False, **partitions
+            )
+            for entry in instance.all_logs(result.run_id):
+                add(entry, report)
+            if not result.success:
+                break
+    report["seconds"] = time.monotonic() - started
     return report
+
+
+def runs(definitions: dg.Definitions) -> Iterator[tuple[list[dg.AssetKey], dict[str, Any]]]:
+    """The runs that materialize all assets, each with its assets and with its partitions.
+
+    The partitions are arguments of `execute_in_process`.
+    """
+    graph = definitions.resolve_asset_graph()
+    assets = [graph.get(key) for key in graph.toposorted_asset_keys]
+    assets = [asset for asset in assets if asset.is_executable]
+    for partitions, alike in groupby(assets, key=lambda asset: asset.partitions_def):
+        group = list(alike)
+        yield [asset.key for asset in group], newest(partitions, group[0].backfill_policy)
+
+
+def newest(
+    partitions: dg.PartitionsDefinition | None, backfill_policy: dg.BackfillPolicy | None
+) -> dict[str, Any]:
+    """The newest partitions, or the one, if a run of the asset can have no more."""
+    if partitions is None:
+        return {}
+    keys = partitions.get_partition_keys()[-_MOST_PARTITIONS:]
+    if backfill_policy != dg.BackfillPolicy.single_run():
+        return {"partition_key": keys[-1]}
+    return {
+        "tags": {
+            "dagster/asset_partition_range_start": keys[0],
+            "dagster/asset_partition_range_end": keys[-1],
+        }
+    }
+
+
+def add(entry: dg.EventLogEntry, report: dict[str, Any]) -> None:
+    """Add to the report what an entry of the event log says."""
+    event = entry.dagster_event
+    if event is None:
+        report["logs"].append((logging.getLevelName(entry.level), entry.user_message))
+    elif event.is_step_materialization:
+        made = event.step_materialization_data.materialization
+        asset = report["assets"].setdefault(made.asset_key.to_user_string(), {"partitions": []})
+        asset["data_version"] = (made.tags or {}).get("dagster/data_version")
+        asset["metadata"] = {name: _text(value) for name, value in made.metadata.items()}
+        if made.partition:
+            asset["partitions"].append(made.partition)
+    elif event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+        evaluation: Any = event.event_specific_data
+        name = evaluation.asset_check_key.to_user_string()
+        report["checks"].append((name, evaluation.passed))
+    elif event.is_failure:
+        report["errors"].append(reason(event))
 
 
 def _text(value: dg.MetadataValue[Any]) -> str:

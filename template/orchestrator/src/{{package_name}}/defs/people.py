@@ -1,4 +1,4 @@
-"""A table of people in the data lake, written by the cloud function."""
+"""A table of people in the data lake, written by the cloud function every morning."""
 
 import dagster as dg
 
@@ -18,3 +18,11 @@ def people(
         function_url=settings.function_url,
         event={"dl_bucket": settings.lake_uri, "rows": 1_000},
     ).get_materialize_result()
+
+
+people_every_morning = dg.ScheduleDefinition(
+    name="people_every_morning",
+    target=people,
+    cron_schedule="0 5 * * *",
+    default_status=dg.DefaultScheduleStatus.STOPPED,  # start it on the page "Automation"
+)

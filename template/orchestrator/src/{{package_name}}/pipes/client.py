@@ -89,7 +89,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         self._context_injector = context_injector or PipesCloudFunctionEventContextInjector()
         self._timeout = timeout
         self._retry_timeout = retry_timeout
-        self._implicit_materializations = implicit_materializations
+        self.implicit_materializations = implicit_materializations
         self._project = project
         self._audience = audience
         self._impersonate = impersonate
@@ -210,8 +210,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                 timeout=timeout,
                 retry_timeout=retry_timeout,
             )
-            implicit = self._implicit_materializations
-            return (each for each in done.get_results(implicit_materializations=implicit))
+            return iter(done.get_results(implicit_materializations=self.implicit_materializations))
         # Connections of their own, for they are cut if the step is interrupted.
         session = self._open_http_session(function_url)
         caller = self._make_caller(context, function_url, session, timeout, retry_timeout)
@@ -276,7 +275,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         yield from results.succeed(
             ended.partition_key,
             attempt.session.get_results(
-                implicit_materializations=self._implicit_materializations, metadata=metadata
+                implicit_materializations=self.implicit_materializations, metadata=metadata
             ),
             attempt.handler.observations,
         )
@@ -286,7 +285,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             context,
             attempt,
             no_messages_hint=self._message_reader.no_messages_debug_text(),
-            implicit_materializations=self._implicit_materializations,
+            implicit_materializations=self.implicit_materializations,
         )
         if problem is None and attempt.answer.error:
             attempt.handler.warn(

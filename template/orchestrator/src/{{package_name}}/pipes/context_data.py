@@ -51,6 +51,12 @@ def partitions_def(context: Context) -> dg.PartitionsDefinition | None:
     return context.assets_def.partitions_def if context.has_assets_def else None
 
 
+def required_assets(context: Context) -> set[dg.AssetKey]:
+    """The assets that the step has to materialize: all but those that are `skippable`."""
+    specs = (context.assets_def.get_asset_spec(key) for key in context.selected_asset_keys)
+    return {spec.key for spec in specs if not spec.skippable}
+
+
 def _tell_partitions(data: PipesContextData, context: Context, first: str, last: str) -> None:
     data["partition_key_range"] = {"start": first, "end": last}
     data["partition_time_window"] = _time_window(partitions_def(context), first, last)

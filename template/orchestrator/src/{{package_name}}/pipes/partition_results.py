@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from .context_data import Context
+from .context_data import Context, required_assets
 from .dagster_internals import NO_FURTHER_EVENT, MaterializationTags
 from .verdict import check_key
 
@@ -42,6 +42,7 @@ class PartitionResults:
         self._checks: dict[dg.AssetCheckKey, list[tuple[str, dg.AssetCheckResult]]] = defaultdict(
             list
         )
+        self._materialized: set[dg.AssetKey] = set()
         self._succeeded: set[str] = set()
         self._failed: dict[str, str] = {}
         self._told = time.monotonic()
@@ -85,7 +86,7 @@ class PartitionResults:
         for key in self._context.selected_asset_check_keys:
             yield self._conclude_check(key)
         if not self.problem:
-            for asset_key in self._context.selected_asset_keys:
+            for asset_key in required_assets(self._context) | self._materialized:
                 yield dg.MaterializeResult(asset_key=asset_key, metadata=NO_FURTHER_EVENT)
 
     @property
@@ -119,6 +120,7 @@ class PartitionResults:
         self, partition_key: str, result: dg.MaterializeResult[Any]
     ) -> dg.AssetMaterialization:
         assert result.asset_key is not None  # noqa: S101  # the function cannot report without it
+        self._materialized.add(result.asset_key)
         return dg.AssetMaterialization(
             result.asset_key,
             partition=partition_key,
@@ -181,17 +183,12 @@ def missing_partitions(context: Context) -> list[str]:
 
     That is an earlier attempt of the step, or a run that this one resumes from its failure.
     """
-    done: list[set[str]] = []
-    for asset_key in context.selected_asset_keys:
-        done.append(
-            {
-                event.partition
-                for run_id in _attempts(context)
-                for event in _materializations(context.instance, run_id)
-                if event.asset_key == asset_key and event.partition is not None
-            }
-        )
-    complete = set.intersection(*done)
+    done: dict[dg.AssetKey, set[str | None]] = defaultdict(set)
+    for run_id in _attempts(context):
+        for event in _materializations(context.instance, run_id):
+            done[event.asset_key].add(event.partition)
+    assets = required_assets(context) or context.selected_asset_keys
+    complete = set.intersection(*(done[key] for key in assets))
     missing = [key for key in context.partition_keys if key not in complete]
     if complete:
         context.log.info(

@@ -7,7 +7,7 @@ import dagster as dg
 from dagster_pipes import PipesException
 
 from .call import Attempt
-from .context_data import Context
+from .context_data import Context, required_assets
 from .identity import is_loopback
 from .invocation import Outcome
 from .message_handler import CloudFunctionMessageHandler
@@ -87,7 +87,7 @@ def _find_difference(
     results = handler.get_reported_results()
     assets = [each.asset_key for each in results if isinstance(each, dg.MaterializeResult)]
     checks = [check_key(each) for each in results if isinstance(each, dg.AssetCheckResult)]
-    missing_assets = context.selected_asset_keys - set(assets)
+    missing_assets = required_assets(context) - set(assets)
     if missing_assets and not implicit_materializations:
         return (
             f"The cloud function did not report {_names(missing_assets)} as materialized. Call "

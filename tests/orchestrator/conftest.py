@@ -1,6 +1,6 @@
 """A served function and emulated storage, with proxies between all parts.
 
-These tests run in the orchestrator's environment of a rendered project: see test_transport.py in
+These tests run in the orchestrator's environment of a rendered project: see test_orchestrator.py in
 the folder above.
 """
 

@@ -1,0 +1,43 @@
+"""Fake visits, a day's at a time, as an example of a task with partitions: replace it, too."""
+
+import random
+
+import polars as pl
+from dagster_pipes import PipesContext
+
+from gcp_pipes import Event, event_input
+from lake import write_partition
+
+
+def run(pipes: PipesContext, event: Event) -> None:
+    """Replace the visits of the partition's day in the table at `<dl_bucket>/<asset key>`.
+
+    Inputs in the event: `dl_bucket`, the data lake as `gs://bucket` or a local folder; `visits`,
+    how many there are in a day (100 unless told); `visitors`, how many people may come (1,000
+    unless told).
+    """
+    lake = event_input(event, "dl_bucket").rstrip("/")
+    day = pipes.partition_key
+    visits = get_fake_visits(day, event.get("visits", 100), event.get("visitors", 1_000))
+    table = write_partition(visits, f"{lake}/{pipes.asset_key}", column="day", value=day)
+    pipes.log.info(f"Wrote {table.row_count} visits of {day}")
+
+    people = pl.read_delta(f"{lake}/people")
+    strangers = visits.join(people, left_on="person_id", right_on="id", how="anti").height
+    pipes.report_asset_check(
+        "visitors_are_known", passed=strangers == 0, severity="WARN", metadata={"visits": strangers}
+    )
+    pipes.report_asset_materialization(metadata=table.metadata())
+
+
+def get_fake_visits(day: str, visits: int, visitors: int) -> pl.DataFrame:
+    """Invent visits of people with the IDs from 1 to `visitors`: the same for a day each time."""
+    chance = random.Random(day)  # noqa: S311  # nothing to keep secret
+    return pl.DataFrame(
+        {
+            "day": [day] * visits,
+            "minute": sorted(chance.randrange(24 * 60) for _ in range(visits)),
+            "person_id": [chance.randint(1, visitors) for _ in range(visits)],
+        },
+        schema={"day": pl.String, "minute": pl.Int64, "person_id": pl.Int64},
+    ).with_columns(pl.col("day").str.to_date())

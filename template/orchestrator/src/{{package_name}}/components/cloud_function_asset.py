@@ -1,0 +1,263 @@
+"""Assets that the cloud function materializes, defined by a few lines of YAML."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import dagster as dg
+from pydantic import BaseModel, Field
+
+from ..pipes import PipesCloudFunctionClient
+from ..settings import Settings
+from .faults import Fault, checked, list_its_items, refuse, text_for_lists
+
+_TASKS = Path("cloud_function", "tasks")  # beside the folder of the Dagster project
+
+
+class CloudFunctionAssetScaffolder(dg.Scaffolder):
+    """Writes the `defs.yaml` of an asset with the name of its folder."""
+
+    def scaffold(self, request: dg.ScaffoldRequest) -> None:
+        """Write it, for `dg scaffold defs`."""
+        name = request.target_path.name
+        dg.scaffold_component(request, {"assets": [{"key": name}], "task": name})
+
+
+@dg.scaffold_with(CloudFunctionAssetScaffolder)
+class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
+    """One asset, or several, materialized by a call of the cloud function.
+
+    Of a partitioned asset, each partition has a call of its own. A backfill is one run, in which
+    at most `max_in_flight` calls are made at the same time.
+
+    A subclass can override `get_asset_spec` and `get_event`.
+    """
+
+    assets: Annotated[
+        list[dg.ResolvedAssetSpec],
+        Field(min_length=1, json_schema_extra=list_its_items),
+        dg.Resolver.default(
+            description="What the task materializes, and has to report as materialized.",
+            examples=[[{"key": "visits", "deps": ["people"], "kinds": ["deltalake"]}]],
+        ),
+    ]
+    task: Annotated[
+        str,
+        checked(
+            Annotated[str, Field(pattern=r"^[a-zA-Z]\w*$")],
+            must_be="the name of a module in cloud_function/tasks/, without .py",
+            description="The module in cloud_function/tasks/ that does the work.",
+            examples=["visits"],
+        ),
+    ]
+    event: Annotated[
+        dict[str, Any],
+        Field(default_factory=dict),
+        checked(
+            dict[str, Any],
+            must_be="the names of inputs, each with its value",
+            description="Inputs of the task, beside `dl_bucket`, the data lake.",
+            examples=[{"rows": 1000}],
+        ),
+    ]
+    function: Annotated[
+        str | None,
+        checked(
+            Annotated[str | None, Field(pattern=r"^(https://.+|[a-z][a-z0-9-]*)$")],
+            must_be="an https URL, or the name of a function",
+            description="Another function than that of FUNCTION_URL: its https URL, or its name if "
+            "it is in the same region and project. On your own machine, there is but one.",
+            examples=["reports", "https://reports-abc123-ez.a.run.app"],
+        ),
+    ] = None
+    timeout: Annotated[
+        float | None,
+        checked(
+            Annotated[float | None, Field(gt=0, le=3600)],
+            must_be="a number of seconds, more than 0 and up to 3600",
+            description="The function's own timeout in seconds, if it is not FUNCTION_TIMEOUT.",
+            examples=[540],
+        ),
+    ] = None
+    retry_timeout: Annotated[
+        float | None,
+        checked(
+            Annotated[float | None, Field(ge=0)],
+            must_be="a number of seconds, 0 or more",
+            description="Seconds for which a call is tried again that the function did not take; "
+            "60 unless given.",
+            examples=[300],
+        ),
+    ] = None
+    checks: Annotated[
+        list[dg.ResolvedAssetCheckSpec],
+        Field(default_factory=list, json_schema_extra=list_its_items),
+        dg.Resolver.default(
+            description="The asset checks that the task has to report.",
+            examples=[[{"name": "visitors_are_known", "asset": "visits"}]],
+        ),
+    ]
+    max_in_flight: Annotated[
+        int,
+        checked(
+            Annotated[int, Field(ge=1, le=1000)],
+            must_be="a number from 1 to 1000",
+            description="How many partitions are called for at the same time, in one run.",
+            examples=[100],
+        ),
+    ] = 10
+    pool: Annotated[
+        str | None,
+        checked(
+            Annotated[str | None, Field(pattern=r"^\S+$")],
+            must_be="the name of a pool, without blanks",
+            description="The Dagster pool that bounds how many steps call the function at once.",
+            examples=["cloud_function"],
+        ),
+    ] = None
+    run_tags: Annotated[
+        list[str],
+        Field(default_factory=list),
+        checked(
+            list[str],
+            must_be="a list of names",
+            description="Tags of the run, which the task finds in pipes.extras['run_tags'].",
+            examples=[["team"]],
+        ),
+    ]
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Any:
+        """Make the component that a YAML file describes.
+
+        Raises:
+            dagster.components.resolved.errors.ResolutionException: The file contradicts itself, or
+                there is no such task.
+        """
+        if attributes is None:
+            refuse([((), "`assets` and `task` are missing.")], attributes, context)
+        else:
+            refuse(text_for_lists(attributes), attributes, context)
+        component = super().load(attributes, context)
+        refuse(component._contradictions(context.project_root), attributes, context)
+        return component
+
+    def get_asset_spec(self, spec: dg.AssetSpec, context: dg.ComponentLoadContext) -> dg.AssetSpec:
+        """The definition of an asset; here, that of the YAML, with a link to the task's source.
+
+        Args:
+            spec: The asset as the YAML has it.
+            context: Where the YAML is.
+        """
+        source = self._task_source(context.project_root)
+        if source is None or not source.is_file():
+            return spec
+        reference = dg.LocalFileCodeReference(
+            file_path=str(source), line_number=_line_of_run(source), label="task"
+        )
+        references = dg.CodeReferencesMetadataValue(code_references=[reference])
+        return spec.merge_attributes(metadata={"dagster/code_references": references})
+
+    def get_event(
+        self, context: dg.AssetExecutionContext, partition_key: str | None
+    ) -> Mapping[str, Any]:
+        """The inputs of the task, a JSON object; here, `dl_bucket` and those of the YAML.
+
+        Args:
+            context: The context of the assets. Among its resources are the `settings`.
+            partition_key: The partition that the call is for; None if there are no partitions.
+        """
+        return {"dl_bucket": context.resources.settings.lake_uri, **self.event}
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The assets, with the call that materializes them."""
+        specs = [self.get_asset_spec(spec, context) for spec in self.assets]
+        is_partitioned = any(spec.partitions_def for spec in specs)
+
+        @dg.multi_asset(
+            name=specs[0].key.to_python_identifier(),
+            specs=specs,
+            check_specs=self.checks,
+            backfill_policy=dg.BackfillPolicy.single_run() if is_partitioned else None,
+            pool=self.pool,
+            required_resource_keys={"settings", "pipes_function_client"},
+        )
+        def call_function(context: dg.AssetExecutionContext) -> Iterator[Any]:
+            yield from self._call_function(context)
+
+        return dg.Definitions(assets=[call_function])
+
+    def _call_function(self, context: dg.AssetExecutionContext) -> Iterator[Any]:
+        """Call the function, for each partition if there are any, and yield what it reports."""
+        settings: Settings = context.resources.settings
+        client: PipesCloudFunctionClient = context.resources.pipes_function_client
+        function_url = settings.url_of(self.function) if self.function else settings.function_url
+        if context.assets_def.partitions_def is None:
+            done = client.run(
+                context=context,
+                function_url=function_url,
+                event=self._event(context, None),
+                run_tags=self.run_tags,
+                timeout=self.timeout,
+                retry_timeout=self.retry_timeout,
+            )
+            yield from done.get_results(implicit_materializations=client.implicit_materializations)
+        else:
+            yield from client.run_partitions(
+                context=context,
+                function_url=function_url,
+                event=lambda partition_key: self._event(context, partition_key),
+                run_tags=self.run_tags,
+                max_in_flight=self.max_in_flight,
+                timeout=self.timeout,
+                retry_timeout=self.retry_timeout,
+            )
+
+    def _event(
+        self, context: dg.AssetExecutionContext, partition_key: str | None
+    ) -> Mapping[str, Any]:
+        return {"task": self.task, **self.get_event(context, partition_key)}
+
+    def _task_source(self, project_root: Path) -> Path | None:
+        """Where the task's source is to be; None if the function's sources are elsewhere."""
+        tasks = project_root.parent / _TASKS
+        if self.function is not None or not tasks.is_dir():
+            return None
+        return tasks / f"{self.task}.py"
+
+    def _contradictions(self, project_root: Path) -> Iterator[Fault]:
+        """What in the YAML does not fit to the rest of it, or to the function."""
+        keys = [spec.key for spec in self.assets]
+        if len(set(keys)) < len(keys):
+            yield ("assets",), "Each asset may be there but once."
+        if len({spec.partitions_def for spec in self.assets}) > 1:
+            yield ("assets",), "Assets of one call must all have the same `partitions_def`."
+        for number, check in enumerate(self.checks):
+            if not re.fullmatch(r"\w+", check.name, re.ASCII):
+                yield (
+                    ("checks", number, "name"),
+                    f"{check.name!r} is no name: it may have letters, digits and underscores.",
+                )
+            if check.asset_key not in keys:
+                yield (
+                    ("checks", number, "asset"),
+                    f"{check.asset_key.to_user_string()} is none of the assets here: "
+                    f"{', '.join(key.to_user_string() for key in keys)}.",
+                )
+        if len({check.key for check in self.checks}) < len(self.checks):
+            yield ("checks",), "Each check of an asset may be there but once."
+        source = self._task_source(project_root)
+        if source is not None and not source.is_file():
+            names = sorted(path.stem for path in source.parent.glob("[!_]*.py"))
+            yield (
+                ("task",),
+                f"There is no task {self.task!r} in {_TASKS}/. The tasks are: {', '.join(names)}. "
+                "Add it there, or name one of them.",
+            )
+
+
+def _line_of_run(source: Path) -> int:
+    """The line, from 1, with the function that a task is."""
+    lines = source.read_text(encoding="utf-8").splitlines()
+    return next((n for n, line in enumerate(lines, 1) if line.startswith("def run(")), 1)
