@@ -22,7 +22,7 @@ ALL_FIELDS = """\
       owners: [someone@example.com, "team:shop"]
       tags: { tier: gold }
       kinds: [polars]
-      code_version: "3"
+      code_version: v3
       partitions_def: { type: daily, start_date: "2024-01-01", end_date: "2024-01-31" }
       automation_condition: "{{ dg.AutomationCondition.on_cron('0 6 * * *') }}"
       freshness_policy: "{{ dg.FreshnessPolicy.time_window(datetime.timedelta(days=1)) }}"
@@ -98,7 +98,7 @@ def test_a_few_lines_define_all_that_an_asset_can_have() -> None:
     spec = asset.get_asset_spec(dg.AssetKey(["shop", "visits"]))
 
     assert [dep.asset_key for dep in spec.deps] == [dg.AssetKey("people")]
-    assert (spec.group_name, spec.description, spec.code_version) == ("shop", "Who came.", "3")
+    assert (spec.group_name, spec.description, spec.code_version) == ("shop", "Who came.", "v3")
     assert spec.owners == ["someone@example.com", "team:shop"]
     assert spec.tags["tier"] == "gold"
     assert spec.kinds == {"polars"}
@@ -181,7 +181,7 @@ def test_an_asset_that_may_be_skipped_is_materialized_only_if_it_is_reported(
     with loaded(attributes) as (_, definitions):
         result = materialize(definitions, resources, instance)
 
-    assert result.success
+    assert result.success, result.failure_data_for_node("one")
     events = result.get_asset_materialization_events()
     assert [event.asset_key.to_user_string() for event in events] == told
 

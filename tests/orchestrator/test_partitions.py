@@ -200,6 +200,34 @@ def test_what_is_downstream_runs_when_all_partitions_are_done(
     assert len(result.asset_materializations_for_node("below")) == len(keys)
 
 
+def test_one_call_materializes_a_partition_of_several_assets(
+    partitions: Partitions, client: PipesCloudFunctionClient, calls: FaultProxy
+) -> None:
+    @dg.multi_asset(
+        specs=[
+            dg.AssetSpec("a", deps=["b"], partitions_def=DAYS),
+            dg.AssetSpec("b", deps=["thing"], partitions_def=DAYS),
+            dg.AssetSpec("left_out", partitions_def=DAYS, skippable=True),
+            dg.AssetSpec("thing", partitions_def=DAYS),
+        ],
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def thing(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        yield from client.run_partitions(
+            context=context,
+            function_url=calls.url,
+            event={"task": "scripted", "assets": ["thing", "b", "a"]},
+        )
+
+    keys = days(3)
+    assert partitions.run(thing, *keys)
+
+    assert len(calls.seen) == len(keys)
+    for name, made in {"thing": keys, "b": keys, "a": keys, "left_out": []}.items():
+        partitions.key = dg.AssetKey(name)
+        assert partitions.materialized() == dict.fromkeys(made, 1)
+
+
 def test_a_failed_partition_fails_the_step_at_the_end_and_what_succeeded_stays(
     partitions: Partitions, define: Define
 ) -> None:

@@ -17,7 +17,7 @@ import requests
 from dagster_pipes import PipesExtras
 
 from .call import Attempt, CloudFunctionCaller
-from .context_data import Context, build_context_data, for_partition
+from .context_data import Context, build_context_data, for_partition, required_assets
 from .dagster_internals import TreatAsResourceParam
 from .fan_out import Call, EndedCall, FanOut, Report
 from .identity import IdentityError, http_session, root_url
@@ -134,8 +134,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                 messages were lost.
         """
         _refuse_unusable_event(event)
-        if context.has_assets_def:
-            context.set_requires_typed_event_stream(error_message=_MUST_RETURN_RESULTS)
+        _insist_on_results(context, _MUST_RETURN_RESULTS)
         caller = self._make_caller(
             context, function_url, self._http_session(function_url), timeout, retry_timeout
         )
@@ -194,7 +193,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             PipesCloudFunctionError: `max_in_flight` is less than 1; or, while results are yielded,
                 the function could not be called, or partitions failed.
         """
-        context.set_requires_typed_event_stream(error_message=_MUST_YIELD_RESULTS)
+        _insist_on_results(context, _MUST_YIELD_RESULTS)
         if max_in_flight < 1:
             raise PipesCloudFunctionError(
                 f"max_in_flight must be 1 or more; it is {max_in_flight}.", allow_retries=False
@@ -329,6 +328,12 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                 f"{function_url} was not called: {error}",
                 metadata={"cloud_function_url": function_url},
             ) from error
+
+
+def _insist_on_results(context: Context, otherwise: str) -> None:
+    """Make the step fail where it leaves an asset out, unless one may be left out."""
+    if context.has_assets_def and required_assets(context) == context.selected_asset_keys:
+        context.set_requires_typed_event_stream(error_message=otherwise)
 
 
 def _refuse_unusable_event(event: Event) -> None:

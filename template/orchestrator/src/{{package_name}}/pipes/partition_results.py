@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 import dagster as dg
@@ -86,8 +87,15 @@ class PartitionResults:
         for key in self._context.selected_asset_check_keys:
             yield self._conclude_check(key)
         if not self.problem:
-            for asset_key in required_assets(self._context) | self._materialized:
+            for asset_key in self._assets_in_order():
                 yield dg.MaterializeResult(asset_key=asset_key, metadata=NO_FURTHER_EVENT)
+
+    def _assets_in_order(self) -> list[dg.AssetKey]:
+        """The assets that there are results of, each after those that it depends on."""
+        made = required_assets(self._context) | self._materialized
+        deps = self._context.assets_def.asset_deps
+        upstream = {key: set(deps[key]) - {key} for key in made}
+        return [key for key in TopologicalSorter(upstream).static_order() if key in made]
 
     @property
     def problem(self) -> str | None:
