@@ -209,7 +209,9 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                 timeout=timeout,
                 retry_timeout=retry_timeout,
             )
-            return iter(done.get_results(implicit_materializations=self.implicit_materializations))
+            implicit = self.implicit_materializations
+            # A generator: Dagster takes no other iterator from an asset that returns it.
+            return (each for each in done.get_results(implicit_materializations=implicit))
         # Connections of their own, for they are cut if the step is interrupted.
         session = self._open_http_session(function_url)
         caller = self._make_caller(context, function_url, session, timeout, retry_timeout)
