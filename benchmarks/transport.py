@@ -8,28 +8,24 @@ Runs in the orchestrator's environment of a rendered project: `make benchmark`.
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import requests
+from common import FUNCTIONS, QUIET, make_client, print_machine, serve
 from dagster_gcp.pipes import PipesGCSMessageReader
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, cloud_function, storage_emulator
-from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
 
 Body = Callable[[dg.OpExecutionContext], object]
 
-FUNCTIONS = Path(__file__).parent / "functions"
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def main() -> None:
@@ -57,23 +53,6 @@ def main() -> None:
         measure_calls(urls, options.rounds, options.stock_rounds)
         measure_first_line(urls["main.py"])
         measure_lines(urls["main.py"], options.lines)
-
-
-@contextmanager
-def serve(source: Path) -> Iterator[str]:
-    """Serve another function than `main.py`, in its environment; yield its URL."""
-    other = {"FUNCTION_SOURCE": str(source), "PYTHONPATH": str(CLOUD_FUNCTION)}
-    with cloud_function(other) as settings:
-        yield settings["FUNCTION_URL"]
-
-
-def make_client() -> PipesCloudFunctionClient:
-    """A client that reads the messages from the emulated storage."""
-    return PipesCloudFunctionClient(
-        PipesCloudStorageMessageReader(
-            bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client()
-        )
-    )
 
 
 def measure_calls(urls: dict[str, str], rounds: int, stock_rounds: int) -> None:
@@ -202,19 +181,11 @@ def run_as_op(body: Body) -> tuple[float, list[dg.EventLogEntry]]:
         measured()
 
     with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
-        result = job.execute_in_process(instance=instance, run_config=_QUIET)
+        result = job.execute_in_process(instance=instance, run_config=QUIET)
         logged = [
             entry for entry in instance.all_logs(result.run_id) if entry.dagster_event is None
         ]
     return seconds, logged
-
-
-def print_machine() -> None:
-    """Say where the figures come from."""
-    print(
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, "
-        f"Python {platform.python_version()}, Dagster {dg.__version__}"
-    )
 
 
 if __name__ == "__main__":

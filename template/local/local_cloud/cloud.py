@@ -51,16 +51,22 @@ def local_cloud(lake: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def storage_emulator() -> Iterator[dict[str, str]]:
-    """Run an emulated Cloud Storage, in memory, that holds the empty messages bucket.
+def storage_emulator(folder: Path | None = None) -> Iterator[dict[str, str]]:
+    """Run an emulated Cloud Storage that holds the empty messages bucket.
+
+    Args:
+        folder: Where to keep the objects; in memory if None, where many thousands make it slow.
 
     Yields:
         The environment variables by which Google's client libraries find it.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
+    backend = {"-backend": "memory"}
+    if folder is not None:
+        backend = {"-backend": "filesystem", "-filesystem-root": str(folder)}
     options = {
-        "-backend": "memory",
+        **backend,
         "-scheme": "http",
         "-host": "127.0.0.1",
         "-port": str(port),

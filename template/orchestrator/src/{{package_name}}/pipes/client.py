@@ -218,7 +218,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         context_data = build_context_data(context, extras=extras, run_tags=run_tags)
         reader = self._message_reader
         if isinstance(reader, PipesCloudStorageMessageReader):
-            reader = reader.for_many_calls()
+            reader = reader.for_many_calls(max_in_flight)
 
         def call(key: str, leave: Callable[[Report], None]) -> Attempt:
             inputs = make_event(key)

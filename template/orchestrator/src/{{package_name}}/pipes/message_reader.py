@@ -26,7 +26,7 @@ from .message_handler import CloudFunctionMessageHandler
 _ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 _FIRST_INTERVAL = 0.005  # seconds, doubled with every look until it is the interval asked for
-_FIRST_INTERVAL_OF_MANY, _INTERVAL_OF_MANY = 1.0, 10.0  # the same for each call among many
+_INTERVAL_OF_EACH = 0.1  # seconds, for each of many calls at once: so there are ten looks a second
 _PROBLEMS_TOLD = 10  # of one call: what is wrong with one message is often wrong with all
 
 
@@ -51,13 +51,17 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         self.interval = interval
         self.first_interval = min(_FIRST_INTERVAL, interval)
 
-    def for_many_calls(self) -> Self:
-        """The same reader, for calls of which there are many at once: it looks rarely.
+    def for_many_calls(self, count: int) -> Self:
+        """The same reader, for calls that look less often the more of them there are at once.
 
         For a short call, it makes no more requests than there are chunks.
+
+        Args:
+            count: How many calls there are at once.
         """
         reader = copy.copy(self)
-        reader.first_interval, reader.interval = _FIRST_INTERVAL_OF_MANY, _INTERVAL_OF_MANY
+        reader.interval = max(self.interval, count * _INTERVAL_OF_EACH)
+        reader.first_interval = reader.interval
         return reader
 
     @property

@@ -1,0 +1,40 @@
+"""What the benchmarks have in common: a served function, a client of it, the machine."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+from google.cloud import storage
+from local_cloud.cloud import CLOUD_FUNCTION, cloud_function
+from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+FUNCTIONS = Path(__file__).parent / "functions"
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@contextmanager
+def serve(source: Path, **environment: str) -> Iterator[str]:
+    """Serve a function, in the environment of the cloud function; yield its URL."""
+    environment |= {"FUNCTION_SOURCE": str(source), "PYTHONPATH": str(CLOUD_FUNCTION)}
+    with cloud_function(environment) as settings:
+        yield settings["FUNCTION_URL"]
+
+
+def make_client() -> PipesCloudFunctionClient:
+    """A client that reads the messages from the emulated storage."""
+    return PipesCloudFunctionClient(
+        PipesCloudStorageMessageReader(
+            bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client()
+        )
+    )
+
+
+def print_machine() -> None:
+    """Say where the figures come from."""
+    print(
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, "
+        f"Python {platform.python_version()}, Dagster {dg.__version__}"
+    )
