@@ -17,13 +17,16 @@ test: uv
 	uv run mypy tests benchmarks/rendering.py
 	uv run pytest --numprocesses=2 --dist=loadfile
 
-# Measure the rendering, and the message transport beside the stock one, in a rendered project.
+# Measure the rendering, and in a rendered project the message transport beside the stock one, and many
+# partitions in one step beside the usual way. It takes half an hour.
 benchmark: uv
 	uv run --no-dev python benchmarks/rendering.py
 	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/benchmark
 	cd build/benchmark/cloud_function && uv sync --quiet
-	uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' \
-	    python $(CURDIR)/benchmarks/transport.py
+	for benchmark in transport partitions; do \
+	    uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' \
+	        python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; \
+	done
 
 uv:
 	@command -v uv >/dev/null || { \

@@ -27,7 +27,6 @@ from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
 Body = Callable[[dg.OpExecutionContext], object]
 
 
-
 def main() -> None:
     """Measure, and print."""
     arguments = argparse.ArgumentParser(description=__doc__)

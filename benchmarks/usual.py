@@ -17,9 +17,8 @@ def keys() -> Iterator[dg.DynamicOutput[str]]:
 @dg.op
 def call(context: dg.OpExecutionContext, key: str) -> None:
     """Call the function for one of them."""
-    make_client().run(
-        context=context, function_url=os.environ["NAP_URL"], event={"task": "nap", "asset": f"usual_{key}"}
-    )
+    event = {"task": "nap", "asset": f"usual_{key}"}
+    make_client().run(context=context, function_url=os.environ["NAP_URL"], event=event)
 
 
 @dg.job(executor_def=dg.multiprocess_executor)

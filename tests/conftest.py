@@ -133,7 +133,7 @@ def end(
 
 
 def run_orchestrator_tests(project: Path) -> None:
-    """Run `tests/orchestrator/` in the orchestrator's environment of a project, and check its types.
+    """Run `tests/orchestrator/` in the environment of a project's orchestrator; check its types.
 
     Args:
         project: A rendered project, with the defaults for the names that are asked for.
@@ -142,7 +142,8 @@ def run_orchestrator_tests(project: Path) -> None:
     run("uv", "sync", cwd=project / "cloud_function")
     shutil.copy(tests / "functions" / "scripted.py", project / "cloud_function" / "tasks")
     environment = ("uv", "run", "--with=dagster-gcp[dataproc]")
-    checked = (*tests.glob("*.py"), *(TEMPLATE / "benchmarks").glob("*.py"))
+    benchmarks = {*(TEMPLATE / "benchmarks").glob("*.py")} - {TEMPLATE / "benchmarks/rendering.py"}
+    checked = (*tests.glob("*.py"), *benchmarks)
     run(*environment, "mypy", *map(str, checked), cwd=project / "orchestrator")
     run(
         *(*environment, "pytest", "--color=no", "-pno:cacheprovider", "-pno:logging"),
@@ -202,13 +203,13 @@ def replace(path: Path, old: str, new: str) -> None:
 def add_second_asset(project: Path) -> None:
     """Do what the rendered README says under "Add an asset"."""
     steps = re.findall(
-        r"^\d\. .*? in `(.+?)`:\n\n {3}```python\n(.*?)^ {3}```$",
+        r"^\d\. .*? in `(.+?)`:\n\n {3}```(?:python|yaml)\n(.*?)^ {3}```$",
         (project / "README.md").read_text(),
         re.DOTALL | re.MULTILINE,
     )
     assert len(steps) == 2
     for path, code in steps:
-        assert (project / path).parent.is_dir()
+        (project / path).parent.mkdir(exist_ok=True)
         (project / path).write_text(textwrap.dedent(code))
 
 

@@ -159,7 +159,7 @@ def replace_the_example(project: Path) -> None:
     add_second_asset(project)
     tasks = project / "cloud_function" / "tasks"
     defs = project / "orchestrator" / "src" / PACKAGE / "defs"
-    replace(defs / "cities.py", 'deps=["people"], ', "")
+    replace(defs / "cities" / "defs.yaml", "      deps: [people]\n", "")
     (tasks / "cities.py").write_text(
         '"""The cities that people live in."""\n\n'
         "from dagster_pipes import PipesContext\n\n"
@@ -308,6 +308,8 @@ def given(files: dict[str, str]) -> dict[str, str]:
 def test_a_package_that_its_owner_has_moved_is_renamed(make: Make) -> None:
     project = make()
     git("mv", f"orchestrator/src/{PACKAGE}", "orchestrator/src/zoo", cwd=project)
+    for definition in (project / "orchestrator" / "src" / "zoo").rglob("defs.yaml"):
+        replace(definition, f"type: {PACKAGE}.", "type: zoo.")
     commit_all(project, "Move the package")
 
     update(project, data={"package_name": "zoo"})
@@ -330,7 +332,7 @@ def test_a_package_renamed_with_changes_in_it_shows_each_as_a_conflict(make: Mak
     conflicts = re.findall(r"^UU (.+)$", git("status", "--porcelain", cwd=project), re.M)
     assert conflicts == ["orchestrator/src/zoo/definitions.py"]
     assert "All that our team orchestrates." in (project / conflicts[0]).read_text()
-    assert (project / "orchestrator" / "src" / "zoo" / "defs" / "cities.py").is_file()
+    assert (project / "orchestrator" / "src" / "zoo" / "defs" / "cities" / "defs.yaml").is_file()
     assert not (project / "orchestrator" / "src" / PACKAGE).exists()
 
 
@@ -349,7 +351,7 @@ def test_a_recopy_begins_again_but_keeps_your_files(make: Make) -> None:
     added = before.keys() - fresh.keys()
     assert added == {
         "cloud_function/tasks/cities.py",
-        f"orchestrator/src/{PACKAGE}/defs/cities.py",
+        f"orchestrator/src/{PACKAGE}/defs/cities/defs.yaml",
     }
     kept = {name: before[name] for name in (*added, *YOURS - {deleted})}
     assert after == {**fresh, **kept}

@@ -88,12 +88,14 @@ class FaultProxy:
         url: Where it is.
         seen: The method and path of each request, in the order in which they came.
         in_flight: How many requests are being worked on.
+        connections: How many connections were made.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.seen: list[tuple[str, str]] = []
         self.in_flight = 0
+        self.connections = 0
         self._faults: list[tuple[Callable[[Request], bool], Iterator[Fault]]] = []
 
     def fail(self, *faults: Fault, when: Callable[[Request], bool] = lambda request: True) -> None:
@@ -132,6 +134,10 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            proxy.connections += 1
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -60,13 +61,11 @@ def loaded(
     """The component, and its definitions, of a `defs.yaml` with these attributes."""
     with create_defs_folder_sandbox() as sandbox:
         write(sandbox, attributes, component)
-        with sandbox.load_component_and_build_defs(defs_path="thing") as found:
+        with sandbox.load_component_and_build_defs(defs_path=Path("thing")) as found:
             yield found
 
 
-def write(
-    sandbox: DefsFolderSandbox, attributes: str, component: type[CloudFunctionAsset]
-) -> None:
+def write(sandbox: DefsFolderSandbox, attributes: str, component: type[CloudFunctionAsset]) -> None:
     folder = sandbox.scaffold_component(component_cls=component, defs_path="thing")
     kind = f"{component.__module__}.{component.__qualname__}"
     (folder / "defs.yaml").write_text(f"type: {kind}\n\nattributes:\n{attributes}")
@@ -155,7 +154,7 @@ def test_one_call_materializes_several_assets_and_evaluates_their_checks(
     assert result.success
     assert len(calls.seen) == 1
     events = result.get_asset_materialization_events()
-    assert [event.asset_key.to_user_string() for event in events] == ["one", "other"]
+    assert [event.asset_key for event in events] == [dg.AssetKey("one"), dg.AssetKey("other")]
     checks = {
         each.asset_key.to_user_string(): (each.passed, each.severity)
         for each in result.get_asset_check_evaluations()
@@ -183,7 +182,7 @@ def test_an_asset_that_may_be_skipped_is_materialized_only_if_it_is_reported(
 
     assert result.success, result.failure_data_for_node("one")
     events = result.get_asset_materialization_events()
-    assert [event.asset_key.to_user_string() for event in events] == told
+    assert [event.asset_key for event in events] == [dg.AssetKey(key) for key in told]
 
 
 def test_a_run_of_many_partitions_calls_for_each(
@@ -267,6 +266,7 @@ WRONG = {
     "text for owners": (with_asset("owners: me@a.com"), 6, "owners", "must be a list"),
     "text for checks": (f"{ONE}  checks: all\n", 7, "checks", "must be a list; it is 'all'"),
     "text for tags": (f"{ONE}  run_tags: team\n", 7, "run_tags", "must be a list of names"),
+    "a task among the inputs": (f"{ONE}  event: {{task: it}}\n", 7, "task", "named by `task`"),
     "text for an event": (f"{ONE}  event: rows\n", 7, "event", "each with its value"),
     "an owner that is none": (with_asset("owners: [me]"), 4, "assets", "Invalid owner 'me'"),
     "a group that is none": (with_asset("group_name: a b"), 4, "assets", "valid asset group"),
@@ -336,7 +336,7 @@ WRONG = {
 def test_a_wrong_file_is_refused_with_its_line_and_field(
     attributes: str, line: int, field: str, problem: str
 ) -> None:
-    with pytest.raises(Exception, match="thing") as error, loaded(attributes):  # noqa: PT012
+    with pytest.raises(Exception, match="thing") as error, loaded(attributes):
         pass
 
     text = str(error.value.__cause__ or error.value)
@@ -356,7 +356,9 @@ def test_a_task_that_the_function_does_not_have_is_refused_with_those_that_it_ha
 
         with pytest.raises(Exception, match="thing") as error:
             load()
-        (tasks / "scripted.py").write_text('"""Some task."""\n\n\ndef run(pipes, event):\n    ...\n')
+        (tasks / "scripted.py").write_text(
+            '"""Some task."""\n\n\ndef run(pipes, event):\n    ...\n'
+        )
         [asset] = assets(load())
 
     text = str(error.value.__cause__)

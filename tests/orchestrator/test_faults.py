@@ -456,6 +456,19 @@ def test_a_connection_that_is_cut_before_the_function_is_reached_fails_the_step(
     assert len(calls.seen) == 1
 
 
+def test_a_connection_that_was_silent_is_not_used_for_another_call(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    """The function's server closes it at about that time, and a call on it would be lost."""
+    assert materialize(lines=1).success
+    before = calls.connections
+    time.sleep(1.5)
+
+    assert materialize(lines=1).success
+
+    assert calls.connections == before + 1
+
+
 def test_a_504_is_decided_by_the_messages(materialize: Materialize, calls: FaultProxy) -> None:
     calls.fail(answer_after(504), answer(504))
 

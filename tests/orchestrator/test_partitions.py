@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import dagster as dg
 import pytest
 from conftest import environment_without_pytest, serve
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from faults import FaultProxy, Request, answer
+from faults import FaultProxy, Request, answer, cut_after
 from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
 from my_data_platform.pipes import PipesCloudFunctionClient
@@ -59,10 +60,16 @@ class Partitions:
         records = self.instance.fetch_materializations(self.key, limit=1_000).records
         return Counter(str(record.partition_key) for record in records)
 
-    def materialization(self, partition_key: str) -> dg.AssetMaterialization:
-        [record] = self.instance.fetch_materializations(
-            dg.AssetRecordsFilter(self.key, asset_partitions=[partition_key]), limit=10
+    def records(self, partition_key: str) -> Sequence[dg.EventLogRecord]:
+        """The materializations of a partition, the oldest first."""
+        return self.instance.fetch_materializations(
+            dg.AssetRecordsFilter(self.key, asset_partitions=[partition_key]),
+            limit=10,
+            ascending=True,
         ).records
+
+    def materialization(self, partition_key: str) -> dg.AssetMaterialization:
+        [record] = self.records(partition_key)
         assert record.asset_materialization is not None
         return record.asset_materialization
 
@@ -373,6 +380,98 @@ def test_a_check_is_evaluated_once_for_all_partitions(
     assert evaluation.metadata["doubts"].value == 1
 
 
+@pytest.mark.parametrize("severity", list(dg.AssetCheckSeverity))
+def test_a_retry_does_not_forget_what_a_check_found_before(
+    severity: dg.AssetCheckSeverity, partitions: Partitions, define: Define, calls: FaultProxy
+) -> None:
+    keys = days(10)
+    asset = define(
+        doubtful_partitions=[keys[2]],
+        severity=severity.value,
+        failing_at_first=[keys[5]],
+        check_specs=[dg.AssetCheckSpec("no_doubt", asset="thing", blocking=True)],
+        retry_policy=dg.RetryPolicy(max_retries=1),
+    )
+
+    succeeded = partitions.run(asset, *keys)
+
+    assert len(calls.seen) == len(keys) + 1
+    assert partitions.materialized() == dict.fromkeys(keys, 1)
+    first, second = partitions.runs[0].get_asset_check_evaluations()
+    for evaluation, checked in ((first, 9), (second, 10)):
+        assert not evaluation.passed
+        assert evaluation.severity is severity
+        assert evaluation.metadata["failed_partitions"].value == [keys[2]]
+        assert evaluation.metadata["partitions_checked"].value == checked
+    assert succeeded == (severity is dg.AssetCheckSeverity.WARN)  # it is blocking
+
+
+def test_a_lost_answer_whose_messages_say_all_is_no_loss(
+    partitions: Partitions, define: Define, calls: FaultProxy
+) -> None:
+    """Also where so much waits to be written that there is room for no further word."""
+    calls.fail_always(cut_after)
+    keys = days(12)
+
+    assert partitions.run(define(lines=40, max_in_flight=2), *keys)
+
+    assert partitions.materialized() == dict.fromkeys(keys, 1)
+    said = [line for line in partitions.logged() if "the messages decide" in line]
+    assert len(said) == len(keys)
+
+
+def test_partitions_of_several_dimensions_have_their_tags(
+    partitions: Partitions, client: PipesCloudFunctionClient, calls: FaultProxy
+) -> None:
+    places = dg.MultiPartitionsDefinition(
+        {"day": DAYS, "place": dg.StaticPartitionsDefinition(["here", "there"])}
+    )
+
+    @dg.asset(partitions_def=places, backfill_policy=dg.BackfillPolicy.single_run())
+    def thing(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        yield from client.run_partitions(
+            context=context, function_url=calls.url, event={"task": "scripted"}
+        )
+
+    assert partitions.run(thing, "2024-01-01|here", "2024-01-02|here")
+
+    tags = partitions.materialization("2024-01-02|here").tags
+    assert tags is not None
+    assert tags["dagster/partition/day"] == "2024-01-02"
+    assert tags["dagster/partition/place"] == "here"
+
+
+def test_an_asset_of_a_call_is_up_to_date_with_another_of_the_same(
+    partitions: Partitions, client: PipesCloudFunctionClient, calls: FaultProxy
+) -> None:
+    @dg.multi_asset(
+        specs=[
+            dg.AssetSpec("thing", partitions_def=DAYS),
+            dg.AssetSpec("next", deps=["thing"], partitions_def=DAYS),
+        ],
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def thing(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        yield from client.run_partitions(
+            context=context,
+            function_url=calls.url,
+            event={"task": "scripted", "assets": ["thing", "next"]},
+        )
+
+    for _ in range(2):
+        assert partitions.run(thing, *days(2))
+
+    for key in days(2):
+        partitions.key = dg.AssetKey("thing")
+        [_, record] = partitions.records(key)
+        partitions.key = dg.AssetKey("next")
+        [_, following] = partitions.records(key)
+        assert following.asset_materialization is not None
+        tags = following.asset_materialization.tags
+        assert tags is not None
+        assert tags["dagster/input_event_pointer/thing"] == str(record.storage_id)
+
+
 def test_a_partitioned_check_is_evaluated_for_each_partition(
     partitions: Partitions, define: Define
 ) -> None:
@@ -473,7 +572,7 @@ def thing(context: dg.AssetExecutionContext):
         function_url=url,
         event=lambda key: {
             "task": "scripted",
-            "lines": 1 if key < "2024-01-04" else int(lines),
+            "lines": min(1, int(lines)) if key < "2024-01-04" else int(lines),
             "pause": 0.2,
         },
     )
@@ -481,9 +580,34 @@ def thing(context: dg.AssetExecutionContext):
 with dg.DagsterInstance.get() as instance:
     dg.materialize([thing], instance=instance, tags={
         "dagster/asset_partition_range_start": "2024-01-01",
-        "dagster/asset_partition_range_end": "2024-03-01",
+        "dagster/asset_partition_range_end": "2026-03-01",
     })
 """
+
+
+@contextmanager
+def interrupted_run(
+    home: Path, emulator: Mapping[str, str], url: str, lines: int
+) -> Iterator["subprocess.Popen[str]"]:
+    """A run in a process of its own, which the block is to interrupt."""
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, emulator["MESSAGES_BUCKET"], url, str(lines)],
+        env={**environment_without_pytest(), "DAGSTER_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_an_interrupted_step_ends_its_calls_and_all_threads(
@@ -492,26 +616,13 @@ def test_an_interrupted_step_ends_its_calls_and_all_threads(
     emulator: Mapping[str, str],
     calls: FaultProxy,
 ) -> None:
-    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, emulator["MESSAGES_BUCKET"], calls.url, "1000"],
-        env={**environment_without_pytest(), "DAGSTER_HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        deadline = time.monotonic() + 60
-        while calls.in_flight < 10 and time.monotonic() < deadline:
-            time.sleep(0.01)
+    with interrupted_run(tmp_path, emulator, calls.url, lines=1000) as process:
+        eventually(lambda: calls.in_flight == 10)
         time.sleep(3)
         process.send_signal(signal.SIGINT)
-        printed = process.stdout.read()
-        process.wait(60)
+        printed, _ = process.communicate(timeout=60)
 
-    deadline = time.monotonic() + 5
-    while calls.in_flight and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: not calls.in_flight, 5)
     assert calls.in_flight == 0, printed  # the function has ended them
     assert len(calls.seen) == 13 + 1, printed  # three that ended, ten in flight, one to cancel them
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
@@ -520,3 +631,19 @@ def test_an_interrupted_step_ends_its_calls_and_all_threads(
         [run] = instance.get_runs()
         said = [entry.user_message for entry in instance.all_logs(run.run_id)]
         assert sum("TaskCancelledError" in each for each in said) >= 10
+
+
+def test_a_step_that_is_interrupted_between_its_events_ends_too(
+    tmp_path: Path, emulator: Mapping[str, str], calls: FaultProxy
+) -> None:
+    """Much of its time Dagster writes events, and then asks for no further one."""
+    with interrupted_run(tmp_path, emulator, calls.url, lines=0) as process:
+        eventually(lambda: len(calls.seen) > 30)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+    begun = len(calls.seen)
+    assert begun < 700  # of 791
+    time.sleep(1)
+    assert len(calls.seen) == begun
+    assert calls.in_flight == 0

@@ -77,3 +77,9 @@ def test_the_table_holds_the_rows_that_the_metadata_says(
     table = pl.read_delta(metadata["table_location"], version=metadata["table_version"])
     assert metadata["dagster/row_count"] == table.height == 1_000
     assert [column.name for column in metadata["dagster/column_schema"].columns] == table.columns
+
+
+def test_its_schedule_is_off_until_it_is_started(definitions: dg.Definitions) -> None:
+    schedule = definitions.get_schedule_def("people_every_morning")
+
+    assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED

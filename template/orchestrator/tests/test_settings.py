@@ -1,6 +1,7 @@
 """The settings, and what is said of a wrong one."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -10,7 +11,7 @@ GOOD = {
     "LAKE_URI": "gs://a-lake",
     "MESSAGES_BUCKET": "some-messages",
 }
-Read = Callable[[Mapping[str, str]], object]
+Read = Callable[[Mapping[str, str]], Any]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ Read = Callable[[Mapping[str, str]], object]
     ],
 )
 def test_good_settings_are_read(environment: Mapping[str, str], read_settings: Read) -> None:
-    settings = vars(read_settings(environment))
+    settings = dict(vars(read_settings(environment)))
 
     assert settings.pop("function_timeout") == float(environment.get("FUNCTION_TIMEOUT", "3600"))
     for name, value in settings.items():
@@ -53,6 +54,37 @@ def test_a_wrong_timeout_is_named(value: str, read_settings: Read) -> None:
 def test_an_account_that_is_no_service_account_is_named(read_settings: Read) -> None:
     with pytest.raises(dg.Failure, match="e-mail address of a service account"):
         read_settings({**GOOD, "IMPERSONATE_SERVICE_ACCOUNT": "me@example.com"})
+
+
+@pytest.mark.parametrize(
+    ("known", "other"),
+    [
+        (
+            "https://us-central1-a-project.cloudfunctions.net/a-function",
+            "https://us-central1-a-project.cloudfunctions.net/reports",
+        ),
+        (
+            "https://a-function-123456789012.us-central1.run.app",
+            "https://reports-123456789012.us-central1.run.app",
+        ),
+        ("https://a-function-abc123xyz0-uc.a.run.app", "https://reports-abc123xyz0-uc.a.run.app"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+    ],
+)
+def test_the_url_of_another_function_follows_from_its_name(
+    known: str, other: str, read_settings: Read
+) -> None:
+    settings = read_settings({**GOOD, "FUNCTION_URL": known})
+
+    assert settings.url_of("reports") == other
+    assert settings.url_of("https://example.com/x") == "https://example.com/x"
+
+
+def test_a_url_that_follows_from_none_is_asked_for(read_settings: Read) -> None:
+    settings = read_settings({**GOOD, "FUNCTION_URL": "https://functions.example.com"})
+
+    with pytest.raises(dg.Failure, match=r"'reports'.*Or name the other function by its https URL"):
+        settings.url_of("reports")
 
 
 @pytest.mark.parametrize("variable", GOOD)

@@ -24,6 +24,8 @@ def run(pipes: PipesContext, event: Event) -> None:
     partition = pipes.partition_key_range["start"] if pipes.is_partition_step else None
     if partition in event.get("failing_partitions", []):
         raise ValueError(f"{partition} is out of luck")
+    if partition in event.get("failing_at_first", []) and pipes.retry_number == 0:
+        raise ValueError(f"{partition} is out of luck at first")
     if "error" in event:
         try:
             raise KeyError("what came first")
@@ -35,7 +37,12 @@ def run(pipes: PipesContext, event: Event) -> None:
     for check in event.get("checks", []):
         pipes.report_asset_check(**check)
     if partition in event.get("doubtful_partitions", []):
-        pipes.report_asset_check("no_doubt", passed=False, severity="WARN", metadata={"doubts": 1})
+        pipes.report_asset_check(
+            "no_doubt",
+            passed=False,
+            severity=event.get("severity", "WARN"),
+            metadata={"doubts": 1},
+        )
     elif "doubtful_partitions" in event:
         pipes.report_asset_check("no_doubt", passed=True)
     for asset_key in event.get("observed", []):

@@ -9,6 +9,7 @@ import dagster as dg
 from pydantic import BaseModel, Field
 
 from ..pipes import PipesCloudFunctionClient
+from ..pipes.client import log_custom_messages
 from ..settings import Settings
 from .faults import Fault, checked, list_its_items, refuse, text_for_lists
 
@@ -166,7 +167,8 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
 
         Args:
             context: The context of the assets. Among its resources are the `settings`.
-            partition_key: The partition that the call is for; None if there are no partitions.
+            partition_key: The partition that the call is for; None if there are no partitions. Of
+                many, several threads ask at once.
         """
         return {"dl_bucket": context.resources.settings.lake_uri, **self.event}
 
@@ -202,6 +204,7 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
                 timeout=self.timeout,
                 retry_timeout=self.retry_timeout,
             )
+            log_custom_messages(context, done)
             yield from done.get_results(implicit_materializations=client.implicit_materializations)
         else:
             yield from client.run_partitions(
@@ -217,7 +220,7 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
     def _event(
         self, context: dg.AssetExecutionContext, partition_key: str | None
     ) -> Mapping[str, Any]:
-        return {"task": self.task, **self.get_event(context, partition_key)}
+        return {**self.get_event(context, partition_key), "task": self.task}
 
     def _task_source(self, project_root: Path) -> Path | None:
         """Where the task's source is to be; None if the function's sources are elsewhere."""
@@ -233,6 +236,8 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
             yield ("assets",), "Each asset may be there but once."
         if len({spec.partitions_def for spec in self.assets}) > 1:
             yield ("assets",), "Assets of one call must all have the same `partitions_def`."
+        if "task" in self.event:
+            yield ("event", "task"), "The task is named by `task`, and is no input of its own."
         for number, check in enumerate(self.checks):
             if not re.fullmatch(r"\w+", check.name, re.ASCII):
                 yield (

@@ -19,6 +19,7 @@ from .invocation import CloudFunctionAnswer, Outcome, cut_connections, invoke_cl
 from .message_handler import CloudFunctionMessageHandler
 
 _MARGIN = 10.0  # seconds that an answer may come after the function's timeout
+_TIME_TO_BEGIN = 300.0  # seconds; an instance that does not start within 240 is given up by Google
 _FIRST_DELAY = 0.5  # seconds before a function is called again
 TIME_TO_CANCEL = 10.0  # seconds, for the function to be told, and then for it to end its work
 
@@ -155,7 +156,7 @@ class CloudFunctionCaller:
         self._stopping.set()
         with self._lock:
             for handler in self._at_work:
-                handler.settled.set()
+                handler.wait_no_longer()
         cut_connections(self._http_session, self._function_url)
 
     def _attempt(
@@ -169,7 +170,7 @@ class CloudFunctionCaller:
         started = time.monotonic()
         trace = uuid.uuid4().hex
         try:
-            with self._noted(handler), self._open_session(context_data, handler) as session:
+            with self._open_session(context_data, handler) as session, self._noted(handler):
                 try:
                     answer = self._ask(event, session, trace)
                     if answer.outcome is Outcome.LOST:
@@ -187,14 +188,19 @@ class CloudFunctionCaller:
         attempt = Attempt(
             self._function_url, number, session, handler, answer, trace, refusal, seconds
         )
-        if attempt.has_started:
-            self._last_work = time.monotonic()
-        self._can_be_cancelled |= handler.can_be_cancelled
+        if answer.outcome is Outcome.LOST and handler.has_closed:
+            handler.warn(f"The answer was lost, and the messages decide: {answer.error}")
+        with self._lock:
+            self._can_be_cancelled |= handler.can_be_cancelled
+            if attempt.has_started:
+                self._last_work = time.monotonic()
         return attempt
 
     def _ask(
         self, event: Mapping[str, Any], session: dg.PipesSession, trace: str
     ) -> CloudFunctionAnswer:
+        if self._stopping.is_set():  # since `cancel`, which did not know of this call
+            return CloudFunctionAnswer(Outcome.NOT_STARTED, None, "The step has ended.", 0.0)
         return invoke_cloud_function(
             self._http_session,
             url=self._function_url,
@@ -241,13 +247,16 @@ class CloudFunctionCaller:
         if self._stopping.is_set():
             return
         patience = max(self._timeout + _MARGIN - answer.seconds, _MARGIN)
+        time_to_begin = min(patience, _TIME_TO_BEGIN)
         if not handler.settled.is_set():
             handler.warn(
                 f"The answer of the cloud function was lost after {answer.seconds:.1f} s, while it "
-                f"may be running: {answer.error} Its messages are awaited for up to "
-                f"{patience:.0f} s; it is not called again."
+                f"may be running: {answer.error} If it says within {time_to_begin:.0f} s that it "
+                f"has begun, its messages are awaited for up to {patience:.0f} s. It is not called "
+                "again."
             )
-        handler.settled.wait(patience)
+        if handler.begun.wait(time_to_begin):
+            handler.settled.wait(patience)
 
     def _may_try_again(self, begun: float, delay: float) -> bool:
         """Whether a call that was not taken may be made again after `delay` seconds."""
@@ -260,7 +269,7 @@ class CloudFunctionCaller:
 
 def _delays(longest: float) -> Iterator[float]:
     """Seconds to wait before each further attempt: longer and longer, and never in step."""
-    delay = min(_FIRST_DELAY, longest)
+    delay = _FIRST_DELAY
     while True:
         yield delay * random.uniform(0.5, 1.0)  # noqa: S311  # nothing to keep secret
-        delay = min(2 * delay, longest)
+        delay = max(min(2 * delay, longest), _FIRST_DELAY)

@@ -24,7 +24,7 @@ from .identity import IdentityError, http_session, root_url
 from .message_handler import CloudFunctionMessageHandler, PartitionMessageHandler
 from .message_reader import PipesCloudStorageMessageReader
 from .partition_results import PartitionEvent, PartitionResults, missing_partitions
-from .verdict import describe, find_problem, never_reached, reason, summarize
+from .verdict import describe, find_problem, is_out_of_reach, reason, summarize
 
 Event = Mapping[str, Any]
 """The inputs of a task: a JSON object."""
@@ -175,7 +175,8 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         Args:
             context: The context of the asset.
             function_url: The function's URL. A request to https carries an identity token.
-            event: The task's inputs: a JSON object, or what makes it for a partition key.
+            event: The task's inputs: a JSON object, or what makes it for a partition key, in one of
+                the threads that make the calls.
             extras: More values for the function's Pipes context, there to be found as
                 `pipes.extras`.
             run_tags: Names of tags of the run, which the function finds with their values in
@@ -187,7 +188,8 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                 work on another partition.
 
         Returns:
-            What the asset is to yield, by `yield from`. Only then are the calls made.
+            What the asset is to yield, by `yield from`. Only then are the calls for many partitions
+            made.
 
         Raises:
             PipesCloudFunctionError: `max_in_flight` is less than 1; or, while results are yielded,
@@ -209,6 +211,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                 timeout=timeout,
                 retry_timeout=retry_timeout,
             )
+            log_custom_messages(context, done)
             implicit = self.implicit_materializations
             # A generator: Dagster takes no other iterator from an asset that returns it.
             return (each for each in done.get_results(implicit_materializations=implicit))
@@ -218,7 +221,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         context_data = build_context_data(context, extras=extras, run_tags=run_tags)
         reader = self._message_reader
         if isinstance(reader, PipesCloudStorageMessageReader):
-            reader = reader.for_many_calls(max_in_flight)
+            reader = reader.for_many_calls(min(max_in_flight, len(context.partition_keys)))
 
         def call(key: str, leave: Callable[[Report], None]) -> Attempt:
             inputs = make_event(key)
@@ -252,7 +255,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         with closing(session):
             for ended in fan_out.ended_calls():
                 yield from self._conclude(context, results, ended)
-                if isinstance(ended.outcome, Attempt) and never_reached(ended.outcome):
+                if isinstance(ended.outcome, Attempt) and is_out_of_reach(ended.outcome):
                     fan_out.begin_no_more()
         yield from results.conclude()
         if results.problem:
@@ -264,9 +267,8 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         """Judge the call for a partition, and yield what comes of it."""
         attempt = ended.outcome
         if isinstance(attempt, Exception):
-            results.fail(
-                ended.partition_key, f"The function was not called: {attempt}", f"{attempt}"
-            )
+            reason_in_a_line = f"The call could not be made: {attempt!r}"
+            results.fail(ended.partition_key, reason_in_a_line, reason_in_a_line)
             return
         metadata = describe(attempt, self._project)
         if problem := self._find_problem(context, attempt):
@@ -282,18 +284,12 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         )
 
     def _find_problem(self, context: Context, attempt: Attempt) -> str | None:
-        problem = find_problem(
+        return find_problem(
             context,
             attempt,
             no_messages_hint=self._message_reader.no_messages_debug_text(),
             implicit_materializations=self.implicit_materializations,
         )
-        if problem is None and attempt.answer.error:
-            attempt.handler.warn(
-                "The answer was lost, but the messages say that all went well: "
-                f"{attempt.answer.error}"
-            )
-        return problem
 
     def _make_caller(
         self,
@@ -330,6 +326,12 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                 f"{function_url} was not called: {error}",
                 metadata={"cloud_function_url": function_url},
             ) from error
+
+
+def log_custom_messages(context: Context, done: dg.PipesClientCompletedInvocation) -> None:
+    """Log the custom messages of a call that there is no code in the asset to read."""
+    for payload in done.get_custom_messages():
+        context.log.info(f"The function says: {payload}")
 
 
 def _insist_on_results(context: Context, otherwise: str) -> None:

@@ -1,28 +1,36 @@
 """The parts of Dagster that have no public name, imported here and nowhere else.
 
-They are why pyproject.toml allows one minor version of Dagster at a time: when a new one moves a
-name, `tests/test_dagster_internals.py` fails, and this is the file to mend.
+They are why pyproject.toml allows one minor version of Dagster at a time: a new one may move a
+name, or change what it does. `tests/test_dagster_internals.py` tells, and this is the file to mend.
 """
 
 from collections.abc import Mapping
 
 import dagster as dg
-from dagster._core.definitions.data_version import compute_logical_data_version
-from dagster._core.definitions.metadata import metadata_map_from_external
-from dagster._core.definitions.resource_annotation import TreatAsResourceParam
-from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
-from dagster._core.execution.plan.execute_step import (
-    _build_data_version_tags,
-    _get_code_version,
-    _get_input_provenance_data,
-)
-from dagster._core.pipes.context import build_external_execution_context_data
+
+try:
+    from dagster._core.definitions.data_version import compute_logical_data_version
+    from dagster._core.definitions.metadata import metadata_map_from_external
+    from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
+    from dagster._core.definitions.resource_annotation import TreatAsResourceParam
+    from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
+    from dagster._core.execution.plan.execute_step import (
+        _build_data_version_tags,
+        _get_code_version,
+        _get_input_provenance_data,
+    )
+    from dagster._core.pipes.context import build_external_execution_context_data
+except ImportError as error:
+    raise ImportError(
+        f"Dagster {dg.__version__} has moved a part that has no public name: {error}. Install a "
+        f"version that orchestrator/pyproject.toml allows, or mend the imports in {__file__}."
+    ) from error
 
 __all__ = [
     "NO_FURTHER_EVENT",
-    "MaterializationTags",
     "TreatAsResourceParam",
     "build_external_execution_context_data",
+    "materialization_tags",
     "metadata_map_from_external",
     "upstream_data_versions",
 ]
@@ -50,31 +58,36 @@ def upstream_data_versions(
     }
 
 
-class MaterializationTags:
-    """Makes the tags by which Dagster tells whether an asset is up to date.
+def materialization_tags(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext,
+    asset_key: dg.AssetKey,
+    partition_key: str,
+    data_version: dg.DataVersion | None,
+) -> Mapping[str, str]:
+    """The tags of one materialization, by which Dagster tells whether an asset is up to date.
 
     It gives them to each result that a step returns, but not to an event that a step logs itself.
-    They are as `dagster._core.execution.plan.execute_step` makes them.
+    They are as `dagster._core.execution.plan.execute_step` makes them. Where assets of a step
+    depend on each other, their events have to be logged in that order.
+
+    Args:
+        context: The context of the assets.
+        asset_key: The asset.
+        partition_key: The partition.
+        data_version: What the function said; if it is None, the version follows from those of the
+            code and of what is upstream.
     """
-
-    def __init__(
-        self, context: dg.OpExecutionContext | dg.AssetExecutionContext, asset_key: dg.AssetKey
-    ) -> None:
-        step = context.get_step_execution_context()
-        self._code_version = _get_code_version(asset_key, step)
-        self._upstream = _get_input_provenance_data(asset_key, step)
-
-    def make(self, data_version: dg.DataVersion | None) -> Mapping[str, str]:
-        """The tags of one materialization.
-
-        Args:
-            data_version: What the function said; if it is None, the version follows from those of
-                the code and of what is upstream.
-        """
-        upstream = {key: found["data_version"] for key, found in self._upstream.items()}
-        return _build_data_version_tags(
-            data_version or compute_logical_data_version(self._code_version, upstream),
-            self._code_version,
-            self._upstream,
-            data_version is not None,
-        )
+    step = context.get_step_execution_context()
+    step.wipe_input_asset_version_info(asset_key)  # for what depends on it, to see this one
+    code_version = _get_code_version(asset_key, step)
+    upstream = _get_input_provenance_data(asset_key, step)
+    versions = {key: found["data_version"] for key, found in upstream.items()}
+    tags = _build_data_version_tags(
+        data_version or compute_logical_data_version(code_version, versions),
+        code_version,
+        upstream,
+        data_version is not None,
+    )
+    if isinstance(partition_key, dg.MultiPartitionKey):
+        tags.update(get_tags_from_multi_partition_key(partition_key))
+    return tags

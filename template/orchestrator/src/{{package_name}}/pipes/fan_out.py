@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from queue import Empty, Queue
+from queue import Empty, Full, Queue
 
 from .call import TIME_TO_CANCEL, Attempt, CloudFunctionCaller
 
@@ -56,23 +56,25 @@ class FanOut:
             for number in range(min(max_in_flight, len(partition_keys)))
         ]
         self._at_work = len(self._threads)
+        self._step_thread = threading.current_thread()
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._watch_step, name="pipes-watch")
 
     def ended_calls(self) -> Iterator[EndedCall]:
         """Make the calls; each is yielded when it has ended.
 
         If the step is interrupted meanwhile, no further call is made, the function is told to end
-        those in flight, and those that then end are yielded still.
+        those in flight, and those that then end are yielded still. If the step ends without having
+        asked for all of them, the same happens, and nothing is yielded.
         """
-        for thread in self._threads:
-            thread.start()
         try:
+            for thread in (*self._threads, self._watch):
+                thread.start()
             yield from self._receive()
-        except GeneratorExit:
-            raise
-        except BaseException:  # the run is being terminated
-            self.begin_no_more()
-            self._caller.cancel()
-            yield from self._receive(time.monotonic() + TIME_TO_CANCEL)
+        except BaseException as error:
+            give_up = self._cancel()
+            if not isinstance(error, GeneratorExit):
+                yield from self._receive(give_up)
             raise
         finally:
             self._end()
@@ -87,15 +89,24 @@ class FanOut:
         while (key := self._next_key()) is not None:
             outcome: Attempt | Exception
             try:
-                outcome = self._call(key, self._inbox.put)
+                outcome = self._call(key, self._leave)
             except Exception as error:
                 outcome = error
-            self._inbox.put(EndedCall(key, outcome))
-        self._inbox.put(None)
+            self._leave(EndedCall(key, outcome))
+        self._leave(None)
 
     def _next_key(self) -> str | None:
         with self._lock:
             return next(self._not_begun, None)
+
+    def _leave(self, item: Report | EndedCall | None) -> None:
+        """Put something before the step's thread; if much is there already, wait for it."""
+        while not self._over.is_set():
+            try:
+                self._inbox.put(item, timeout=1.0)
+            except Full:
+                continue
+            return
 
     def _receive(self, give_up: float = math.inf) -> Iterator[EndedCall]:
         """Do what the threads leave to be done, until all of them have ended, or until `give_up`.
@@ -114,12 +125,33 @@ class FanOut:
             else:
                 item()
 
-    def _end(self) -> None:
-        """Let every thread end, even one whose call does not."""
+    def _cancel(self) -> float:
+        """End the calls in flight, and make no further one; say when to wait for them no longer."""
         self.begin_no_more()
+        self._caller.cancel()
+        return time.monotonic() + TIME_TO_CANCEL
+
+    def _end(self) -> None:
+        """Let every thread end, even one whose call does not, and one that nobody listens to."""
+        self._over.set()
         if self._at_work:
+            self.begin_no_more()
             self._caller.abandon()
-            for _ in self._receive():
-                pass  # too late: its step has ended
-        for thread in self._threads:
-            thread.join()
+        for thread in (*self._threads, self._watch):
+            # Not one that was never started, nor one in which the garbage of the step is collected.
+            if thread.ident not in (None, threading.get_ident()):
+                thread.join()
+
+    def _watch_step(self) -> None:
+        """Cancel the calls if the thread of the step has ended without any end of the calls.
+
+        That is so if a run is terminated while Dagster writes an event: it then asks for no further
+        one, and the process that would end waits for these threads.
+        """
+        while not self._over.wait(1.0):
+            if not self._step_thread.is_alive():
+                give_up = self._cancel()
+                self._over.set()
+                for thread in self._threads:
+                    thread.join(max(0.0, give_up - time.monotonic()))
+                self._caller.abandon()

@@ -3,12 +3,12 @@
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, cast
-from weakref import WeakSet
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import requests
 from google.auth.exceptions import GoogleAuthError
@@ -19,6 +19,7 @@ from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnection
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _MOST_CONNECTIONS = 1_000  # kept for further calls, to one host
+_LONGEST_SILENCE = 1.0  # seconds between two calls on a connection; gunicorn closes it after two
 _ERROR_TEXT_LIMIT = 2_000  # characters
 
 if sys.platform == "darwin":
@@ -62,44 +63,55 @@ class CloudFunctionAnswer:
     seconds: float
 
 
+class _Pool(HTTPConnectionPool):
+    """Connections to a host, of which none is used again that has been silent for long.
+
+    Its other end may be closing it at that moment. A call that is sent then is lost, and whether it
+    reached the function, nobody knows.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.last_used: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)
+        now = time.monotonic()
+        if now - self.last_used.setdefault(connection, now) > _LONGEST_SILENCE:
+            connection.close()  # and is opened anew by the request
+        return connection
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:
+            self.last_used[conn] = time.monotonic()
+        super()._put_conn(conn)
+
+
+class _HTTPSPool(_Pool, HTTPSConnectionPool):
+    """The same, encrypted."""
+
+
 class CloudFunctionAdapter(HTTPAdapter):
-    """Keeps connections alive that are silent for long, as many as there are calls, and cuts them.
+    """Keeps connections alive that wait for long, as many as there are calls, and cuts them.
 
     Without that, a thread that waits for an answer could not be ended before it comes.
     """
 
     def __init__(self) -> None:
-        self._connections: WeakSet[HTTPConnection] = WeakSet()
         super().__init__(pool_maxsize=_MOST_CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """As in the base class, with TCP keepalive and with a list of all connections."""
+        """As in the base class, with TCP keepalive and with pools that know their connections."""
         super().init_poolmanager(*args, **kwargs, socket_options=_KEEPALIVE_OPTIONS)
-        self.poolmanager.pool_classes_by_scheme = {
-            "http": self._listing(HTTPConnectionPool),
-            "https": self._listing(HTTPSConnectionPool),
-        }
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _HTTPSPool}
 
     def cut_connections(self) -> None:
         """Let each request that waits for its answer fail at once, as if the network had failed."""
-        for connection in list(self._connections):
-            with suppress(OSError, AttributeError):  # it is closed
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-    def _listing(self, pool_class: type[HTTPConnectionPool]) -> Callable[..., HTTPConnectionPool]:
-        """Makes pools as `pool_class` does, but with all their connections on the list."""
-
-        def connect(*args: Any, **kwargs: Any) -> HTTPConnection:
-            connection = cast("HTTPConnection", pool_class.ConnectionCls(*args, **kwargs))
-            self._connections.add(connection)
-            return connection
-
-        def make_pool(*args: Any, **kwargs: Any) -> HTTPConnectionPool:
-            pool = pool_class(*args, **kwargs)
-            pool.ConnectionCls = cast("type[HTTPConnection]", connect)
-            return pool
-
-        return make_pool
+        keys = self.poolmanager.pools.keys()
+        for pool in [self.poolmanager.pools[key] for key in keys]:
+            for connection in list(pool.last_used):
+                with suppress(OSError, AttributeError):  # it is closed
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def cut_connections(session: requests.Session, url: str) -> None:

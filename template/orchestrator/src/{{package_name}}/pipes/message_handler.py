@@ -26,7 +26,8 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
         exception: The exception that the function ended with, or None.
         observations: The asset observations that the function reported.
         problems: What is wrong with the messages.
-        settled: Set when the function has ended, or is not to be waited for any longer.
+        begun: Set when the function has begun, or is not to be waited for any longer.
+        settled: The same, when it has ended.
     """
 
     def __init__(self, context: Context, message_reader: dg.PipesMessageReader) -> None:
@@ -38,6 +39,7 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
         self.exception: PipesException | None = None
         self.observations: list[dg.AssetObservation] = []
         self.problems: list[str] = []
+        self.begun = threading.Event()
         self.settled = threading.Event()
         self.has_closed = False
 
@@ -76,10 +78,16 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
         params = message["params"] or {}
         if message["method"] == "opened":
             self.opened_extras = params.get("extras") or {}
+            self.begun.set()
         elif message["method"] == "closed":
             self.exception = params.get("exception")
             self.has_closed = True
-            self.settled.set()
+            self.wait_no_longer()
+
+    def wait_no_longer(self) -> None:
+        """Let whoever waits for messages go on."""
+        self.begun.set()
+        self.settled.set()
 
     def warn(self, text: str) -> None:
         """Say in the run what is remarkable about the call."""

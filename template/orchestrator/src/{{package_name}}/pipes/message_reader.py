@@ -27,6 +27,7 @@ _ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 _FIRST_INTERVAL = 0.005  # seconds, doubled with every look until it is the interval asked for
 _INTERVAL_OF_EACH = 0.1  # seconds, for each of many calls at once: so there are ten looks a second
+_LONGEST_INTERVAL = 30.0  # seconds, however many they are
 _PROBLEMS_TOLD = 10  # of one call: what is wrong with one message is often wrong with all
 
 
@@ -60,8 +61,8 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
             count: How many calls there are at once.
         """
         reader = copy.copy(self)
-        reader.interval = max(self.interval, count * _INTERVAL_OF_EACH)
-        reader.first_interval = reader.interval
+        reader.interval = max(self.interval, min(count * _INTERVAL_OF_EACH, _LONGEST_INTERVAL))
+        reader.first_interval = reader.interval / 5
         return reader
 
     @property

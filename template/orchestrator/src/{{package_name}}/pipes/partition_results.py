@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from .context_data import Context, required_assets
-from .dagster_internals import NO_FURTHER_EVENT, MaterializationTags
+from .dagster_internals import NO_FURTHER_EVENT, materialization_tags
 from .verdict import check_key
 
 PartitionEvent = (
@@ -39,10 +39,7 @@ class PartitionResults:
     def __init__(self, context: Context, partition_keys: Sequence[str]) -> None:
         self._context = context
         self._partition_keys = partition_keys
-        self._tags = {key: MaterializationTags(context, key) for key in context.selected_asset_keys}
-        self._checks: dict[dg.AssetCheckKey, list[tuple[str, dg.AssetCheckResult]]] = defaultdict(
-            list
-        )
+        self._checks = {key: _Check(context, key) for key in context.selected_asset_check_keys}
         self._materialized: set[dg.AssetKey] = set()
         self._succeeded: set[str] = set()
         self._failed: dict[str, str] = {}
@@ -84,8 +81,8 @@ class PartitionResults:
 
     def conclude(self) -> Iterator[PartitionEvent]:
         """What the step yields beside the events of the partitions, when all is over."""
-        for key in self._context.selected_asset_check_keys:
-            yield self._conclude_check(key)
+        for check in self._checks.values():
+            yield check.conclude()
         if not self.problem:
             for asset_key in self._assets_in_order():
                 yield dg.MaterializeResult(asset_key=asset_key, metadata=NO_FURTHER_EVENT)
@@ -133,7 +130,9 @@ class PartitionResults:
             result.asset_key,
             partition=partition_key,
             metadata=result.metadata,
-            tags=self._tags[result.asset_key].make(result.data_version),
+            tags=materialization_tags(
+                self._context, result.asset_key, partition_key, result.data_version
+            ),
         )
 
     def _check(
@@ -143,7 +142,7 @@ class PartitionResults:
         key = check_key(result)
         spec = self._context.assets_def.get_spec_for_check_key(key)
         if spec.partitions_def is None:
-            self._checks[key].append((partition_key, result))
+            self._checks[key].add(partition_key, result)
             return
         yield dg.AssetCheckEvaluation(
             asset_key=key.asset_key,
@@ -155,26 +154,6 @@ class PartitionResults:
             partition=partition_key,
         )
 
-    def _conclude_check(self, key: dg.AssetCheckKey) -> dg.AssetCheckResult | dg.Output[None]:
-        """One evaluation for all partitions, if the check has but one; then it passed for all."""
-        if not self._checks[key]:
-            name = self._context.assets_def.get_output_name_for_asset_check_key(key)
-            return dg.Output(None, name)
-        failed = [(partition, each) for partition, each in self._checks[key] if not each.passed]
-        severe = [each for _, each in failed if each.severity is dg.AssetCheckSeverity.ERROR]
-        _, example = (failed or self._checks[key])[0]
-        return dg.AssetCheckResult(
-            asset_key=key.asset_key,
-            check_name=key.name,
-            passed=not failed,
-            severity=dg.AssetCheckSeverity.ERROR if severe else example.severity,
-            metadata={
-                **example.metadata,
-                "partitions_checked": len(self._checks[key]),
-                "failed_partitions": [partition for partition, _ in failed][:_KEYS_TOLD],
-            },
-        )
-
     def _tell_progress(self) -> None:
         """Log how far the step is, but not after every call, and always after the last one."""
         done, all_of_them = len(self._succeeded) + len(self._failed), len(self._partition_keys)
@@ -184,6 +163,66 @@ class PartitionResults:
             self._context.log.info(
                 f"{done} of {all_of_them} partitions are done, {len(self._failed)} of them failed"
             )
+
+
+class _Check:
+    """A check that is evaluated once for all partitions, and passes if it passed for each.
+
+    What an earlier attempt found of partitions that have no call in this one still counts.
+    """
+
+    def __init__(self, context: Context, key: dg.AssetCheckKey) -> None:
+        self._context = context
+        self._key = key
+        self._checked = 0
+        self._failed: dict[str, dg.AssetCheckSeverity] = {}
+        self._example: dg.AssetCheckResult | None = None
+        if earlier := _latest_evaluation(context, key):
+            found: dict[str, Any] = {name: each.value for name, each in earlier.metadata.items()}
+            self._checked = found["partitions_checked"]
+            self._failed = dict.fromkeys(found["failed_partitions"], earlier.severity)
+            self._example = dg.AssetCheckResult(passed=earlier.passed, metadata=earlier.metadata)
+
+    def add(self, partition_key: str, result: dg.AssetCheckResult) -> None:
+        """Note what was found of a partition."""
+        self._checked += 1
+        self._failed.pop(partition_key, None)
+        if not result.passed:
+            self._failed[partition_key] = result.severity
+        if self._example is None or (self._example.passed and not result.passed):
+            self._example = result
+
+    def conclude(self) -> dg.AssetCheckResult | dg.Output[None]:
+        """The evaluation, with the metadata of a partition that failed; none if there is none."""
+        if self._example is None:
+            name = self._context.assets_def.get_output_name_for_asset_check_key(self._key)
+            return dg.Output(None, name)
+        severities = {*self._failed.values()} or {dg.AssetCheckSeverity.ERROR}
+        return dg.AssetCheckResult(
+            asset_key=self._key.asset_key,
+            check_name=self._key.name,
+            passed=not self._failed,
+            severity=max(severities, key=lambda each: each is dg.AssetCheckSeverity.ERROR),
+            metadata={
+                **self._example.metadata,
+                "partitions_checked": min(self._checked, len(self._context.partition_keys)),
+                "failed_partitions": sorted(self._failed),
+            },
+        )
+
+
+def _latest_evaluation(context: Context, key: dg.AssetCheckKey) -> dg.AssetCheckEvaluation | None:
+    """What an earlier attempt found of all partitions that it had calls for."""
+    for run_id in _attempts(context):
+        events = context.instance.all_logs(
+            run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        )
+        for entry in reversed(events):
+            evaluation: Any = entry.dagster_event and entry.dagster_event.event_specific_data
+            if evaluation and evaluation.asset_check_key == key and evaluation.partition is None:
+                found: dg.AssetCheckEvaluation = evaluation
+                return found
+    return None
 
 
 def missing_partitions(context: Context) -> list[str]:

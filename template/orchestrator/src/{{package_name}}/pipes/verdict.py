@@ -124,7 +124,7 @@ def _names(keys: Iterable[dg.AssetKey | dg.AssetCheckKey | None]) -> str:
     return ", ".join(sorted(key.to_user_string() for key in keys if key is not None))
 
 
-def never_reached(attempt: Attempt) -> bool:
+def is_out_of_reach(attempt: Attempt) -> bool:
     """Whether no further call has to be tried: the function is not there, or turns us away."""
     return not attempt.has_started or attempt.answer.status in (401, 403, 404)
 

@@ -1,0 +1,169 @@
+"""A running `just dd`, and what can be asked of its Dagster."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from conftest import start
+
+PATIENCE = 120  # seconds
+
+_REPOSITORY = """
+repositoryLocationName: "orchestrator", repositoryName: "__repository__"
+"""
+
+
+class Dev:
+    """A running `just dd`, and what it has printed."""
+
+    def __init__(self, project: Path, process: "subprocess.Popen[str]") -> None:
+        self.project = project
+        self.process = process
+        self.printed = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.printed += line
+
+    def eventually(self, holds: Callable[[], Any]) -> None:
+        """Wait until something holds, for as long as it runs."""
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            assert self.process.poll() is None, self.printed
+            assert time.monotonic() < deadline, self.printed
+            time.sleep(0.2)
+
+    def address(self, name: str) -> str:
+        """The address that stands behind `name`, once it is printed."""
+        self.eventually(lambda: re.search(rf"^{name} +(\S+)$", self.printed, re.MULTILINE))
+        [address] = re.findall(rf"^{name} +(\S+)$", self.printed, re.MULTILINE)
+        return str(address)
+
+    def graphql(self, query: str) -> Any:
+        """Dagster's answer to a query."""
+        request = urllib.request.Request(
+            f"{self.address('Dagster')}/graphql",
+            data=json.dumps({"query": query}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+    def materialize(self, asset: str) -> list[str]:
+        """Materialize an asset as the web page does; return the run's log lines."""
+        launched = self.graphql(
+            f"""
+            mutation {{
+              launchPipelineExecution(executionParams: {{
+                mode: "default",
+                selector: {{
+                  {_REPOSITORY}
+                  pipelineName: "__ASSET_JOB", assetSelection: [{{path: ["{asset}"]}}]
+                }}
+              }}) {{ __typename ... on LaunchRunSuccess {{ run {{ runId }} }} }}
+            }}
+            """
+        )["launchPipelineExecution"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        query = f"""{{
+          runOrError(runId: "{launched["run"]["runId"]}") {{ ... on Run {{
+            status
+            eventConnection {{ events {{
+              __typename
+              ... on MessageEvent {{ message }}
+              ... on ExecutionStepFailureEvent {{ error {{ message causes {{ message }} }} }}
+            }} }}
+          }} }}
+        }}"""
+        self.eventually(
+            lambda: self.graphql(query)["runOrError"]["status"] in ("SUCCESS", "FAILURE")
+        )
+        run = self.graphql(query)["runOrError"]
+        events = run["eventConnection"]["events"]
+        failures = [event["error"] for event in events if event.get("error")]
+        assert run["status"] == "SUCCESS", f"{failures}\n{self.printed}"
+        return [event["message"] for event in events if event["__typename"] == "LogMessageEvent"]
+
+    def backfill(self, asset: str, partition_keys: Sequence[str]) -> Any:
+        """Launch a backfill as the web page does, and wait for its end.
+
+        Returns:
+            Its `status`, and its `runs`, each with an `id` and a `status`.
+        """
+        launched = self.graphql(
+            f"""
+            mutation {{
+              launchPartitionBackfill(backfillParams: {{
+                assetSelection: [{{path: ["{asset}"]}}],
+                partitionNames: {json.dumps(list(partition_keys))}
+              }}) {{ __typename ... on LaunchBackfillSuccess {{ backfillId }} }}
+            }}
+            """
+        )["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        query = f"""{{
+          partitionBackfillOrError(backfillId: "{launched["backfillId"]}") {{
+            ... on PartitionBackfill {{ status runs {{ id status }} }}
+          }}
+        }}"""
+
+        def asked() -> Any:
+            return self.graphql(query)["partitionBackfillOrError"]
+
+        self.eventually(lambda: str(asked()["status"]).startswith(("COMPLETED", "FAILED")))
+        return asked()
+
+    def materializations(self, asset: str) -> list[str]:
+        """The partition of each materialization of an asset."""
+        found = self.graphql(
+            f"""{{
+              assetOrError(assetKey: {{path: ["{asset}"]}}) {{
+                ... on Asset {{ assetMaterializations(limit: 1000) {{ partition }} }}
+              }}
+            }}"""
+        )["assetOrError"]["assetMaterializations"]
+        return [event["partition"] for event in found]
+
+    def partition_counts(self, asset: str) -> dict[str, int]:
+        """How many partitions of an asset are materialized, and how many failed."""
+        [stats] = self.graphql(
+            f"""{{
+              assetNodes(assetKeys: [{{path: ["{asset}"]}}]) {{
+                partitionStats {{ numMaterialized numFailed }}
+              }}
+            }}"""
+        )["assetNodes"]
+        counts: dict[str, int] = stats["partitionStats"]
+        return counts
+
+    def stop(self) -> None:
+        """Stop it, by Ctrl-C, if it has not ended."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+        self.process.wait(60)
+        self._reader.join(60)
+
+
+@contextmanager
+def running_dev(project: Path) -> Iterator[Dev]:
+    """Run `just dd` of a project while the block runs."""
+    dev = Dev(project, start("uv", "run", "just", "dd", cwd=project))
+    try:
+        dev.address("Dagster")
+        yield dev
+    finally:
+        dev.stop()

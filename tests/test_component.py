@@ -1,0 +1,79 @@
+"""`dg` knows the component of a rendered project: its name, its files, and what is wrong in them.
+
+What the component does, and all that can be wrong, is tested in orchestrator/test_component.py.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Render, end, replace, run
+
+COMPONENT = "my_data_platform.components.CloudFunctionAsset"
+
+
+@pytest.fixture(scope="module")
+def orchestrator(render: Render) -> Path:
+    """The Dagster project, in which a component was scaffolded, as `dg` does it."""
+    orchestrator = render() / "orchestrator"
+    run("uv", "run", "dg", "scaffold", "defs", COMPONENT, "reports/weekly", cwd=orchestrator)
+    return orchestrator
+
+
+@pytest.fixture
+def definition(orchestrator: Path) -> Path:
+    """The scaffolded file, as it is at first."""
+    file = orchestrator / "src" / "my_data_platform" / "defs" / "reports" / "weekly" / "defs.yaml"
+    file.write_text(
+        f"type: {COMPONENT}\n\nattributes:\n  assets:\n    - key: weekly\n  task: weekly\n"
+    )
+    return file
+
+
+def test_the_component_is_listed(orchestrator: Path) -> None:
+    listed = run("uv", "run", "--quiet", "dg", "list", "components", "--json", cwd=orchestrator)
+
+    components = {each["key"]: each["summary"] for each in json.loads(listed.stdout)}
+    assert components[COMPONENT].startswith("One asset, or several, materialized by a call")
+
+
+def test_the_scaffolded_file_is_one_asset_of_the_name_asked_for(orchestrator: Path) -> None:
+    [file] = (orchestrator / "src").rglob("reports/weekly/defs.yaml")
+
+    assert file.read_text().split("\n\n") == [
+        f"type: {COMPONENT}",
+        "attributes:\n  assets:\n    - key: weekly\n  task: weekly\n",
+    ]
+    run("uv", "run", "dg", "check", "yaml", cwd=orchestrator)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("- key: weekly", "- kex: weekly", "defs.yaml:5 - {} attributes.assets.0.kex"),
+        ("- key: weekly", "- deps: [a]", "defs.yaml:5 - {} attributes.assets.0 'key' is"),
+        ("task: weekly", "timeout: 9999", "defs.yaml:6 - {} attributes.timeout 9999"),
+        ("- key: weekly", "- {{key: a, kinds: 3}}", "defs.yaml:5 - {} attributes.assets.0.kinds 3"),
+    ],
+)
+def test_a_wrong_line_is_named_by_its_number_and_its_field(
+    old: str, new: str, place: str, orchestrator: Path, definition: Path
+) -> None:
+    replace(definition, old, new.format())
+
+    status, printed = end("uv", "run", "dg", "check", "yaml", cwd=orchestrator)
+
+    assert status == 1
+    assert place.format(COMPONENT) in printed
+
+
+def test_a_task_that_is_not_there_is_named_beside_those_that_are(
+    orchestrator: Path, definition: Path
+) -> None:
+    status, printed = end("uv", "run", "dg", "check", "defs", cwd=orchestrator)
+
+    assert status == 1
+    assert f"{definition.name}:6 - attributes.task" in printed
+    assert "There is no task 'weekly' in cloud_function/tasks/. The tasks are: people, ping" in (
+        printed
+    )
