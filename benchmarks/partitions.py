@@ -92,7 +92,7 @@ def measure_sizes(sizes: list[int]) -> None:
     """What a partition costs in a small run, and in a large one."""
     print("\nA partition of ours, by the number of partitions in the run (medians)\n")
     for size in sizes:
-        seconds = statistics.median(run_ours(size) for _ in range(max(1, 3_000 // size)))
+        seconds = statistics.median(run_ours(size) for _ in range(max(1, min(10, 3_000 // size))))
         print(f"{size:6}                  {seconds:8.1f} s {1000 * seconds / size:8.1f} ms")
 
 

@@ -33,7 +33,7 @@ def definition(orchestrator: Path) -> Path:
 def test_the_component_is_listed(orchestrator: Path) -> None:
     listed = run("uv", "run", "--quiet", "dg", "list", "components", "--json", cwd=orchestrator)
 
-    components = {each["key"]: each["summary"] for each in json.loads(listed.stdout)}
+    components = {each["key"]: each["summary"] for each in json.loads(listed.stdout)["items"]}
     assert components[COMPONENT].startswith("One asset, or several, materialized by a call")
 
 

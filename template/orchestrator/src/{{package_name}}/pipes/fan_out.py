@@ -71,10 +71,12 @@ class FanOut:
             for thread in (*self._threads, self._watch):
                 thread.start()
             yield from self._receive()
-        except BaseException as error:
-            give_up = self._cancel()
-            if not isinstance(error, GeneratorExit):
-                yield from self._receive(give_up)
+        except GeneratorExit:
+            if not self._over.is_set():
+                self._cancel()
+            raise
+        except BaseException:  # the run is being terminated
+            yield from self._receive(self._cancel())
             raise
         finally:
             self._end()
@@ -133,8 +135,9 @@ class FanOut:
 
     def _end(self) -> None:
         """Let every thread end, even one whose call does not, and one that nobody listens to."""
+        is_over = self._over.is_set()
         self._over.set()
-        if self._at_work:
+        if self._at_work and not is_over:
             self.begin_no_more()
             self._caller.abandon()
         for thread in (*self._threads, self._watch):

@@ -62,7 +62,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         """
         reader = copy.copy(self)
         reader.interval = max(self.interval, min(count * _INTERVAL_OF_EACH, _LONGEST_INTERVAL))
-        reader.first_interval = reader.interval / 5
+        reader.first_interval = reader.interval / 2
         return reader
 
     @property
