@@ -2,7 +2,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: demo test benchmark uv
+.PHONY: demo test docs benchmark uv
 
 # Render a project into build/demo, and run its demo.
 demo: uv
@@ -15,7 +15,12 @@ test: uv
 	uv run ruff format --check
 	cd template && uv run ruff check --ignore N999 && uv run ruff format --check
 	uv run mypy tests benchmarks/rendering.py
+	uv run zensical build --strict --clean
 	uv run pytest --numprocesses=2 --dist=loadfile
+
+# Build the guide into build/site.
+docs: uv
+	uv run zensical build --strict --clean
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, and many
 # partitions in one step beside the usual way. It takes half an hour.

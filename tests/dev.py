@@ -63,6 +63,11 @@ class Dev:
         assert "errors" not in answer, answer["errors"]
         return answer["data"]
 
+    def assets(self) -> set[str]:
+        """The assets that Dagster knows."""
+        found = self.graphql("{ assetNodes { assetKey { path } } }")["assetNodes"]
+        return {"/".join(asset["assetKey"]["path"]) for asset in found}
+
     def materialize(self, asset: str) -> list[str]:
         """Materialize an asset as the web page does; return the run's log lines."""
         launched = self.graphql(

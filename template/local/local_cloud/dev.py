@@ -218,7 +218,8 @@ def _dagster_home() -> Path:
     home.mkdir(parents=True, exist_ok=True)
     configuration = home / "dagster.yaml"
     if not configuration.exists():
-        configuration.write_text("telemetry:\n  enabled: false\n")
+        # Neither reports to Dagster's makers, nor asks for an e-mail address.
+        configuration.write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
     return home
 
 

@@ -1,0 +1,68 @@
+"""What one sees of a materialization in Dagster's web page, in a real browser."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from conftest import Render
+from dev import PATIENCE, Dev, running_dev
+from playwright.sync_api import Page, expect, sync_playwright
+
+# The first is for a container's root; the others keep it from looking for Google's servers.
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def dev(render: Render) -> Iterator[Dev]:
+    """A project of which `just dd` runs."""
+    with running_dev(render()) as dev:
+        yield dev
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page in Debian's Chromium, or in another one that is installed."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        if os.environ.get("CI"):
+            pytest.fail("There is no Chromium: .ci/run has to install it.")
+        pytest.skip("There is no Chromium. On Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=OPTIONS)
+        page = browser.new_page(viewport={"width": 1400, "height": 2000})
+        page.set_default_timeout(1_000 * PATIENCE)
+        yield page
+        browser.close()
+
+
+def test_an_asset_is_materialized_by_clicks_and_its_page_tells_all(dev: Dev, page: Page) -> None:
+    expect.set_options(timeout=1_000 * PATIENCE)
+    dagster = dev.address("Dagster")
+
+    page.goto(f"{dagster}/assets/people")
+    page.get_by_role("button", name="Materialize").first.click()
+    expect(page.get_by_text("Never materialized")).to_have_count(0)
+    page.goto(f"{dagster}/runs")
+    page.locator("a[href^='/runs/']").filter(has_text=re.compile("^[0-9a-f]{8}$")).first.click()
+
+    # The run, with the lines that the function has logged.
+    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+    page.get_by_placeholder("Filter…").fill("Wrote version")
+    expect(page.get_by_text("Wrote version 0 of the table").first).to_be_visible()
+
+    # The asset, with the metadata of the call and of the table, and with its first rows.
+    page.goto(f"{dagster}/assets/people")
+    expect(page.get_by_text("date_of_birth").first).to_be_visible()
+    for name in ("table_location", "cloud_function_trace", "cloud_function_seconds"):
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+    expect(page.get_by_text("1,000", exact=True).first).to_be_visible()
+    preview = page.get_by_role("row").filter(has_text="preview").get_by_role("table").first
+    expect(preview.get_by_role("row")).to_have_count(1 + 5)
+    expect(preview).to_contain_text("email")
