@@ -35,8 +35,9 @@ REFUSED_BY_WINDOWS = re.compile(
     r"""[<>:"\\|?*\x00-\x1f] | [ .](/|$) | (^|/) (con|prn|aux|nul|com\d|lpt\d) ([./]|$)""",
     re.IGNORECASE | re.VERBOSE,
 )
-# Expressions of GitHub (`${{`) and of just (`{{` in the justfile) look like Jinja's.
-UNRENDERED = re.compile(r"(?<!\$){{|{%|%}|{#|#}")
+# Expressions of GitHub (`${{`) and of just (`{{` in the justfile) look like Jinja's; Dagster's are
+# Jinja's (`{{ dg.`), and one module looks for them (`"{{"`).
+UNRENDERED = re.compile(r"(?<!\$){{(?!\"| dg\.)|{%|%}|{#|#}")
 
 
 def contents(project: Path) -> dict[str, str]:
