@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run
+from conftest import Render, run
 from google_stand_ins import (
     DAGSTER,
     FUNCTION_HOST,
@@ -119,6 +119,15 @@ ACCOUNTS = {
     ),
     "federation without an account": Account(FEDERATION, True, by_impersonation("of-a-workload")),
 }
+
+
+@pytest.fixture(scope="module")
+def project(render: Render) -> Path:
+    """A project with one asset, so with one call."""
+    project = render()
+    [visits] = project.glob("orchestrator/src/*/defs/visits/defs.yaml")
+    visits.unlink()
+    return project
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
 def blocks() -> list[Block]:
     found = re.findall(
-        r'^```(\w+)(?: title="(.+)")?\n(.*?)^```$', PAGE.read_text(), re.DOTALL | re.MULTILINE
+        r'^```(\w+)(?: title="([^"\n]+)")?\n(.*?)^```$', PAGE.read_text(), re.DOTALL | re.MULTILINE
     )
     assert PAGE.read_text().count("```") == 2 * len(found), "a block that is not understood"
     return [Block(*block) for block in found]

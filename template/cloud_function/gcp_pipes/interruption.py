@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from gcp_pipes.message_writer import PipesCloudStorageMessageWriter
 
 
-class TaskTimeoutError(TimeoutError):
+class TaskStoppedError(BaseException):
+    """A task was stopped from outside.
+
+    It is no `Exception`: where those are caught, as Python's logging does with any that is raised
+    while it writes a line, the task would go on as if nothing had happened.
+    """
+
+
+class TaskTimeoutError(TaskStoppedError):
     """A task ran until shortly before the function's timeout, and was stopped."""
 
     def __init__(self) -> None:
@@ -18,7 +26,7 @@ class TaskTimeoutError(TimeoutError):
         )
 
 
-class TaskCancelledError(Exception):
+class TaskCancelledError(TaskStoppedError):
     """The run that a task worked for was terminated, and so the task was stopped."""
 
     def __init__(self) -> None:
@@ -67,7 +75,7 @@ def cancellable(message_writer: PipesCloudStorageMessageWriter) -> Iterator[None
 
 
 @contextmanager
-def _interruptible(exception: type[Exception]) -> Iterator[Callable[[], None]]:
+def _interruptible(exception: type[TaskStoppedError]) -> Iterator[Callable[[], None]]:
     """Yield what raises `exception` in the block, when it is called by another thread.
 
     It is raised between two steps of the Python interpreter: a call into a library that is written
@@ -83,7 +91,7 @@ def _interruptible(exception: type[Exception]) -> Iterator[Callable[[], None]]:
 class _Alarm:
     """Raises an exception in the thread that made it, unless it has been switched off."""
 
-    def __init__(self, exception: type[Exception]) -> None:
+    def __init__(self, exception: type[TaskStoppedError]) -> None:
         self._exception = exception
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
@@ -102,7 +110,7 @@ class _Alarm:
             if self._has_rung:  # perhaps too late to have been raised: then it must not be any more
                 self._raise_in_thread(None)
 
-    def _raise_in_thread(self, exception: type[Exception] | None) -> None:
+    def _raise_in_thread(self, exception: type[TaskStoppedError] | None) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(self._thread),
             None if exception is None else ctypes.py_object(exception),

@@ -18,6 +18,7 @@ from dagster_pipes import (
 )
 from werkzeug.exceptions import BadRequest
 
+from gcp_pipes.interruption import TaskStoppedError
 from gcp_pipes.logs import log_request
 from gcp_pipes.message_writer import MessagesNotStoredError
 
@@ -116,7 +117,7 @@ def answer_errors_as_json(handler: Handler) -> Handler:
             except BadRequest as error:
                 _logger.warning("The request was refused: the answer says why")
                 return {"error": error.description}, 400
-            except Exception as error:
+            except (Exception, TaskStoppedError) as error:
                 _logger.exception("The request failed after %.3f s", time.monotonic() - started)
                 return {"error": f"{type(error).__name__}: {error}"}, 500
             _logger.info("The request succeeded after %.3f s", time.monotonic() - started)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -63,6 +64,19 @@ def test_a_block_that_ends_in_time_is_left_alone() -> None:
     with deadline(0.05):
         pass
     time.sleep(0.1)
+
+
+def test_a_task_that_catches_every_exception_is_stopped_too() -> None:
+    """As Python's logging does, while it writes a line."""
+
+    @deadline(0.2)
+    def catch_all() -> None:
+        for _ in range(1_000):
+            with suppress(Exception):
+                time.sleep(0.01)
+
+    with pytest.raises(TaskTimeoutError):
+        catch_all()
 
 
 def test_a_block_that_takes_too_long_is_interrupted() -> None:
