@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 from dagster_pipes import PipesMetadataValue
-from deltalake import DeltaTable
+from deltalake import DeltaTable, QueryBuilder
 from deltalake.exceptions import CommitFailedError
 
 _PREVIEW_ROWS = 5
@@ -44,6 +44,21 @@ class WrittenTable:
             "dagster/column_schema": {"type": "table_schema", "raw_value": {"columns": columns}},
             "preview": {"type": "md", "raw_value": to_markdown(self.preview)},
         }
+
+
+def read_table(location: str) -> pl.DataFrame:
+    """All rows of the Delta table at `location`, as they are now.
+
+    Polars' own reader does not find a table in a local folder with a blank in its path.
+
+    Args:
+        location: `gs://bucket/path`, or the path of a local folder.
+
+    Raises:
+        deltalake.exceptions.DeltaError: There is no table, or it could not be read.
+    """
+    table = QueryBuilder().register("table_read", DeltaTable(location))
+    return pl.DataFrame(table.execute("SELECT * FROM table_read"))
 
 
 def write_table(df: pl.DataFrame, location: str) -> WrittenTable:

@@ -6,7 +6,7 @@ import polars as pl
 from dagster_pipes import PipesContext
 
 from gcp_pipes import Event, event_input
-from lake import write_partition
+from lake import read_table, write_partition
 
 
 def run(pipes: PipesContext, event: Event) -> None:
@@ -22,7 +22,7 @@ def run(pipes: PipesContext, event: Event) -> None:
     table = write_partition(visits, f"{lake}/{pipes.asset_key}", column="day", value=day)
     pipes.log.info(f"Wrote {table.row_count} visits of {day}")
 
-    people = pl.read_delta(f"{lake}/people")
+    people = read_table(f"{lake}/people")
     strangers = visits.join(people, left_on="person_id", right_on="id", how="anti").height
     pipes.report_asset_check(
         "visitors_are_known", passed=strangers == 0, severity="WARN", metadata={"visits": strangers}

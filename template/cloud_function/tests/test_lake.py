@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from lake import to_markdown, write_partition
+from lake import read_table, to_markdown, write_partition, write_table
 
 
 def test_a_preview_keeps_its_columns_whatever_the_values_hold() -> None:
@@ -17,6 +17,15 @@ def test_a_preview_keeps_its_columns_whatever_the_values_hold() -> None:
         r"| x\|y | 1 |",
         "| two lines | None |",
     ]
+
+
+def test_a_table_is_read_as_it_was_written_wherever_it_is(tmp_path: Path) -> None:
+    location = str(tmp_path / "a folder" / "table")
+    df = pl.DataFrame({"key": ["a", "b"], "number": [1, None]})
+
+    write_table(df, location)
+
+    assert read_table(location).equals(df)
 
 
 def test_partitions_of_a_table_can_be_written_at_once_also_the_first_ones(tmp_path: Path) -> None:
