@@ -13,9 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import start
+from conftest import replace, start
 
 PATIENCE = 120  # seconds
+
+# What is printed when an edit has been followed, and then how long that took.
+FUNCTION_STARTED = "The function was edited: starting it  "
+DEFINITIONS_LOADED = "The definitions were edited: loading them  "
 
 _REPOSITORY = """
 repositoryLocationName: "orchestrator", repositoryName: "__repository__"
@@ -51,6 +55,12 @@ class Dev:
         [address] = re.findall(rf"^{name} +(\S+)$", self.printed, re.MULTILINE)
         return str(address)
 
+    def edit_function(self, file: str, old: str, new: str) -> None:
+        """Replace the one occurrence of `old` in a file of the function, and wait for its start."""
+        started = self.printed.count(FUNCTION_STARTED)
+        replace(self.project / "cloud_function" / file, old, new)
+        self.eventually(lambda: self.printed.count(FUNCTION_STARTED) > started)
+
     def graphql(self, query: str) -> Any:
         """Dagster's answer to a query."""
         request = urllib.request.Request(
@@ -68,8 +78,13 @@ class Dev:
         found = self.graphql("{ assetNodes { assetKey { path } } }")["assetNodes"]
         return {"/".join(asset["assetKey"]["path"]) for asset in found}
 
-    def materialize(self, asset: str) -> list[str]:
-        """Materialize an asset as the web page does; return the run's log lines."""
+    def launch(self, asset: str) -> Any:
+        """Materialize an asset as the web page does, and wait for the run's end.
+
+        Returns:
+            Its `runId`, its `status`, and its `events`, each with what it has of `__typename`,
+            `message` and `error`.
+        """
         launched = self.graphql(
             f"""
             mutation {{
@@ -86,11 +101,11 @@ class Dev:
         assert launched["__typename"] == "LaunchRunSuccess", launched
         query = f"""{{
           runOrError(runId: "{launched["run"]["runId"]}") {{ ... on Run {{
-            status
+            runId status
             eventConnection {{ events {{
               __typename
               ... on MessageEvent {{ message }}
-              ... on ExecutionStepFailureEvent {{ error {{ message causes {{ message }} }} }}
+              ... on ErrorEvent {{ error {{ message causes {{ message }} }} }}
             }} }}
           }} }}
         }}"""
@@ -98,10 +113,16 @@ class Dev:
             lambda: self.graphql(query)["runOrError"]["status"] in ("SUCCESS", "FAILURE")
         )
         run = self.graphql(query)["runOrError"]
-        events = run["eventConnection"]["events"]
-        failures = [event["error"] for event in events if event.get("error")]
+        return {**run, "events": run["eventConnection"]["events"]}
+
+    def materialize(self, asset: str) -> list[str]:
+        """Materialize an asset as the web page does; return the run's log lines."""
+        run = self.launch(asset)
+        failures = [event for event in run["events"] if event.get("error")]
         assert run["status"] == "SUCCESS", f"{failures}\n{self.printed}"
-        return [event["message"] for event in events if event["__typename"] == "LogMessageEvent"]
+        return [
+            event["message"] for event in run["events"] if event["__typename"] == "LogMessageEvent"
+        ]
 
     def backfill(self, asset: str, partition_keys: Sequence[str]) -> Any:
         """Launch a backfill as the web page does, and wait for its end.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 
 import pytest
-from conftest import Render, replace
+from conftest import Render
 from dev import Dev, running_dev
 
 
@@ -34,14 +34,13 @@ def test_a_backfill_is_one_run_with_one_materialization_of_each_partition(dev: D
 
 def test_a_partition_that_fails_in_a_backfill_is_the_only_one_that_is_failed(dev: Dev) -> None:
     keys = days(12)
-    replace(
-        dev.project / "cloud_function" / "tasks" / "visits.py",
+    dev.edit_function(
+        "tasks/visits.py",
         "    day = pipes.partition_key\n",
         "    day = pipes.partition_key\n"
         f'    if day == "{keys[7]}":\n'
         '        raise ValueError("out of luck")\n',
     )
-    dev.eventually(lambda: "The function was edited: starting it  " in dev.printed)
 
     backfill = dev.backfill("visits", keys)
 
