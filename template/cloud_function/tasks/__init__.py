@@ -18,12 +18,23 @@ Task = Callable[[PipesContext, Event], None]
 def find_task(pipes: PipesContext, event: Event) -> Task:
     """The task that the event names as `task`, or else the one named like the asset.
 
+    Args:
+        pipes: The Pipes context. It says which asset the call is for.
+        event: The request's body. `task` in it, if it is there, is the name of a module.
+
     Raises:
-        BadRequest: There is no such task.
+        BadRequest: There is no such task; or the event names none, and the call is not for one
+            asset alone.
     """
-    name = event.get("task") or to_asset_key_path(pipes.asset_key)[-1]
+    name = event.get("task") or _name_of_asset(pipes)
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in names:
         raise BadRequest(f"There is no task {name!r}. The tasks are: {', '.join(names) or 'none'}.")
     task: Task = importlib.import_module(f"{__name__}.{name}").run
     return task
+
+
+def _name_of_asset(pipes: PipesContext) -> str:
+    if not pipes.is_asset_step or len(pipes.asset_keys) != 1:
+        raise BadRequest("The event lacks `task`, which a call needs that is not for one asset.")
+    return to_asset_key_path(pipes.asset_key)[-1]

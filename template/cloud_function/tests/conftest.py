@@ -3,7 +3,7 @@
 import importlib
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,12 @@ def read_messages(bucket: storage.Bucket, key_prefix: str) -> Callable[[], list[
     return read
 
 
-def context_data(asset_key: str, partition_key: str | None = None) -> PipesContextData:
-    """What Dagster tells a function that is to materialize `asset_key`, or a partition of it."""
+def context_data(asset_keys: Sequence[str], partition_key: str | None = None) -> PipesContextData:
+    """What Dagster tells a function that is to materialize assets, or a partition of them."""
     return {
-        "asset_keys": [asset_key],
-        "code_version_by_asset_key": {asset_key: None},
-        "provenance_by_asset_key": {asset_key: None},
+        "asset_keys": asset_keys,
+        "code_version_by_asset_key": dict.fromkeys(asset_keys),
+        "provenance_by_asset_key": dict.fromkeys(asset_keys),
         "partition_key": partition_key,
         "partition_key_range": None,
         "partition_time_window": None,
@@ -104,11 +104,12 @@ def context_data(asset_key: str, partition_key: str | None = None) -> PipesConte
 def make_event(bucket: storage.Bucket, key_prefix: str) -> Callable[..., dict[str, Any]]:
     """Makes the event that Dagster sends: inputs, and the parameters of Pipes."""
 
-    def make(asset_key: str = "counting", **inputs: Any) -> dict[str, Any]:
+    def make(*asset_keys: str, **inputs: Any) -> dict[str, Any]:
+        data = context_data(asset_keys or ["counting"])
         messages = {"bucket": bucket.name, "key_prefix": key_prefix}
         return {
             **inputs,
-            DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param({"data": context_data(asset_key)}),
+            DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param({"data": data}),
             DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param(messages),
         }
 
@@ -128,7 +129,7 @@ def run_task(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         messages = tmp_path / "messages"
         params = {
             DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param(
-                {"data": context_data(asset_key, partition_key)}
+                {"data": context_data([asset_key], partition_key)}
             ),
             DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"path": str(messages)}),
         }

@@ -115,6 +115,16 @@ def test_an_unknown_task_is_refused_and_dagster_is_told(
     assert "There is no task 'nonsense'" in read_messages()[-1]["params"]["exception"]["message"]
 
 
+def test_a_call_for_two_assets_has_to_name_its_task(
+    web: FlaskClient, make_event: Callable[..., dict[str, Any]]
+) -> None:
+    response = web.post("/", json=make_event("people", "visits"))
+
+    assert response.status_code == 400
+    assert response.json is not None
+    assert "The event lacks `task`" in response.json["error"]
+
+
 def test_a_missing_input_is_named(
     web: FlaskClient, make_event: Callable[..., dict[str, Any]]
 ) -> None:

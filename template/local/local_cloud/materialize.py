@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ _MOST_PARTITIONS = 3
 def materialize(package: str) -> dict[str, Any]:
     """Materialize all assets on a Dagster instance of its own, kept in memory.
 
-    Of partitioned assets, only the newest partitions are made.
+    Of partitioned assets, only the newest partitions are made; none where there is none yet.
+
+    Args:
+        package: The name of the orchestrator's package.
 
     Returns:
         `seconds`, how long the runs took; `assets`, by their keys, each with the `partitions` that
@@ -35,7 +38,7 @@ def materialize(package: str) -> dict[str, Any]:
     report: dict[str, Any] = {"assets": {}, "logs": [], "checks": [], "errors": []}
     started = time.monotonic()
     with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
-        for selection, partitions in runs(definitions):
+        for selection, partitions in runs(definitions, instance):
             result = job.execute_in_process(
                 instance=instance, asset_selection=selection, raise_on_error=False, **partitions
             )
@@ -47,26 +50,42 @@ def materialize(package: str) -> dict[str, Any]:
     return report
 
 
-def runs(definitions: dg.Definitions) -> Iterator[tuple[list[dg.AssetKey], dict[str, Any]]]:
+def runs(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> Iterator[tuple[list[dg.AssetKey], dict[str, Any]]]:
     """The runs that materialize all assets, each with its assets and with its partitions.
 
     The partitions are arguments of `execute_in_process`.
+
+    Args:
+        definitions: All that the orchestrator defines.
+        instance: Knows the partitions that are added while Dagster runs.
     """
     graph = definitions.resolve_asset_graph()
     assets = [graph.get(key) for key in graph.toposorted_asset_keys]
     assets = [asset for asset in assets if asset.is_executable]
     for partitions, alike in groupby(assets, key=lambda asset: asset.partitions_def):
         group = list(alike)
-        yield [asset.key for asset in group], newest(partitions, group[0].backfill_policy)
+        selection = [asset.key for asset in group]
+        if partitions is None:
+            yield selection, {}
+        elif keys := partitions.get_partition_keys(dynamic_partitions_store=instance):
+            yield selection, newest(keys, group[0].backfill_policy)
 
 
 def newest(
-    partitions: dg.PartitionsDefinition | None, backfill_policy: dg.BackfillPolicy | None
+    partition_keys: Sequence[str], backfill_policy: dg.BackfillPolicy | None
 ) -> dict[str, Any]:
-    """The newest partitions, or the one, if a run of the asset can have no more."""
-    if partitions is None:
-        return {}
-    keys = partitions.get_partition_keys()[-_MOST_PARTITIONS:]
+    """The newest partitions, or the one, if a run of the asset can have no more.
+
+    Args:
+        partition_keys: All partitions of the asset, of which there is at least one.
+        backfill_policy: The asset's own; only by `single_run()` can a run have more than one.
+
+    Returns:
+        Arguments of `execute_in_process`: `partition_key`, or `tags` with a range.
+    """
+    keys = partition_keys[-_MOST_PARTITIONS:]
     if backfill_policy != dg.BackfillPolicy.single_run():
         return {"partition_key": keys[-1]}
     return {
@@ -78,7 +97,12 @@ def newest(
 
 
 def add(entry: dg.EventLogEntry, report: dict[str, Any]) -> None:
-    """Add to the report what an entry of the event log says."""
+    """Add to the report what an entry of the event log says.
+
+    Args:
+        entry: An entry of a run's event log.
+        report: What `materialize` is to return, as far as it is known.
+    """
     event = entry.dagster_event
     if event is None:
         report["logs"].append((logging.getLevelName(entry.level), entry.user_message))
@@ -104,7 +128,11 @@ def _text(value: dg.MetadataValue[Any]) -> str:
 
 
 def reason(event: dg.DagsterEvent) -> str:
-    """Why a step or a run failed: what its error began with, without the stack."""
+    """Why a step or a run failed: what its error began with, without the stack.
+
+    Args:
+        event: An event that tells of the failure.
+    """
     data: Any = event.event_specific_data
     if (failure := getattr(data, "user_failure_data", None)) and failure.description:
         return str(failure.description)
