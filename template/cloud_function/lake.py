@@ -112,7 +112,11 @@ def _written(df: pl.DataFrame, location: str, *, is_partition: bool = False) -> 
 
 
 def to_markdown(df: pl.DataFrame) -> str:
-    """The rows of `df` as a Markdown table."""
+    """The rows of `df` as a Markdown table.
+
+    Args:
+        df: A few rows, for all of them are shown.
+    """
 
     def row(values: Any) -> str:
         cells = (str(value).replace("|", "\\|").replace("\n", " ") for value in values)

@@ -40,7 +40,11 @@ def storage_client() -> storage.Client:
 @functions_framework.http
 @answer_errors_as_json
 def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
-    """Run the task that the request asks for, and tell Dagster all about it."""
+    """Run the task that the request asks for, and tell Dagster all about it.
+
+    Args:
+        request: Its body is a task's inputs with the parameters of Pipes, or names calls to end.
+    """
     event = read_event(request)
     if is_cancellation(event):
         cancel_calls(event, storage_client().bucket(messages_bucket()))

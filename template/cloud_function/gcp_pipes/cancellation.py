@@ -27,7 +27,11 @@ _MESSAGE = {
 
 
 def is_cancellation(event: Mapping[str, Any]) -> bool:
-    """Whether an event is no call, but the word that others are to end."""
+    """Whether an event is no call, but the word that others are to end.
+
+    Args:
+        event: The body of a request: a JSON object.
+    """
     return _PARAMETER in event
 
 

@@ -268,7 +268,14 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             yield channel
 
     def make_channel(self, params: PipesParams) -> PipesCloudStorageMessageWriterChannel:
-        """Make the channel that `params` describe, without starting its uploads."""
+        """Make the channel that `params` describe, without starting its uploads.
+
+        Args:
+            params: What the message reader sent: `bucket` (str) and, perhaps, `key_prefix` (str).
+
+        Raises:
+            DagsterPipesError: The params are unusable or name a bucket that is not allowed.
+        """
         bucket, key_prefix = params.get("bucket"), params.get("key_prefix")
         if not isinstance(bucket, str) or not isinstance(key_prefix, str | None):
             raise DagsterPipesError(

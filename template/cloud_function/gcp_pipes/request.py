@@ -38,6 +38,9 @@ Handler = Callable[[flask.Request], flask.typing.ResponseReturnValue]
 def read_event(request: flask.Request) -> Event:
     """The request's body as a JSON object.
 
+    Args:
+        request: The request. Its content type does not matter.
+
     Raises:
         BadRequest: The body is anything else.
     """
@@ -49,6 +52,10 @@ def read_event(request: flask.Request) -> Event:
 
 def event_input(event: Event, name: str) -> Any:
     """The value of the input `name`.
+
+    Args:
+        event: The request's body.
+        name: The input's name, as it is in the `event` of the asset.
 
     Raises:
         BadRequest: The event has no such input.
@@ -92,6 +99,9 @@ def trace_id(request: flask.Request) -> str:
 
     Google's front end sends it as `traceparent` (`00-TRACE-SPAN-FLAGS`, W3C Trace Context) and as
     `X-Cloud-Trace-Context` (`TRACE/SPAN;o=OPTIONS`).
+
+    Args:
+        request: The request, with its headers.
     """
     for header, form in _TRACE_HEADERS.items():
         if match := re.match(form, request.headers.get(header, "")):
@@ -105,6 +115,9 @@ def answer_errors_as_json(handler: Handler) -> Handler:
     How a request ended is logged, with the traceback of an unexpected error, and with nothing else
     of what the request was about. Dagster has the traceback too if the error left the `with` block
     of a Pipes context.
+
+    Args:
+        handler: Answers a request, or raises an error.
     """
 
     @functools.wraps(handler)

@@ -11,8 +11,10 @@ from lake import write_table
 def run(pipes: PipesContext, event: Event) -> None:
     """Replace the table at `<dl_bucket>/<asset key>` with freshly invented people.
 
-    Inputs in the event: `dl_bucket`, the data lake as `gs://bucket` or a local folder; `rows`, how
-    many people to invent (1,000 unless told).
+    Args:
+        pipes: The Pipes context: it says what the call is for, and takes what Dagster is to know.
+        event: Inputs: `dl_bucket`, the data lake, `gs://bucket` or the absolute path of a folder;
+            `rows`, how many people to invent (1,000 unless told).
     """
     dl_bucket = event_input(event, "dl_bucket")
     pipes.log.debug(f"Storing data in bucket {dl_bucket}")
@@ -30,7 +32,11 @@ def run(pipes: PipesContext, event: Event) -> None:
 
 
 def get_fake_data(rows: int) -> pl.DataFrame:
-    """Invent as many people as `rows` says."""
+    """Invent as many people as `rows` says.
+
+    Args:
+        rows: How many. Their IDs are the numbers from 1 on.
+    """
     fake = Faker(use_weighting=False)  # much faster, and as good for names that nobody has
     return pl.DataFrame(
         {

@@ -6,5 +6,10 @@ from gcp_pipes import Event
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Say that the function is there."""
+    """Say that the function is there.
+
+    Args:
+        pipes: The Pipes context: it takes what Dagster is to know.
+        event: Inputs: none.
+    """
     pipes.log.info("pong")

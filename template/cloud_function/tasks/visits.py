@@ -12,9 +12,11 @@ from lake import read_table, write_partition
 def run(pipes: PipesContext, event: Event) -> None:
     """Replace the visits of the partition's day in the table at `<dl_bucket>/<asset key>`.
 
-    Inputs in the event: `dl_bucket`, the data lake as `gs://bucket` or a local folder; `visits`,
-    how many there are in a day (100 unless told); `visitors`, how many people may come (1,000
-    unless told).
+    Args:
+        pipes: The Pipes context: it says what the call is for, and takes what Dagster is to know.
+        event: Inputs: `dl_bucket`, the data lake, `gs://bucket` or the absolute path of a folder;
+            `visits`, how many there are in a day (100 unless told); `visitors`, how many people may
+            come (1,000 unless told).
     """
     lake = event_input(event, "dl_bucket").rstrip("/")
     day = pipes.partition_key
@@ -31,7 +33,13 @@ def run(pipes: PipesContext, event: Event) -> None:
 
 
 def get_fake_visits(day: str, visits: int, visitors: int) -> pl.DataFrame:
-    """Invent visits of people with the IDs from 1 to `visitors`: the same for a day each time."""
+    """Invent visits of people with the IDs from 1 to `visitors`: the same for a day each time.
+
+    Args:
+        day: The day, as `YYYY-MM-DD`.
+        visits: How many visits to invent.
+        visitors: How many people may come.
+    """
     chance = random.Random(day)  # noqa: S311  # nothing to keep secret
     return pl.DataFrame(
         {

@@ -51,7 +51,7 @@ def main() -> int:
     """Make all checks, and print a line for each.
 
     Returns:
-        The exit status: 0 if nothing is wrong, or 1.
+        The exit status: 0 if nothing is wrong, 1 if something is, 130 if interrupted.
     """
     try:
         succeeded = run_checks(Doctor().checks())
@@ -62,6 +62,9 @@ def main() -> int:
 
 def run_checks(checks: list[Check]) -> bool:
     """Make the checks in order, and print a line for each.
+
+    Args:
+        checks: The checks, each after those that it needs.
 
     Returns:
         Whether all have succeeded.
@@ -105,7 +108,11 @@ class Doctor:
         ]
 
     def tools(self) -> str:
-        """The programs that a deployment takes are installed."""
+        """The programs that a deployment takes are installed.
+
+        Raises:
+            DeploymentError: One of them is not.
+        """
         tools: Mapping[str, str] = self._expected["tools"]
         for tool, source in tools.items():
             if shutil.which(tool) is None:
@@ -113,7 +120,11 @@ class Doctor:
         return ", ".join(tools)
 
     def settings(self) -> str:
-        """The settings are there."""
+        """The settings are there.
+
+        Raises:
+            DeploymentError: One of them is not.
+        """
         for name in _SETTINGS:
             if not self._settings.get(name):
                 raise fault(
@@ -122,7 +133,11 @@ class Doctor:
         return f"{self._source}, for {self._settings['GOOGLE_CLOUD_PROJECT']}"
 
     def login(self) -> str:
-        """Somebody is logged in, and Google still accepts it."""
+        """Somebody is logged in, and Google still accepts it.
+
+        Raises:
+            DeploymentError: Nobody is, or Google does not.
+        """
         credentials = find_credentials()
         try:
             credentials.refresh(Request())
@@ -132,7 +147,11 @@ class Doctor:
         return getattr(credentials, "service_account_email", None) or "as a person"
 
     def project(self) -> str:
-        """The project exists, for whoever is logged in."""
+        """The project exists, for whoever is logged in.
+
+        Raises:
+            DeploymentError: It does not, or it is being deleted, or it could not be looked at.
+        """
         project = self._settings["GOOGLE_CLOUD_PROJECT"]
         url = f"https://cloudresourcemanager.googleapis.com/v1/projects/{project}"
         try:
@@ -151,7 +170,11 @@ class Doctor:
         return f"{project}, number {self._project_number}"
 
     def apis(self) -> str:
-        """The services that a function takes are enabled."""
+        """The services that a function takes are enabled.
+
+        Raises:
+            DeploymentError: Some are not, or Google Cloud could not be asked.
+        """
         names: list[str] = self._expected["apis"]["names"]
         parent = f"projects/{self._project_number}"
         found = self._api.request(
@@ -173,7 +196,11 @@ class Doctor:
         return f"{len(names)} enabled"
 
     def roles(self) -> str:
-        """Whoever is logged in may deploy."""
+        """Whoever is logged in may deploy.
+
+        Raises:
+            DeploymentError: A role is lacking, or Google Cloud could not be asked.
+        """
         project = self._settings["GOOGLE_CLOUD_PROJECT"]
         permissions: Mapping[str, str] = self._expected["permissions"]
         found = self._api.request(
@@ -190,7 +217,11 @@ class Doctor:
         return "you may deploy"
 
     def region(self) -> str:
-        """The region is one where functions can run."""
+        """The region is one where functions can run.
+
+        Raises:
+            DeploymentError: It is not, or Google Cloud could not be asked.
+        """
         project = self._settings["GOOGLE_CLOUD_PROJECT"]
         found = self._api.request(
             "GET",
@@ -206,7 +237,11 @@ class Doctor:
         return self._region
 
     def buckets(self) -> str:
-        """The buckets exist, in this project and in this region."""
+        """The buckets exist, in this project and in this region.
+
+        Raises:
+            DeploymentError: One of them does not, is elsewhere, or could not be looked at.
+        """
         names = [
             self._settings["LAKE_URI"].removeprefix("gs://"),
             self._settings["MESSAGES_BUCKET"],
@@ -237,7 +272,11 @@ class Doctor:
             )
 
     def function_url(self) -> str:
-        """Something answers at the function's URL, and only those whom it knows."""
+        """Something answers at the function's URL, and only those whom it knows.
+
+        Raises:
+            DeploymentError: Nothing answers, or it answers strangers, too.
+        """
         url = self._settings["FUNCTION_URL"]
         try:
             status = requests.get(url, timeout=_TIMEOUT, allow_redirects=False).status_code
@@ -254,14 +293,22 @@ class Doctor:
         return f"{url} refuses strangers"
 
     def token(self) -> str:
-        """Dagster gets an identity token for the function."""
+        """Dagster gets an identity token for the function.
+
+        Raises:
+            DeploymentError: It does not, or Dagster could not be asked.
+        """
         self._report = self._ping()
         if problem := self._report["token"]:
             raise fault(problem, "orchestrator/.env, or a login as Dagster's account.")
         return "Dagster gets one for the function"
 
     def messages(self) -> str:
-        """A call comes back as messages."""
+        """A call comes back as messages.
+
+        Raises:
+            DeploymentError: The call failed, or its messages did not come back.
+        """
         if problem := self._report["round_trip"]:
             reason = problem.partition("\n\n")[0]  # what follows is the function's own traceback
             raise fault(reason, "README.md has a table of the usual reasons.")
@@ -291,7 +338,12 @@ class Doctor:
 
 
 def fault(problem: str, fix: str) -> DeploymentError:
-    """What is wrong, and how to mend it."""
+    """What is wrong, and how to mend it.
+
+    Args:
+        problem: What is wrong: a sentence, with its full stop.
+        fix: How to mend it: a command, or what else is to follow `Fix:`.
+    """
     return DeploymentError(f"{problem} Fix: {fix}")
 
 

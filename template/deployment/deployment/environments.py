@@ -38,6 +38,9 @@ class Environment:
     def __getitem__(self, variable: str) -> str:
         """The value of a variable.
 
+        Args:
+            variable: The name of one of Terraform's variables that are text.
+
         Raises:
             DeploymentError: The environment's file does not set it.
         """
@@ -51,6 +54,9 @@ class Environment:
 
 def find_environment(name: str) -> Environment:
     """The environment of this name.
+
+    Args:
+        name: That of its `.tfvars` file in infra/environments, without the ending.
 
     Raises:
         DeploymentError: There is none.
@@ -68,5 +74,9 @@ def find_environment(name: str) -> Environment:
 
 
 def read_text_values(text: str) -> dict[str, str]:
-    """The values of a file of Terraform's that are plain text, one a line: `name = "value"`."""
+    """The values of a file of Terraform's that are plain text, one a line: `name = "value"`.
+
+    Args:
+        text: All that is in the file, which may hold values of other kinds, too.
+    """
     return dict(re.findall(r'^(\w+) *= *"([^"\\$]*)"', text, re.MULTILINE))

@@ -26,7 +26,8 @@ def main() -> int:
     """Deploy to the environment that the command line names.
 
     Returns:
-        The exit status: 0, also where nothing may be deployed from here yet, or 1 for a failure.
+        The exit status: 0, also where nothing may be deployed from here yet; 1 for a failure; 130
+        if interrupted.
     """
     try:
         environment = find_environment(sys.argv[1])
@@ -52,6 +53,11 @@ def main() -> int:
 
 def deploy_function(api: GoogleApi, environment: Environment, bundle: Bundle) -> None:
     """Upload the bundle, let the function be built from it, and wait until that is served.
+
+    Args:
+        api: Sends the requests, as the deployer or somebody who may do as much.
+        environment: Where to deploy to. Its function has to be there already.
+        bundle: The new code.
 
     Raises:
         DeploymentError: The new code is not served.
@@ -107,7 +113,11 @@ class _IdToken(identity_pool.SubjectTokenSupplier):
 
 
 def function_url(environment: Environment) -> str:
-    """Where Google Cloud describes the environment's function."""
+    """Where Google Cloud describes the environment's function.
+
+    Args:
+        environment: Where the function is.
+    """
     return (
         f"https://cloudfunctions.googleapis.com/v2/projects/{environment['project_id']}/locations/"
         f"{environment['region']}/functions/{environment['function_name']}"

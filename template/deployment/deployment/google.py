@@ -28,8 +28,12 @@ LOGIN = "gcloud auth application-default login"
 class GoogleError(DeploymentError):
     """Google Cloud refused a request, or could not be reached.
 
-    Attributes:
+    Args:
         status: The HTTP status, or None if there was no answer.
+        message: What is wrong, in Google's words if there was an answer.
+
+    Attributes:
+        status: The same status.
     """
 
     def __init__(self, status: int | None, message: str) -> None:
@@ -58,6 +62,13 @@ class GoogleApi:
         data: bytes | None = None,
     ) -> dict[str, Any]:
         """Send a request.
+
+        Args:
+            method: The HTTP method.
+            url: Where to send it, without its parameters.
+            params: The URL's parameters; one with a list is there once for each of its items.
+            json: What to send as JSON; nothing if it is None.
+            data: What to send as it is, where there is no `json`.
 
         Raises:
             GoogleError: It was refused, or there was no answer.

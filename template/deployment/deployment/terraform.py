@@ -22,7 +22,8 @@ def main() -> int:
     """Do what the command line says: a recipe's name, and an environment's.
 
     Returns:
-        The exit status: 0, or 1 for a failure; where Terraform has taken over, its own.
+        The exit status: 0, 1 for a failure, 130 if interrupted; where Terraform has taken over, its
+        own.
     """
     recipe, name = sys.argv[1:]
     try:
@@ -30,10 +31,7 @@ def main() -> int:
         if recipe == "doctor":
             os.environ.update(expected_settings(environment))
             return doctor.main()
-        if shutil.which("terraform") is None:
-            raise DeploymentError(
-                "Terraform is not installed: https://developer.hashicorp.com/terraform/install"
-            )
+        _require_terraform()
         match recipe:
             case "bootstrap":
                 make_state_bucket(environment)
@@ -48,8 +46,19 @@ def main() -> int:
         return 130
 
 
+def _require_terraform() -> None:
+    if shutil.which("terraform") is None:
+        raise DeploymentError(
+            "Terraform is not installed: https://developer.hashicorp.com/terraform/install"
+        )
+
+
 def run_terraform(recipe: str, environment: Environment) -> NoReturn:
     """Plan, deploy or destroy an environment; Terraform asks before it changes anything.
+
+    Args:
+        recipe: `plan`, `deploy` or `destroy`.
+        environment: The environment to do that to.
 
     Raises:
         DeploymentError: It was not done.
@@ -71,6 +80,9 @@ def run_terraform(recipe: str, environment: Environment) -> NoReturn:
 def make_state_bucket(environment: Environment) -> NoReturn:
     """Make the bucket that holds an environment's state; Terraform asks before it does.
 
+    Args:
+        environment: The environment. Its backend file names the bucket.
+
     Raises:
         DeploymentError: It was not made.
     """
@@ -90,6 +102,9 @@ def make_state_bucket(environment: Environment) -> NoReturn:
 def show_settings(environment: Environment) -> NoReturn:
     """Print the orchestrator's settings for a deployed environment, and nothing else.
 
+    Args:
+        environment: The environment. Its settings are in its state.
+
     Raises:
         DeploymentError: They are not known.
     """
@@ -99,7 +114,11 @@ def show_settings(environment: Environment) -> NoReturn:
 
 
 def expected_settings(environment: Environment) -> dict[str, str]:
-    """The orchestrator's settings, as far as they are known before the environment is there."""
+    """The orchestrator's settings, as far as they are known before the environment is there.
+
+    Args:
+        environment: The environment, deployed or not.
+    """
     project, region = environment["project_id"], environment["region"]
     host = f"{region}-{project}.cloudfunctions.net"
     return {

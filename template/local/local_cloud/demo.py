@@ -50,7 +50,14 @@ def main() -> int:
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
-    """Start the local cloud, materialize all assets, show what happened, stop the local cloud."""
+    """Start the local cloud, materialize all assets, show what happened, stop the local cloud.
+
+    Args:
+        folder: Where to put the data lake, the report and Dagster's log.
+
+    Returns:
+        The report of `local_cloud.materialize`.
+    """
     prepare_environments()
     with ExitStack() as stack:
         with step("Starting the emulated Cloud Storage"):
@@ -84,7 +91,11 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Show that something is going on, and how long it took."""
+    """Show that something is going on, and how long it took.
+
+    Args:
+        title: What is going on, in up to 40 characters.
+    """
     started = time.monotonic()
     if not console.is_terminal:
         console.print(f"{title} ...")
@@ -95,6 +106,11 @@ def step(title: str) -> Iterator[None]:
 
 def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     """Materialize all assets, in a process of the orchestrator's environment.
+
+    Args:
+        folder: Where to put the report and Dagster's log.
+        settings: The environment variables by which Dagster finds the function, its messages and
+            the data lake.
 
     Returns:
         The report of `local_cloud.materialize`.
@@ -129,7 +145,11 @@ def root_module() -> str:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """Print the assets, the log of the run, and the errors."""
+    """Print the assets, the log of the run, and the errors.
+
+    Args:
+        report: The report of `local_cloud.materialize`.
+    """
     for key, asset in report["assets"].items():
         title = f"\n{key}"
         if partitions := asset["partitions"]:
@@ -150,7 +170,11 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 def failed(reason: str) -> None:
-    """Print why something failed, as it stands: brackets in it are no markup."""
+    """Print why something failed, as it stands: brackets in it are no markup.
+
+    Args:
+        reason: Why: a sentence or more.
+    """
     console.print(Text.assemble(("Failed: ", "red"), reason))
 
 

@@ -66,7 +66,11 @@ def main() -> int:
 
 
 def run(stack: ExitStack) -> None:
-    """Start everything, to be stopped with `stack`, and follow edits until interrupted."""
+    """Start everything, to be stopped with `stack`, and follow edits until interrupted.
+
+    Args:
+        stack: Stops what was started, when it is closed.
+    """
     settings = read_settings()
     prepare_environments()
     function = None
@@ -188,7 +192,11 @@ def follow_edits(function: ReloadingFunction | None, servers: Mapping[str, str])
 
 
 def reload_definitions(dagster_url: str) -> None:
-    """Make Dagster load the definitions as their files are now, and say if it cannot."""
+    """Make Dagster load the definitions as their files are now, and say if it cannot.
+
+    Args:
+        dagster_url: The URL of the web page, without a slash at the end.
+    """
     request = urllib.request.Request(
         f"{dagster_url}/graphql",
         data=json.dumps({"query": _RELOAD_DEFINITIONS}).encode(),

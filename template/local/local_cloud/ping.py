@@ -13,7 +13,14 @@ from local_cloud.materialize import reason
 
 
 def ping(package: str) -> dict[str, str | None]:
-    """Ask for an identity token; then call the function, and read its messages."""
+    """Ask for an identity token; then call the function, and read its messages.
+
+    Args:
+        package: The name of the orchestrator's package.
+
+    Returns:
+        `token` and `round_trip`, each None, or what is wrong.
+    """
     settings = importlib.import_module(f"{package}.settings").Settings.from_environment()
     identity = importlib.import_module(f"{package}.pipes.identity")
     try:
@@ -29,6 +36,9 @@ def ping(package: str) -> dict[str, str | None]:
 
 def call_function(package: str) -> str | None:
     """Call the function in a run of its own, kept in memory.
+
+    Args:
+        package: The name of the orchestrator's package.
 
     Returns:
         Why the run failed, or None.

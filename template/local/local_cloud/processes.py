@@ -30,7 +30,11 @@ def free_port() -> int:
 
 
 def is_listening(port: int) -> bool:
-    """Whether something listens on a TCP port of this machine."""
+    """Whether something listens on a TCP port of this machine.
+
+    Args:
+        port: The port on 127.0.0.1.
+    """
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False

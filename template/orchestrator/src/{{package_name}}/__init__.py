@@ -1,0 +1,1 @@
+"""The Dagster project: `definitions` is what Dagster loads."""

@@ -19,7 +19,12 @@ _AFTER_NAME = r"-[0-9]+\.[a-z0-9-]+\.run\.app|-[a-z0-9]+-[a-z0-9]+\.a\.run\.app"
 
 
 class SettingsError(dg.Failure):
-    """An environment variable is missing or malformed."""
+    """An environment variable is missing or malformed.
+
+    Args:
+        variable: Its name.
+        problem: What is wrong with it: the rest of a sentence that begins with the name.
+    """
 
     def __init__(self, variable: str, problem: str) -> None:
         super().__init__(
@@ -55,6 +60,9 @@ class Settings:
         """Read `FUNCTION_URL`, `LAKE_URI` and `MESSAGES_BUCKET`, and what else is set.
 
         That may be `FUNCTION_TIMEOUT`, `FUNCTION_AUDIENCE` and `IMPERSONATE_SERVICE_ACCOUNT`.
+
+        Args:
+            environment: Environment variables and their values; those of this process unless given.
 
         Raises:
             SettingsError: One of them is malformed, or one of the first three is missing.

@@ -20,7 +20,11 @@ class CloudFunctionAssetScaffolder(dg.Scaffolder):
     """Writes the `defs.yaml` of an asset with the name of its folder."""
 
     def scaffold(self, request: dg.ScaffoldRequest) -> None:
-        """Write it, for `dg scaffold defs`."""
+        """Write it, for `dg scaffold defs`.
+
+        Args:
+            request: Where to write it: a folder, after whose name the asset and its task are named.
+        """
         name = request.target_path.name
         dg.scaffold_component(request, {"assets": [{"key": name}], "task": name})
 
@@ -132,6 +136,10 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Any:
         """Make the component that a YAML file describes.
 
+        Args:
+            attributes: What the YAML has as its `attributes`; None if there are none.
+            context: Where the YAML is.
+
         Raises:
             dagster.components.resolved.errors.ResolutionException: The file contradicts itself, or
                 there is no such task.
@@ -173,7 +181,11 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
         return {"dl_bucket": context.resources.settings.lake_uri, **self.event}
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The assets, with the call that materializes them."""
+        """The assets, with the call that materializes them.
+
+        Args:
+            context: Where the YAML is.
+        """
         specs = [self.get_asset_spec(spec, context) for spec in self.assets]
         is_partitioned = any(spec.partitions_def for spec in specs)
 

@@ -329,7 +329,12 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
 
 def log_custom_messages(context: Context, done: dg.PipesClientCompletedInvocation) -> None:
-    """Log the custom messages of a call that there is no code in the asset to read."""
+    """Log the custom messages of a call that there is no code in the asset to read.
+
+    Args:
+        context: The context of the asset or op.
+        done: What `PipesCloudFunctionClient.run` returned.
+    """
     for payload in done.get_custom_messages():
         context.log.info(f"The function says: {payload}")
 

@@ -39,7 +39,13 @@ def build_context_data(
 
 
 def for_partition(context: Context, data: PipesContextData, key: str) -> PipesContextData:
-    """The Pipes context `data`, for a call that does the work of the partition `key` alone."""
+    """The Pipes context `data`, for a call that does the work of the partition `key` alone.
+
+    Args:
+        context: The context of the asset.
+        data: What `build_context_data` returned; it stays as it is.
+        key: The partition.
+    """
     data = data.copy()
     data["partition_key"] = key
     _tell_partitions(data, context, key, key)
@@ -47,12 +53,20 @@ def for_partition(context: Context, data: PipesContextData, key: str) -> PipesCo
 
 
 def partitions_def(context: Context) -> dg.PartitionsDefinition | None:
-    """How the assets of the step are partitioned; None if they are not, or if it has none."""
+    """How the assets of the step are partitioned; None if they are not, or if it has none.
+
+    Args:
+        context: The context of the asset or op.
+    """
     return context.assets_def.partitions_def if context.has_assets_def else None
 
 
 def required_assets(context: Context) -> set[dg.AssetKey]:
-    """The assets that the step has to materialize: all but those that are `skippable`."""
+    """The assets that the step has to materialize: all but those that are `skippable`.
+
+    Args:
+        context: The context of the assets.
+    """
     specs = (context.assets_def.get_asset_spec(key) for key in context.selected_asset_keys)
     return {spec.key for spec in specs if not spec.skippable}
 

@@ -48,7 +48,11 @@ that has this metadata, which it uses itself for assets that report their own ob
 def upstream_data_versions(
     context: dg.OpExecutionContext | dg.AssetExecutionContext,
 ) -> dict[dg.AssetKey, str]:
-    """The data versions that the assets upstream of the step's own had when the step began."""
+    """The data versions that the assets upstream of the step's own had when the step began.
+
+    Args:
+        context: The context of the assets.
+    """
     step = context.get_step_execution_context()
     return {
         upstream: found["data_version"].value

@@ -115,7 +115,11 @@ def explain_refusal(session: requests.Session, status: int) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether `url` leads to this machine."""
+    """Whether `url` leads to this machine.
+
+    Args:
+        url: A URL with its scheme.
+    """
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
@@ -123,6 +127,9 @@ def root_url(function_url: str) -> str:
     """The URL of the service that a function is, and whom a token for it is meant for.
 
     Functions under `cloudfunctions.net` share a host, so there it includes the function's name.
+
+    Args:
+        function_url: The function's URL.
     """
     parts = urlsplit(function_url)
     root = f"{parts.scheme}://{parts.netloc}"

@@ -101,7 +101,12 @@ class CloudFunctionAdapter(HTTPAdapter):
         super().__init__(pool_maxsize=_MOST_CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """As in the base class, with TCP keepalive and with pools that know their connections."""
+        """As in the base class, with TCP keepalive and with pools that know their connections.
+
+        Args:
+            args: As in the base class.
+            kwargs: As in the base class, but for `socket_options`, which are set here.
+        """
         super().init_poolmanager(*args, **kwargs, socket_options=_KEEPALIVE_OPTIONS)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _HTTPSPool}
 
@@ -115,7 +120,12 @@ class CloudFunctionAdapter(HTTPAdapter):
 
 
 def cut_connections(session: requests.Session, url: str) -> None:
-    """Let each request of a session to `url` fail at once that waits for its answer."""
+    """Let each request of a session to `url` fail at once that waits for its answer.
+
+    Args:
+        session: What `http_session` of `identity` made; in any other, nothing is cut.
+        url: The function's URL. What the same adapter has sent to other hosts fails, too.
+    """
     adapter = session.get_adapter(url)
     if isinstance(adapter, CloudFunctionAdapter):
         adapter.cut_connections()

@@ -17,6 +17,10 @@ _OBSERVATION = "gcp_pipes.asset_observation"  # as gcp_pipes/observation.py of t
 class CloudFunctionMessageHandler(dg.PipesMessageHandler):
     """Dagster's message handler, which also remembers how much came, and how the function ended.
 
+    Args:
+        context: The context of the asset or op.
+        message_reader: Brings the messages.
+
     Attributes:
         params: Where the messages are: what the message reader tells the message writer.
         message_count: How many messages came.
@@ -60,12 +64,20 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
         return bool(self.opened_extras and self.opened_extras.get("can_be_cancelled"))
 
     def handle_message(self, message: PipesMessage) -> None:
-        """Report the message to the run, and remember what it says of the call."""
+        """Report the message to the run, and remember what it says of the call.
+
+        Args:
+            message: The next message that the function wrote.
+        """
         self.report(message)
         self.remember(message)
 
     def report(self, message: PipesMessage) -> None:
-        """Bring the message into the run."""
+        """Bring the message into the run.
+
+        Args:
+            message: What the function wrote. An observation is only kept, among the `observations`.
+        """
         params = message["params"] or {}
         if message["method"] == "report_custom_message" and _is_observation(params["payload"]):
             self.observations.append(_observation(**params["payload"][_OBSERVATION]))
@@ -73,7 +85,11 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
             super().handle_message(message)
 
     def remember(self, message: PipesMessage) -> None:
-        """Note what the message says of the call."""
+        """Note what the message says of the call.
+
+        Args:
+            message: What the function wrote. Each counts; `opened` and `closed` tell more.
+        """
         self.message_count += 1
         params = message["params"] or {}
         if message["method"] == "opened":
@@ -90,7 +106,11 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
         self.settled.set()
 
     def warn(self, text: str) -> None:
-        """Say in the run what is remarkable about the call."""
+        """Say in the run what is remarkable about the call.
+
+        Args:
+            text: What to log as a warning.
+        """
         self._context.log.warning(text)
 
 
@@ -118,12 +138,20 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
         self._leave = leave
 
     def handle_message(self, message: PipesMessage) -> None:
-        """Remember what the message says of the call, and leave it to be reported."""
+        """Remember what the message says of the call, and leave it to be reported.
+
+        Args:
+            message: The next message that the function wrote.
+        """
         self.remember(message)
         self._leave(lambda: self._report_or_complain(message))
 
     def report(self, message: PipesMessage) -> None:
-        """Bring the message into the run, unless it says only that the call goes as it should."""
+        """Bring the message into the run, unless it says only that the call goes as it should.
+
+        Args:
+            message: What the function wrote. What it logs is put after the partition's key.
+        """
         params = message["params"] or {}
         match message["method"]:
             case "opened":
@@ -137,12 +165,21 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
         super().report(message)
 
     def report_pipes_framework_exception(self, origin: str, exc_info: Any) -> None:
-        """Leave it to be reported that something is wrong with the messages."""
+        """Leave it to be reported that something is wrong with the messages.
+
+        Args:
+            origin: Who noticed: the name of the message reader's class.
+            exc_info: What is wrong, as `sys.exc_info()` returns it.
+        """
         report = super().report_pipes_framework_exception
         self._leave(lambda: report(f"{origin} [{self._partition_key}]", exc_info))
 
     def warn(self, text: str) -> None:
-        """Leave it to be said what is remarkable about the call."""
+        """Leave it to be said what is remarkable about the call.
+
+        Args:
+            text: What to log as a warning, after the partition's key.
+        """
         self._leave(lambda: self._context.log.warning(f"[{self._partition_key}] {text}"))
 
     def _report_or_complain(self, message: PipesMessage) -> None:

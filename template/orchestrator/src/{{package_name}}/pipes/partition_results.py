@@ -229,6 +229,9 @@ def missing_partitions(context: Context) -> list[str]:
     """The partitions of the run, but for those that an earlier attempt at it has materialized.
 
     That is an earlier attempt of the step, or a run that this one resumes from its failure.
+
+    Args:
+        context: The context of the assets.
     """
     done: dict[dg.AssetKey, set[str | None]] = defaultdict(set)
     for run_id in _attempts(context):

@@ -107,7 +107,11 @@ def _find_difference(
 
 
 def check_key(result: dg.AssetCheckResult) -> dg.AssetCheckKey:
-    """Which check a result is of, that a function reported."""
+    """Which check a result is of, that a function reported.
+
+    Args:
+        result: The result, which names its asset and its check.
+    """
     assert result.asset_key is not None and result.check_name is not None  # noqa: S101, PT018
     return dg.AssetCheckKey(result.asset_key, result.check_name)
 
@@ -125,12 +129,21 @@ def _names(keys: Iterable[dg.AssetKey | dg.AssetCheckKey | None]) -> str:
 
 
 def is_out_of_reach(attempt: Attempt) -> bool:
-    """Whether no further call has to be tried: the function is not there, or turns us away."""
+    """Whether no further call has to be tried: the function is not there, or turns us away.
+
+    Args:
+        attempt: The last attempt of a call that has ended.
+    """
     return not attempt.has_started or attempt.answer.status in (401, 403, 404)
 
 
 def reason(attempt: Attempt, problem: str) -> str:
-    """Why a call failed, in a line: the exception's own message, or the beginning of `problem`."""
+    """Why a call failed, in a line: the exception's own message, or the beginning of `problem`.
+
+    Args:
+        attempt: The call's last attempt.
+        problem: What `find_problem` returned.
+    """
     exception = attempt.handler.exception
     return (exception["message"].strip() if exception else problem).split("\n")[0]
 
@@ -164,14 +177,23 @@ def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValu
 
 
 def summarize(metadata: Mapping[str, dg.MetadataValue]) -> str:
-    """The same as text, one value a line."""
+    """The same as text, one value a line.
+
+    Args:
+        metadata: What `describe` returned.
+    """
     return "\n".join(
         f"{name.removeprefix('cloud_function_')}: {value.value}" for name, value in metadata.items()
     )
 
 
 def logs_url(project: str, trace: str) -> str:
-    """The page of Cloud Logging with what the function logged in one trace."""
+    """The page of Cloud Logging with what the function logged in one trace.
+
+    Args:
+        project: The ID of the function's Google Cloud project.
+        trace: The ID of the trace: 32 hexadecimal digits.
+    """
     query = quote(f'trace="projects/{project}/traces/{trace}"', safe="")
     return (
         f"https://console.cloud.google.com/logs/query;query={query}"
@@ -180,7 +202,11 @@ def logs_url(project: str, trace: str) -> str:
 
 
 def format_pipes_exception(exception: PipesException) -> str:
-    """The exception as Python prints it, with what led to it first."""
+    """The exception as Python prints it, with what led to it first.
+
+    Args:
+        exception: The exception of the message `closed`, or one that led to it.
+    """
     traceback = "".join(
         ["Traceback (most recent call last):\n", *exception["stack"], exception["message"]]
     )
