@@ -2,7 +2,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: demo test docs benchmark uv
+.PHONY: demo test docs pictures benchmark uv
 
 # Render a project into build/demo, and run its demo.
 demo: uv
@@ -18,9 +18,14 @@ test: uv
 	uv run zensical build --strict --clean
 	uv run pytest --numprocesses=2 --dist=loadfile
 
-# Build the guide into build/site.
+# Write the pages of the guide that are made from the code, and build the guide into build/site.
 docs: uv
+	uv run python tests/reference.py
 	uv run zensical build --strict --clean
+
+# Take the pictures of the guide anew. It takes some minutes.
+pictures: uv
+	uv run python tests/pictures.py
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, and many
 # partitions in one step beside the usual way. It takes half an hour.

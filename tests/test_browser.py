@@ -1,22 +1,14 @@
-"""What one sees of a materialization in Dagster's web page, in a real browser."""
+"""What one sees in Dagster's web page, in a real browser; and the pictures of it in the guide."""
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 
 import pytest
+from browser import open_page
 from conftest import Render
-from dev import PATIENCE, Dev, running_dev
-from playwright.sync_api import Page, expect, sync_playwright
-
-# The first is for a container's root; the others keep it from looking for Google's servers.
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from dev import Dev, running_dev
+from pictures import SCENES, Scene
+from playwright.sync_api import Page, expect
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +20,12 @@ def dev(render: Render) -> Iterator[Dev]:
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    """A page in Debian's Chromium, or in another one that is installed."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        if os.environ.get("CI"):
-            pytest.fail("There is no Chromium: .ci/run has to install it.")
-        pytest.skip("There is no Chromium. On Debian: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=OPTIONS)
-        page = browser.new_page(viewport={"width": 1400, "height": 2000})
-        page.set_default_timeout(1_000 * PATIENCE)
+    """A page that is large enough for all that Dagster tells of an asset."""
+    with open_page(width=1400, height=2000) as page:
         yield page
-        browser.close()
 
 
 def test_an_asset_is_materialized_by_clicks_and_its_page_tells_all(dev: Dev, page: Page) -> None:
-    expect.set_options(timeout=1_000 * PATIENCE)
     dagster = dev.address("Dagster")
 
     page.goto(f"{dagster}/assets/people")
@@ -66,3 +48,10 @@ def test_an_asset_is_materialized_by_clicks_and_its_page_tells_all(dev: Dev, pag
     preview = page.get_by_role("row").filter(has_text="preview").get_by_role("table").first
     expect(preview.get_by_role("row")).to_have_count(1 + 5)
     expect(preview).to_contain_text("email")
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: str(scene.__name__))
+def test_what_a_picture_of_the_guide_shows_can_still_be_seen(
+    scene: Scene, dev: Dev, page: Page
+) -> None:
+    scene(dev, page)

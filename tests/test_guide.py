@@ -1,10 +1,19 @@
-"""The guide has each of its pages, once. `make test` also builds it, and finds broken links."""
+"""The guide tells of what there is. `make test` also builds it, and finds broken links."""
 
+import ast
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import reference
 import yaml
 from conftest import TEMPLATE
+from pictures import PICTURES, SCENES
+
+DOCS = TEMPLATE / "docs"
+ORCHESTRATOR = TEMPLATE / "template" / "orchestrator" / "src" / "{{package_name}}"
+CLOUD_FUNCTION = TEMPLATE / "template" / "cloud_function"
 
 
 def pages(navigation: Any) -> Iterator[str]:
@@ -20,10 +29,62 @@ def pages(navigation: Any) -> Iterator[str]:
                 yield from pages(part)
 
 
+def first_cells(page: str, heading: str = "") -> set[str]:
+    """The names in the first column of a page's tables, or of those below one heading."""
+    text = (DOCS / "reference" / page).read_text()
+    if heading:
+        text = re.split("^## ", text.partition(f"{heading}\n")[2], flags=re.MULTILINE)[0]
+    cells = re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall("`(.+?)`", cell)}
+
+
+def texts(*sources: Path) -> set[str]:
+    """All the texts that stand in Python sources."""
+    nodes = (node for path in sources for node in ast.walk(ast.parse(path.read_text())))
+    return {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+
+
 def test_the_navigation_names_each_page_and_no_other() -> None:
     configuration = (TEMPLATE / "mkdocs.yml").read_text().partition("markdown_extensions:")[0]
-    docs = TEMPLATE / "docs"
 
     named = list(pages(yaml.safe_load(configuration)["nav"]))
 
-    assert sorted(named) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
+    assert sorted(named) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+
+
+def test_the_pages_that_are_made_from_the_code_are_up_to_date() -> None:
+    for path, text in reference.pages().items():
+        assert path.read_text() == text, f"{path} is not what `make docs` writes"
+
+
+def test_each_picture_is_made_by_the_script_and_shown() -> None:
+    sources = [TEMPLATE / "README.md", *DOCS.rglob("*.md")]
+    shown = {
+        name for page in sources for name in re.findall(r"pictures/(\w+)\.png", page.read_text())
+    }
+
+    made = {scene.__name__ for scene in SCENES}
+
+    assert shown == made == {picture.stem for picture in PICTURES.glob("*.png")}
+
+
+def test_the_settings_are_those_that_the_code_reads() -> None:
+    variable = re.compile("[A-Z]+(_[A-Z]+)+")
+    of_dagster = set(filter(variable.fullmatch, texts(ORCHESTRATOR / "settings.py")))
+    sources = [CLOUD_FUNCTION / "settings.py", CLOUD_FUNCTION / "gcp_pipes" / "logs.py"]
+    of_the_function = set(filter(variable.fullmatch, texts(*sources)))
+
+    # Google's own libraries read these.
+    assert first_cells("settings.md", "## Of Dagster") == of_dagster | {"GOOGLE_CLOUD_PROJECT"}
+    told = first_cells("settings.md", "## Of the function")
+    assert told == of_the_function | {"LOG_EXECUTION_ID"}
+
+
+def test_the_metadata_are_those_that_the_code_reports() -> None:
+    pipes = ORCHESTRATOR / "pipes"
+    name = re.compile(r"cloud_function_\w+|table_(location|version)|preview|dagster/\w+_\w+")
+    partitions = re.compile(r"failed_partitions|partitions_\w+")
+    found = set(filter(name.fullmatch, texts(pipes / "verdict.py", CLOUD_FUNCTION / "lake.py")))
+    found |= set(filter(partitions.fullmatch, texts(pipes / "partition_results.py")))
+
+    assert first_cells("metadata.md") == found

@@ -1,0 +1,126 @@
+"""Writes the pages of the guide's reference that are made from the code: `make docs`."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from conftest import TEMPLATE, questions
+
+REFERENCE = TEMPLATE / "docs" / "reference"
+COMPONENT = TEMPLATE / (
+    "template/orchestrator/src/{{package_name}}/components/cloud_function_asset.py"
+)
+
+
+def pages() -> dict[Path, str]:
+    """The pages, each with what it has to hold."""
+    return {
+        REFERENCE / "questions.md": questions_page(),
+        REFERENCE / "component.md": component_page(),
+    }
+
+
+def questions_page() -> str:
+    """The questions of `copier copy`, in their order, with their defaults and what is refused."""
+    return "\n".join(
+        [
+            "# Questions",
+            "",
+            "What `copier copy` asks, in this order, and what `--data NAME=VALUE` answers. "
+            "Each has a default. Each answer",
+            "can be [changed later](../guides/update.md#change-an-answer).",
+            *(line for name, question in questions().items() for line in _question(name, question)),
+            "",
+        ]
+    )
+
+
+def _question(name: str, question: dict[str, Any]) -> Iterator[str]:
+    yield from ("", f"## `{name}`", "", " ".join(question["help"].split()), "")
+    if choices := question.get("choices"):
+        yield f"- One of: {', '.join(f'`{value}`' for value in choices.values())}"
+    yield f"- Default: {_default(question['default'])}"
+    if when := question.get("when"):
+        yield f"- Asked if `{when.strip('{} ')}`"
+    if refusals := list(_refusals(question.get("validator", ""))):
+        yield "- Refused with:"
+        yield from (f"    - {refusal}" for refusal in refusals)
+
+
+def _default(default: str) -> str:
+    """A default as it stands, or how it follows from other answers."""
+    if "package_name_of" in default:
+        return "the project's name, as a name of Python"
+    if default == "{{ project_slug }}":
+        return "the package's name, with hyphens"
+    return f"`{_named(default)}`"
+
+
+def _refusals(validator: str) -> Iterator[str]:
+    """What a validator, and the rule that it uses, say: a text for each fault."""
+    rules = (TEMPLATE / "rules.jinja").read_text()
+    macros = re.findall(r"{%- macro (\w+)\(.*?%}(.*?){%- endmacro", rules, re.DOTALL)
+    used = [body for name, body in macros if f"{{{{ {name}(" in validator]
+    for text in re.split(r"{%.*?%}", "{% %}".join([validator, *used]), flags=re.DOTALL):
+        sentence = " ".join(text.split())
+        if sentence and not re.fullmatch(r"{{ \w+\(.*\) }}", sentence):
+            yield _named(sentence)
+
+
+def _named(text: str) -> str:
+    """A text of Jinja's, with names in capitals in place of values."""
+    return re.sub(r"{{ (\w+) }}", lambda match: match[1].upper(), text)
+
+
+def component_page() -> str:
+    """The fields of `defs.yaml`, as `CloudFunctionAsset` declares them."""
+    [component] = (
+        node
+        for node in ast.parse(COMPONENT.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "CloudFunctionAsset"
+    )
+    fields = [node for node in component.body if isinstance(node, ast.AnnAssign)]
+    return "\n".join(
+        [
+            "# Component",
+            "",
+            "What can stand in a `defs.yaml` under `attributes`, where its `type` is",
+            "`PACKAGE.components.CloudFunctionAsset`. For subclasses, there is "
+            "[its API](api.md#components.CloudFunctionAsset).",
+            *(line for field in fields for line in _field(field)),
+            "",
+        ]
+    )
+
+
+def _field(field: ast.AnnAssign) -> Iterator[str]:
+    assert isinstance(field.target, ast.Name)
+    told = {
+        keyword.arg: keyword.value
+        for call in ast.walk(field.annotation)
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+    }
+    yield from ("", f"## `{field.target.id}`", "", ast.literal_eval(told["description"]), "")
+    if "must_be" in told:
+        yield f"- It is {ast.literal_eval(told['must_be'])}"
+    if field.value is not None and ast.literal_eval(field.value) is not None:
+        yield f"- Default: `{ast.literal_eval(field.value)}`"
+    elif field.value is None and "default_factory" not in told:
+        yield "- Required"
+    yield "- Examples: " + ", ".join(
+        f"`{json.dumps(example)}`" for example in ast.literal_eval(told["examples"])
+    )
+
+
+def main() -> None:
+    """Write the pages."""
+    for path, text in pages().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

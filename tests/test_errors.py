@@ -1,0 +1,96 @@
+"""The guide's page of errors has each error that the rendered code tells, and no other."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from conftest import TEMPLATE
+
+PAGE = TEMPLATE / "docs" / "reference" / "errors.md"
+FOLDERS = ("orchestrator/src", "cloud_function", "local", "deployment")
+
+# How the code tells errors: what it calls with them, and the statements in which they stand.
+CALLS = {"fault", "warn", "warning", "refuse", "append", "_report", "print", "__init__"}
+STATEMENTS = (ast.Raise, ast.Return, ast.Yield, ast.Assign)
+
+NO_ERRORS = {
+    "FAULT    \0: \0",  # errors of this page follow
+    "Not deployed: \0",
+    "Preparing \0 ...",
+    "ok       \0: \0",
+    "Done in \0 s.",
+    "Edits are followed.",
+    "The Dagster context was sent in the event, the body of the request.",
+    "The function has ended.",
+    "The function may be running, may have ended, may never have begun.",
+    "The function was not reached.",
+    "[\0] The function says: \0",
+}
+
+VALUE = "\0"  # stands for what a message has of the moment
+FIRST_SENTENCE = re.compile(r"(?:\0\. )?\S.*?(?:[.?](?= |\n|$)|: \0$)")
+
+
+def messages() -> set[str]:
+    """The first sentence of each error in the code."""
+    found: set[str] = set()
+    for folder in FOLDERS:
+        for path in (TEMPLATE / "template" / folder).rglob("*.py"):
+            if "tests" in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                found.update(told(node))
+    return {text for text in found if len(text.replace(VALUE, "").split()) >= 2} - NO_ERRORS
+
+
+def told(node: ast.AST) -> Iterator[str]:
+    """The first sentences of the errors that a piece of code tells."""
+    match node:
+        case ast.Call(func=function, args=arguments) if name(function) in CALLS:
+            # A fault of the doctor's says first what is wrong, and then how to mend it.
+            parts = arguments[:1] if name(function) == "fault" else arguments
+            found = [text for part in parts for text in texts(part)]
+        case ast.Raise(exc=ast.Call(func=function)) if name(function) == "fault":
+            return
+        case _ if isinstance(node, STATEMENTS):
+            found = list(texts(node))
+        case _:
+            return
+    for text in found:
+        if sentence := FIRST_SENTENCE.match(text):
+            yield sentence[0].replace("`", "")
+        elif isinstance(node, ast.Raise) and " " in text:
+            yield text
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """The texts in a piece of code, with `VALUE` for what is put into them."""
+    match node:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.JoinedStr(values=parts):
+            yield "".join(str(p.value) if isinstance(p, ast.Constant) else VALUE for p in parts)
+        case ast.keyword(arg="description" | "must_be"):
+            return
+        case _:
+            for child in ast.iter_child_nodes(node):
+                yield from texts(child)
+
+
+def name(function: ast.expr) -> str:
+    return ast.unparse(function).rpartition(".")[2]
+
+
+def pattern(message: str) -> re.Pattern[str]:
+    return re.compile(".+?".join(map(re.escape, filter(None, message.split(VALUE)))))
+
+
+def test_the_page_has_each_error_and_each_is_in_the_code() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(), re.MULTILINE)
+    patterns = [pattern(message) for message in messages()]
+
+    absent = [each.pattern for each in patterns if not any(map(each.search, rows))]
+    obsolete = [row for row in rows if not any(each.search(row) for each in patterns)]
+
+    assert not absent, "\n".join(absent)
+    assert not obsolete, "\n".join(obsolete)
