@@ -197,6 +197,11 @@ def package_names(names: Iterable[str]) -> set[str]:
     return {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
 
 
+def test_whoever_takes_the_defaults_is_asked_ten_questions_at_most() -> None:
+    assert len(questions()) <= 10
+    assert all("default" in question for question in questions().values())
+
+
 def test_no_package_is_named_like_a_part_of_python(taken_package_names: set[str]) -> None:
     python = package_names([*map(str.lower, keyword.kwlist), *sys.stdlib_module_names])
 

@@ -34,6 +34,8 @@ Event = Mapping[str, Any]
 
 Handler = Callable[[flask.Request], flask.typing.ResponseReturnValue]
 
+_CALLER = "This function is called by a Dagster asset, through PipesCloudFunctionClient."
+
 
 def read_event(request: flask.Request) -> Event:
     """The request's body as a JSON object.
@@ -46,7 +48,7 @@ def read_event(request: flask.Request) -> Event:
     """
     event = request.get_json(force=True, silent=True)
     if not isinstance(event, dict):
-        raise BadRequest("The request body must be a JSON object.")
+        raise BadRequest(f"The request body must be a JSON object. {_CALLER}")
     return event
 
 
@@ -86,12 +88,11 @@ def open_pipes(event: Event, *, message_writer: PipesMessageWriter[Any]) -> Pipe
     except MessagesNotStoredError:
         raise
     except KeyError as error:
-        raise BadRequest(
-            f"The event lacks {error}. This function is called by a Dagster asset, through "
-            "PipesCloudFunctionClient."
-        ) from error
+        raise BadRequest(f"The event lacks {error}. {_CALLER}") from error
     except (TypeError, AttributeError, ValueError, zlib.error, DagsterPipesError) as error:
-        raise BadRequest(f"The event's Pipes parameters are unusable: {error}") from error
+        raise BadRequest(
+            f"The event's Pipes parameters are unusable ({error}). {_CALLER}"
+        ) from error
 
 
 def trace_id(request: flask.Request) -> str:

@@ -20,6 +20,11 @@ _HINTS = {
     504: "The function took longer than its timeout.",
 }
 
+_LOST = (
+    "Messages of the cloud function were lost. Nothing but the function is to write to the bucket "
+    "of messages, and nothing but the bucket's own rule to delete from it."
+)
+
 
 def find_problem(
     context: Context,
@@ -38,7 +43,7 @@ def find_problem(
     """
     failure = _find_failure(attempt)
     if problems := attempt.handler.problems:
-        return "\n\n".join([failure or "Messages of the cloud function were lost.", *problems])
+        return "\n\n".join([failure or _LOST, *problems])
     if failure is not None:
         return failure
     return _find_silence(attempt.handler, no_messages_hint) or _find_difference(
