@@ -37,6 +37,13 @@ from local_cloud.processes import (
 from watchfiles import PythonFilter, watch
 
 _KEPT = PROJECT / ".local"
+_CONFIGURATION = """\
+# Nothing is reported to Dagster's makers, and no e-mail address is asked for.
+telemetry: {enabled: false}
+nux: {enabled: false}
+# The daemon learns of mended definitions a moment after the web page: until then, a run waits.
+run_queue: {max_user_code_failure_retries: 15, user_code_failure_retry_delay: 2}
+"""
 _RELOAD_DEFINITIONS = """
 mutation {
   reloadWorkspace {
@@ -226,8 +233,7 @@ def _dagster_home() -> Path:
     home.mkdir(parents=True, exist_ok=True)
     configuration = home / "dagster.yaml"
     if not configuration.exists():
-        # Neither reports to Dagster's makers, nor asks for an e-mail address.
-        configuration.write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
+        configuration.write_text(_CONFIGURATION)
     return home
 
 
