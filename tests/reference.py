@@ -88,8 +88,9 @@ def component_page() -> str:
             "# Component",
             "",
             "What can stand in a `defs.yaml` under `attributes`, where its `type` is",
-            "`PACKAGE.components.CloudFunctionAsset`. For subclasses, there is "
-            "[its API](api.md#components.CloudFunctionAsset).",
+            "`PACKAGE.components.CloudFunctionAsset`. For subclasses, there is",
+            "[its API](api.md#components.CloudFunctionAsset). The fields of an asset or a",
+            "check are Dagster's; `uv run dg utils inspect-component TYPE` lists them, too.",
             *(line for field in fields for line in _field(field)),
             "",
         ]

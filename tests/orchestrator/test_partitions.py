@@ -132,6 +132,29 @@ def define(client: PipesCloudFunctionClient, calls: FaultProxy) -> Define:
     return define
 
 
+def test_a_partition_whose_event_cannot_be_made_fails_with_the_traceback(
+    partitions: Partitions, client: PipesCloudFunctionClient, calls: FaultProxy
+) -> None:
+    keys = days(3)
+
+    def make_event(partition_key: str) -> dict[str, Any]:
+        if partition_key == keys[1]:
+            raise LookupError("no such shop")
+        return {"task": "scripted"}
+
+    @dg.asset(name="thing", partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run())
+    def calling(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        yield from client.run_partitions(context=context, function_url=calls.url, event=make_event)
+
+    assert not partitions.run(calling, *keys)
+
+    assert partitions.materialized() == {keys[0]: 1, keys[2]: 1}
+    [line] = [line for line in partitions.logged() if "The call could not be made" in line]
+    assert line.startswith(f"[{keys[1]}] ")
+    assert "in make_event" in line
+    assert "no such shop" in partitions.failure().description
+
+
 def test_each_partition_is_called_for_and_reported_once(
     partitions: Partitions, define: Define, calls: FaultProxy
 ) -> None:

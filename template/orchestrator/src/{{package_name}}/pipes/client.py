@@ -8,6 +8,7 @@ has succeeded (`verdict.py`).
 
 import json
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -267,8 +268,9 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         """Judge the call for a partition, and yield what comes of it."""
         attempt = ended.outcome
         if isinstance(attempt, Exception):
-            reason_in_a_line = f"The call could not be made: {attempt!r}"
-            results.fail(ended.partition_key, reason_in_a_line, reason_in_a_line)
+            in_a_line = f"The call could not be made: {attempt!r}"
+            text = "".join([in_a_line, "\n\n", *traceback.format_exception(attempt)])
+            results.fail(ended.partition_key, text, in_a_line)
             return
         metadata = describe(attempt, self._project)
         if problem := self._find_problem(context, attempt):
