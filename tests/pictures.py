@@ -23,6 +23,11 @@ Scene = Callable[[Dev, Page], None]
 PICTURES = TEMPLATE / "docs" / "pictures"
 
 _COLUMNS = 100  # of the terminal
+_DRAW = """async source => {
+    const sequence = {actorMargin: 12, mirrorActors: false, width: 124, wrap: true};
+    mermaid.initialize({fontSize: 15, sequence, theme: "neutral"});
+    return (await mermaid.render("flow", source)).svg;
+}"""
 
 
 def demo(dev: Dev, page: Page) -> None:
@@ -112,9 +117,20 @@ def _as_page(printed: str) -> str:
     )
 
 
+def draw_flow(folder: Path) -> None:
+    """Draw the diagram of one call, by Mermaid, which npm installs into `folder`."""
+    run("npm", "install", "--silent", "--no-save", "mermaid@11", cwd=folder)
+    source = (PICTURES / "flow.mmd").read_text()
+    with open_page() as page:
+        page.add_script_tag(path=folder / "node_modules" / "mermaid" / "dist" / "mermaid.min.js")
+        svg = page.evaluate(_DRAW, source)
+    (PICTURES / "flow.svg").write_text(svg.replace("max-width:", "background: white; max-width:"))
+
+
 def main() -> None:
-    """Take all pictures."""
+    """Take all pictures, and draw the diagram."""
     with tempfile.TemporaryDirectory() as folder:
+        draw_flow(Path(folder))
         project = Path(folder, "my-data-platform")
         copier.run_copy(str(TEMPLATE), project, defaults=True, quiet=True, vcs_ref="HEAD")
         with running_dev(project) as dev:

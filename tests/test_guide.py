@@ -68,6 +68,17 @@ def test_each_picture_is_made_by_the_script_and_shown() -> None:
     assert shown == made == {picture.stem for picture in PICTURES.glob("*.png")}
 
 
+def test_the_diagram_is_drawn_of_its_source() -> None:
+    source = (PICTURES / "flow.mmd").read_text()
+    drawn = (PICTURES / "flow.svg").read_text()
+
+    labels = re.findall(r"(?: as |: )(.+)$", source, re.MULTILINE)
+    texts = "".join(re.sub("<style>.*?</style>|<[^>]+>", "", drawn).split())
+
+    assert len(labels) == 6 + 12
+    assert [label for label in labels if "".join(label.split()) not in texts] == []
+
+
 def test_the_settings_are_those_that_the_code_reads() -> None:
     variable = re.compile("[A-Z]+(_[A-Z]+)+")
     of_dagster = set(filter(variable.fullmatch, texts(ORCHESTRATOR / "settings.py")))
