@@ -46,7 +46,8 @@ def test_a_broken_edit_is_reported_and_a_mended_one_followed(dev: Dev) -> None:
 
     for broken in (main, definition):
         edit(broken, "\nimport ", "\nimport no_such_module\nimport ")
-    dev.eventually(lambda: "Dagster could not load the definitions" in dev.printed)
+    refused = "Dagster could not load the definitions."
+    dev.eventually(lambda: "No module named" in dev.printed.partition(refused)[2])
     dev.eventually(lambda: "It starts again with the next edit" in dev.printed)
 
     started = dev.printed.count(FUNCTION_STARTED)

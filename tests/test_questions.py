@@ -50,8 +50,8 @@ BUCKET_REFUSED = {
 }
 REFUSED: dict[str, dict[str, str]] = {
     "project_name": {
-        "": "must not be empty",
-        "Lake ": "begin or end with a space",
+        "": "No empty name",
+        "Lake ": "no space at its ends",
         'My "Lake"': "mean something else",
         "C:\\Lake": "mean something else",
         "Lake\nHouse": "control characters",
@@ -133,7 +133,9 @@ def test_each_question_says_what_the_answer_is_for_and_has_a_default_and_a_valid
 
     assert question["default"]
     assert "choices" in question or question["validator"]
-    assert "choices" in question or len(question["help"].split(". ")) >= 2
+    assert "choices" in question or len(question["help"].splitlines()) >= 2
+    # A terminal has 80 columns, and what does not fit into a line of it is not shown.
+    assert all(len(line) <= 76 for line in question["help"].splitlines())
     assert len(ACCEPTED[name]) >= len(question.get("choices", range(3)))
     assert len(REFUSED[name]) >= 3
 

@@ -1,6 +1,6 @@
 """The function's side of Dagster Pipes: requests in, messages out through Cloud Storage.
 
-This package belongs to the template and is updated with it. Business logic lives in `tasks/`.
+`copier update` brings fixes to this package, and joins them with yours. Tasks live in `tasks/`.
 """
 
 from gcp_pipes.cancellation import cancel_calls, is_cancellation

@@ -23,14 +23,18 @@ def find_task(pipes: PipesContext, event: Event) -> Task:
         event: The request's body. `task` in it, if it is there, is the name of a module.
 
     Raises:
-        BadRequest: There is no such task; or the event names none, and the call is not for one
-            asset alone.
+        BadRequest: There is no such task, or it has no `run`; or the event names none, and the call
+            is not for one asset alone.
     """
     name = event.get("task") or _name_of_asset(pipes)
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in names:
         raise BadRequest(f"There is no task {name!r}. The tasks are: {', '.join(names) or 'none'}.")
-    task: Task = importlib.import_module(f"{__name__}.{name}").run
+    task: Task | None = getattr(importlib.import_module(f"{__name__}.{name}"), "run", None)
+    if task is None:
+        raise BadRequest(
+            f"cloud_function/tasks/{name}.py has no function run(pipes, event). Add it."
+        )
     return task
 
 

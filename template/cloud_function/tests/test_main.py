@@ -1,11 +1,14 @@
 """Requests to the function, and what Dagster and the caller learn of them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from dagster_pipes import encode_param
 from flask.testing import FlaskClient
+
+import tasks
 
 Messages = list[dict[str, Any]]
 
@@ -113,6 +116,22 @@ def test_an_unknown_task_is_refused_and_dagster_is_told(
     assert response.json is not None
     assert "There is no task 'nonsense'. The tasks are: " in response.json["error"]
     assert "There is no task 'nonsense'" in read_messages()[-1]["params"]["exception"]["message"]
+
+
+def test_a_task_without_its_function_is_named(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "idle.py").write_text("")
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+
+    response = web.post("/", json=make_event("idle"))
+
+    assert response.status_code == 400
+    assert response.json is not None
+    assert "idle.py has no function run(pipes, event)" in response.json["error"]
 
 
 def test_a_call_for_two_assets_has_to_name_its_task(

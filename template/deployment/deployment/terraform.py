@@ -139,7 +139,8 @@ def _open_state(environment: Environment) -> None:
         _prepare("init", "-input=false", "-reconfigure", backend)
     except DeploymentError as error:
         raise DeploymentError(
-            f"{error} If the bucket for its state does not exist: just bootstrap {environment.name}"
+            f"{error} If the bucket for its state does not exist: uv run just bootstrap "
+            f"{environment.name}"
         ) from error
 
 

@@ -48,7 +48,7 @@ _RELOAD_DEFINITIONS = """
 mutation {
   reloadWorkspace {
     ... on Workspace {
-      locationEntries { locationOrLoadError { ... on PythonError { message } } }
+      locationEntries { locationOrLoadError { ... on PythonError { message causes { message } } } }
     }
     ... on PythonError { message }
   }
@@ -225,7 +225,12 @@ def _problems(answer: dict[str, Any]) -> list[str]:
     workspace = (answer.get("data") or {}).get("reloadWorkspace", {})
     locations = [entry["locationOrLoadError"] for entry in workspace.get("locationEntries", [])]
     places = [*answer.get("errors", []), workspace, *locations]
-    return [place["message"] for place in places if place and "message" in place]
+    return [_innermost(place) for place in places if place and "message" in place]
+
+
+def _innermost(error: dict[str, Any]) -> str:
+    """What an error began with, which is what is to be mended."""
+    return str([error, *error.get("causes", [])][-1]["message"])
 
 
 def _dagster_home() -> Path:

@@ -1,6 +1,7 @@
 """Dagster Pipes for Google Cloud Functions: the orchestrator's side.
 
-This package belongs to the template and is updated with it. Definitions live in `defs/`.
+`copier update` brings fixes to this package, and joins them with yours. Definitions live in
+`defs/`.
 """
 
 from .client import (
