@@ -44,6 +44,16 @@ def messages() -> set[str]:
     return {text for text in found if len(text.replace(VALUE, "").split()) >= 2} - NO_ERRORS
 
 
+def messages_elsewhere() -> set[str]:
+    """The same, of Terraform's files and of the recipes."""
+    template = TEMPLATE / "template"
+    terraform = "\n".join(file.read_text() for file in (template / "infra").glob("*.tf"))
+    texts = re.findall(r'error_message = "(.+)"', terraform)
+    texts += re.findall(r'echo "(.+)"', (template / "justfile.jinja").read_text())
+    sentences = [re.match(r".+?(?:[.](?= |$)|: (?=gh |glab )|$)", text) for text in texts]
+    return {sentence[0] for sentence in sentences if sentence}
+
+
 def told(node: ast.AST) -> Iterator[str]:
     """The first sentences of the errors that a piece of code tells."""
     match node:
@@ -88,7 +98,7 @@ def pattern(message: str) -> re.Pattern[str]:
 
 def test_the_page_has_each_error_and_each_is_in_the_code() -> None:
     rows = re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(), re.MULTILINE)
-    patterns = [pattern(message) for message in messages()]
+    patterns = [pattern(message) for message in messages() | messages_elsewhere()]
 
     absent = [each.pattern for each in patterns if not any(map(each.search, rows))]
     obsolete = [row for row in rows if not any(each.search(row) for each in patterns)]
