@@ -64,8 +64,8 @@ def test_a_copy_from_the_command_line_needs_no_trust(template: Path, tmp_path: P
 
 
 def test_nothing_here_says_that_the_template_is_to_be_trusted() -> None:
-    trusting = re.compile(r"unsafe[\"']?\s*[=:]\s*True|--trust|--UNSAFE|\btrust:")
+    trusting = re.compile(rb"unsafe[\"']?\s*[=:]\s*True|--trust|--UNSAFE|\btrust:")
     listed = git("ls-files", "--cached", "--others", "--exclude-standard", cwd=TEMPLATE).split()
     ours = [TEMPLATE / name for name in listed if TEMPLATE / name != Path(__file__)]
 
-    assert [path for path in ours if path.is_file() and trusting.search(path.read_text())] == []
+    assert [path for path in ours if path.is_file() and trusting.search(path.read_bytes())] == []

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import IO
 
 _START_TIMEOUT = 120.0  # seconds
 _STOP_TIMEOUT = 5.0  # seconds
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 UV = os.environ.get("UV", "uv")  # `uv run` tells its children which uv it is
 
@@ -100,19 +102,45 @@ def _process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program while the block runs, at the most."""
     inherited = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    process = subprocess.Popen(
-        command,
-        cwd=directory,
-        env={**inherited, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,  # a process group of its own, to be stopped as a whole
-    )
+    process = None
     try:
+        with _uninterrupted():
+            process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env={**inherited, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # a process group of its own, to be stopped as a whole
+            )
         yield process
     finally:
-        _stop(process)
+        if process is not None:
+            _stop(process)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put an interruption off until the end of the block.
+
+    A process whose start it interrupts runs, but nobody knows of it, to stop it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signal comes to others
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: arrived.append(number))
+        for number in _INTERRUPTIONS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for each in arrived:
+        signal.raise_signal(each)
 
 
 @contextmanager
@@ -121,18 +149,17 @@ def interrupted_once() -> Iterator[None]:
 
     What is to be stopped is then stopped, however often and by whichever way one is asked to.
     """
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in signals:
+        for each in _INTERRUPTIONS:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    previous = [signal.signal(each, interrupt) for each in signals]
+    previous = [signal.signal(each, interrupt) for each in _INTERRUPTIONS]
     try:
         yield
     finally:
-        for each, handler in zip(signals, previous, strict=True):
+        for each, handler in zip(_INTERRUPTIONS, previous, strict=True):
             signal.signal(each, handler)
 
 

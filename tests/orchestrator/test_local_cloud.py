@@ -1,0 +1,50 @@
+"""What `just demo` materializes, and that it stops what it has started."""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from local_cloud.materialize import runs
+from local_cloud.processes import interrupted_once, run_to_end
+
+
+def test_an_asset_without_partitions_yet_is_left_out_until_there_is_one() -> None:
+    shops = dg.DynamicPartitionsDefinition(name="shops")
+
+    @dg.asset(partitions_def=shops)
+    def sales() -> None: ...
+
+    @dg.asset
+    def people() -> None: ...
+
+    definitions = dg.Definitions([people, sales])
+    with dg.DagsterInstance.ephemeral() as instance:
+        before = list(runs(definitions, instance))
+        instance.add_dynamic_partitions("shops", ["Utrecht", "Delft"])
+        after = list(runs(definitions, instance))
+
+    assert before == [([people.key], {})]
+    assert after == [*before, ([sales.key], {"partition_key": "Delft"})]
+
+
+def test_a_process_whose_start_is_interrupted_is_stopped(tmp_path: Path) -> None:
+    """The signal comes at any moment of the start, which takes some milliseconds."""
+    seconds = f"30.{random.randrange(10**9)}"  # by it the processes of this test are known
+
+    def start_and_interrupt() -> None:
+        interrupt = threading.Timer(random.uniform(0, 0.004), os.kill, (os.getpid(), signal.SIGINT))
+        with interrupted_once():
+            interrupt.start()
+            run_to_end("sleep", ["sleep", seconds], environment={}, directory=tmp_path)
+
+    for _ in range(50):
+        with pytest.raises(KeyboardInterrupt):
+            start_and_interrupt()
+
+    found = subprocess.run(["pgrep", "-f", seconds], capture_output=True, check=False)
+    assert found.stdout == b""
