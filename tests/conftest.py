@@ -141,7 +141,8 @@ def run_orchestrator_tests(project: Path) -> None:
     tests = TEMPLATE / "tests" / "orchestrator"
     run("uv", "sync", cwd=project / "cloud_function")
     shutil.copy(tests / "functions" / "scripted.py", project / "cloud_function" / "tasks")
-    environment = ("uv", "run", "--with=dagster-gcp[dataproc]")
+    others = ("dagster-gcp[dataproc]", "psutil", "types-psutil")
+    environment = ("uv", "run", *(f"--with={name}" for name in others))
     benchmarks = {*(TEMPLATE / "benchmarks").glob("*.py")} - {TEMPLATE / "benchmarks/rendering.py"}
     checked = (*tests.glob("*.py"), *benchmarks)
     run(*environment, "mypy", *map(str, checked), cwd=project / "orchestrator")

@@ -3,11 +3,11 @@
 import os
 import random
 import signal
-import subprocess
 import threading
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 from local_cloud.materialize import runs
 from local_cloud.processes import interrupted_once, run_to_end
@@ -46,5 +46,5 @@ def test_a_process_whose_start_is_interrupted_is_stopped(tmp_path: Path) -> None
         with pytest.raises(KeyboardInterrupt):
             start_and_interrupt()
 
-    found = subprocess.run(["pgrep", "-f", seconds], capture_output=True, check=False)
-    assert found.stdout == b""
+    left = [child for child in psutil.Process().children() if seconds in child.cmdline()]
+    assert left == []
