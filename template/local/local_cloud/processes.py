@@ -6,7 +6,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -130,17 +130,10 @@ def _uninterrupted() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, _: arrived.append(number))
-        for number in _INTERRUPTIONS
-    }
-    try:
+    with _interruptions_go_to(lambda number, _: arrived.append(number)):
         yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for each in arrived:
-        signal.raise_signal(each)
+    for number in arrived:
+        signal.raise_signal(number)
 
 
 @contextmanager
@@ -155,12 +148,19 @@ def interrupted_once() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    previous = [signal.signal(each, interrupt) for each in _INTERRUPTIONS]
+    with _interruptions_go_to(interrupt):
+        yield
+
+
+@contextmanager
+def _interruptions_go_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have all interruptions of the block handled by `handler`."""
+    previous = {number: signal.signal(number, handler) for number in _INTERRUPTIONS}
     try:
         yield
     finally:
-        for each, handler in zip(_INTERRUPTIONS, previous, strict=True):
-            signal.signal(each, handler)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
 
 
 def _wait_until_listening(name: str, process: subprocess.Popen[bytes], port: int) -> None:
