@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from dagster_pipes import encode_param
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 import tasks
 
@@ -15,6 +16,13 @@ Messages = list[dict[str, Any]]
 
 def methods(messages: Messages) -> list[str]:
     return [message["method"] for message in messages]
+
+
+def error_of(response: TestResponse, status: int = 400) -> str:
+    """What an answer with this status says is wrong."""
+    assert response.status_code == status
+    assert response.json is not None
+    return str(response.json["error"])
 
 
 def logged(messages: Messages) -> list[str]:
@@ -88,9 +96,7 @@ def test_a_request_that_is_not_from_dagster_is_refused(
 ) -> None:
     response = web.post("/", data=body, content_type="application/json")
 
-    assert response.status_code == 400
-    assert response.json is not None
-    assert error in response.json["error"]
+    assert error in error_of(response)
 
 
 def test_another_messages_bucket_is_refused(
@@ -100,9 +106,7 @@ def test_another_messages_bucket_is_refused(
 
     response = web.post("/", json=event)
 
-    assert response.status_code == 400
-    assert response.json is not None
-    assert "not to 'elsewhere'" in response.json["error"]
+    assert "not to 'elsewhere'" in error_of(response)
 
 
 def test_an_unknown_task_is_refused_and_dagster_is_told(
@@ -112,9 +116,7 @@ def test_an_unknown_task_is_refused_and_dagster_is_told(
 ) -> None:
     response = web.post("/", json=make_event("nonsense"))
 
-    assert response.status_code == 400
-    assert response.json is not None
-    assert "There is no task 'nonsense'. The tasks are: " in response.json["error"]
+    assert "There is no task 'nonsense'. The tasks are: " in error_of(response)
     assert "There is no task 'nonsense'" in read_messages()[-1]["params"]["exception"]["message"]
 
 
@@ -129,9 +131,7 @@ def test_a_task_without_its_function_is_named(
 
     response = web.post("/", json=make_event("idle"))
 
-    assert response.status_code == 400
-    assert response.json is not None
-    assert "idle.py has no function run(pipes, event)" in response.json["error"]
+    assert "idle.py has no function run(pipes, event)" in error_of(response)
 
 
 def test_a_call_for_two_assets_has_to_name_its_task(
@@ -139,9 +139,7 @@ def test_a_call_for_two_assets_has_to_name_its_task(
 ) -> None:
     response = web.post("/", json=make_event("people", "visits"))
 
-    assert response.status_code == 400
-    assert response.json is not None
-    assert "The event lacks `task`" in response.json["error"]
+    assert "The event lacks `task`" in error_of(response)
 
 
 def test_a_missing_input_is_named(
@@ -149,9 +147,7 @@ def test_a_missing_input_is_named(
 ) -> None:
     response = web.post("/", json=make_event())
 
-    assert response.status_code == 400
-    assert response.json is not None
-    assert "lacks the input 'rows'" in response.json["error"]
+    assert "lacks the input 'rows'" in error_of(response)
 
 
 def test_a_task_that_raises_reaches_dagster_with_its_traceback(
@@ -161,9 +157,7 @@ def test_a_task_that_raises_reaches_dagster_with_its_traceback(
 ) -> None:
     response = web.post("/", json=make_event(rows="many"))
 
-    assert response.status_code == 500
-    assert response.json is not None
-    assert response.json["error"].startswith("TypeError: ")
+    assert error_of(response, 500).startswith("TypeError: ")
     exception = read_messages()[-1]["params"]["exception"]
     assert exception["name"] == "TypeError"
     assert any("in count" in line for line in exception["stack"])
@@ -178,9 +172,7 @@ def test_a_missing_setting_is_named(
 
     response = web.post("/", json=make_event())
 
-    assert response.status_code == 500
-    assert response.json is not None
-    assert "MESSAGES_BUCKET is not set" in response.json["error"]
+    assert "MESSAGES_BUCKET is not set" in error_of(response, 500)
 
 
 def test_the_instance_serves_on_after_a_request_that_is_not_from_dagster(

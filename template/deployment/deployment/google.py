@@ -29,11 +29,8 @@ class GoogleError(DeploymentError):
     """Google Cloud refused a request, or could not be reached.
 
     Args:
-        status: The HTTP status, or None if there was no answer.
+        status: The HTTP status, or None if there was no answer; kept as an attribute.
         message: What is wrong, in Google's words if there was an answer.
-
-    Attributes:
-        status: The same status.
     """
 
     def __init__(self, status: int | None, message: str) -> None:
