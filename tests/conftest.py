@@ -19,6 +19,10 @@ from packaging.version import InvalidVersion, Version
 from pytest_copie.plugin import Copie
 
 TEMPLATE = Path(__file__).resolve().parent.parent
+# The Python that is rendered, but for its tests.
+MODULES = sorted(
+    path for path in (TEMPLATE / "template").rglob("*.py") if "tests" not in path.parts
+)
 ANSWER_SETS = sorted((TEMPLATE / "tests" / "answers").glob("*.yml"))
 
 Render = Callable[..., Path]

@@ -7,20 +7,7 @@ from pathlib import Path
 
 import griffe
 import pytest
-from conftest import TEMPLATE
-
-FOLDERS = (
-    "orchestrator/src/{{package_name}}",
-    "cloud_function",
-    "local/local_cloud",
-    "deployment/deployment",
-)
-MODULES = sorted(
-    path
-    for folder in FOLDERS
-    for path in (TEMPLATE / "template" / folder).rglob("*.py")
-    if "tests" not in path.parts
-)
+from conftest import MODULES, TEMPLATE
 
 
 def read(path: Path) -> griffe.Module:

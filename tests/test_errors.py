@@ -4,10 +4,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-from conftest import TEMPLATE
+from conftest import MODULES, TEMPLATE
 
 PAGE = TEMPLATE / "docs" / "reference" / "errors.md"
-FOLDERS = ("orchestrator/src", "cloud_function", "local", "deployment")
 
 # How the code tells errors: what it calls with them, and the statements in which they stand.
 CALLS = {"fault", "warn", "warning", "refuse", "append", "_report", "print", "__init__"}
@@ -35,12 +34,9 @@ FIRST_SENTENCE = re.compile(r"(?:\0\. )?\S.*?(?:[.?](?= |\n|$)|: \0$)")
 def messages() -> set[str]:
     """The first sentence of each error in the code."""
     found: set[str] = set()
-    for folder in FOLDERS:
-        for path in (TEMPLATE / "template" / folder).rglob("*.py"):
-            if "tests" in path.parts:
-                continue
-            for node in ast.walk(ast.parse(path.read_text())):
-                found.update(told(node))
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            found.update(told(node))
     return {text for text in found if len(text.replace(VALUE, "").split()) >= 2} - NO_ERRORS
 
 

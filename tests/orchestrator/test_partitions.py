@@ -122,9 +122,8 @@ def define(client: PipesCloudFunctionClient, calls: FaultProxy) -> Define:
             yield from client.run_partitions(
                 context=context,
                 function_url=url,
-                event={"task": "scripted", **event},
                 max_in_flight=max_in_flight,
-                **(run or {}),
+                **{"event": {"task": "scripted", **event}, **(run or {})},
             )
 
         return calling
@@ -133,7 +132,7 @@ def define(client: PipesCloudFunctionClient, calls: FaultProxy) -> Define:
 
 
 def test_a_partition_whose_event_cannot_be_made_fails_with_the_traceback(
-    partitions: Partitions, client: PipesCloudFunctionClient, calls: FaultProxy
+    partitions: Partitions, define: Define
 ) -> None:
     keys = days(3)
 
@@ -142,11 +141,7 @@ def test_a_partition_whose_event_cannot_be_made_fails_with_the_traceback(
             raise LookupError("no such shop")
         return {"task": "scripted"}
 
-    @dg.asset(name="thing", partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run())
-    def calling(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        yield from client.run_partitions(context=context, function_url=calls.url, event=make_event)
-
-    assert not partitions.run(calling, *keys)
+    assert not partitions.run(define(run={"event": make_event}), *keys)
 
     assert partitions.materialized() == {keys[0]: 1, keys[2]: 1}
     [line] = [line for line in partitions.logged() if "The call could not be made" in line]
