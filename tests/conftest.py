@@ -144,7 +144,8 @@ def run_orchestrator_tests(project: Path) -> None:
     """
     tests = TEMPLATE / "tests" / "orchestrator"
     run("uv", "sync", cwd=project / "cloud_function")
-    shutil.copy(tests / "functions" / "scripted.py", project / "cloud_function" / "tasks")
+    for task in ("scripted", "unruly"):
+        shutil.copy(tests / "functions" / f"{task}.py", project / "cloud_function" / "tasks")
     others = ("dagster-gcp[dataproc]", "psutil", "types-psutil")
     environment = ("uv", "run", *(f"--with={name}" for name in others))
     benchmarks = {*(TEMPLATE / "benchmarks").glob("*.py")} - {TEMPLATE / "benchmarks/rendering.py"}

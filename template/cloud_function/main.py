@@ -1,8 +1,6 @@
 """The cloud function: a request from Dagster in, a task run, messages to Dagster out."""
 
 import functools
-import logging
-import warnings
 
 import flask
 import functions_framework
@@ -12,29 +10,28 @@ from gcp_pipes import (
     PipesCloudStorageMessageWriter,
     answer_errors_as_json,
     cancel_calls,
-    cancellable,
     configure_logging,
-    deadline,
     forward_logs,
     is_cancellation,
+    keep_connections,
     open_pipes,
     read_event,
+    run_task,
+    seconds_left,
     trace_id,
 )
-from settings import messages_bucket, task_timeout
+from settings import forward_output, function_timeout, messages_bucket
 from tasks import find_task
 
 __version__ = "0.1.0"
 
 configure_logging()
-logging.captureWarnings(True)  # to the log, and so to Dagster
-warnings.simplefilter("always", append=True)  # in every request, not only in the first one
 
 
 @functools.cache
 def storage_client() -> storage.Client:
     """The instance's one Cloud Storage client: its connections are shared by all requests."""
-    return storage.Client()
+    return keep_connections(storage.Client())
 
 
 @functions_framework.http
@@ -54,12 +51,13 @@ def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
     )
     with (
         open_pipes(event, message_writer=message_writer) as pipes,
-        forward_logs(pipes),
-        deadline(task_timeout()),
-        cancellable(message_writer),
+        forward_logs(pipes, output=forward_output()),
     ):
         pipes.log.info(f"Cloud function version: {__version__}")
         pipes.log.info(f"Cloud function trace: {trace_id(request)}")
-        task = find_task(pipes, event)
-        task(pipes, event)
+        run_task(
+            lambda: find_task(pipes, event)(pipes, event),
+            seconds=seconds_left(event, function_timeout=function_timeout()),
+            message_writer=message_writer,
+        )
     return {"status": "succeeded"}

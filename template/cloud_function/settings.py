@@ -1,8 +1,9 @@
 """The function's settings, from its environment."""
 
+import math
 import os
 
-_MARGIN = 10.0  # seconds, to tell Dagster of a task that was stopped
+_LONGEST_TIMEOUT = 3600.0  # seconds: no function of Google Cloud may take more
 
 
 class SettingsError(Exception):
@@ -24,23 +25,38 @@ def messages_bucket() -> str:
     return bucket
 
 
-def task_timeout() -> float | None:
-    """Seconds that a task may take: a little less than the function's timeout. None for no limit.
+def function_timeout() -> float:
+    """The function's own timeout in seconds: how long a request may take.
 
-    Google Cloud tells the function its timeout by `CLOUD_RUN_TIMEOUT_SECONDS`.
+    From `CLOUD_RUN_TIMEOUT_SECONDS`, which Google Cloud may set, or else from `FUNCTION_TIMEOUT`,
+    which the deployment sets. Without either, it is the longest timeout that there can be.
 
     Raises:
-        SettingsError: The variable is set to something that is no positive number.
+        SettingsError: A variable is set to something that is no positive number.
     """
-    text = os.environ.get("CLOUD_RUN_TIMEOUT_SECONDS")
-    if not text:
-        return None
+    for variable in ("CLOUD_RUN_TIMEOUT_SECONDS", "FUNCTION_TIMEOUT"):
+        if text := os.environ.get(variable):
+            break
+    else:
+        return _LONGEST_TIMEOUT
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise SettingsError(
-            f"CLOUD_RUN_TIMEOUT_SECONDS must be the function's timeout in seconds; it is {text!r}."
+            f"{variable} must be the function's timeout in seconds; it is {text!r}."
         )
-    return max(seconds - _MARGIN, seconds / 2)
+    return seconds
+
+
+def forward_output() -> bool:
+    """Whether Dagster gets what tasks print, from `FORWARD_OUTPUT`: `true`, unless it is `false`.
+
+    Raises:
+        SettingsError: The variable is set to something else.
+    """
+    text = os.environ.get("FORWARD_OUTPUT") or "true"
+    if text not in ("true", "false"):
+        raise SettingsError(f"FORWARD_OUTPUT must be true or false; it is {text!r}.")
+    return text == "true"

@@ -68,8 +68,8 @@ resource "google_cloudfunctions2_function" "function" {
     min_instance_count               = var.function_min_instances
 
     environment_variables = {
+      FUNCTION_TIMEOUT     = var.function_timeout
       GOOGLE_CLOUD_PROJECT = var.project_id
-      LOG_EXECUTION_ID     = "true" # Dagster's run ID, on each line that the function logs
       MESSAGES_BUCKET      = google_storage_bucket.messages.name
     }
   }

@@ -6,7 +6,9 @@ the folder above.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from faults import FaultProxy, fault_proxy
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
@@ -202,3 +205,124 @@ def lines(count: int, asset: str = "thing") -> list[str]:
 def environment_without_pytest() -> dict[str, str]:
     """The environment of a program that is no test."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2027-01-01")
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def days(count: int) -> list[str]:
+    """The keys of the first partitions."""
+    return list(DAYS.get_partition_keys()[:count])
+
+
+class Partitions:
+    """An asset with a call for each partition, and what its runs leave in the event log."""
+
+    key = dg.AssetKey("thing")
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.runs: list[dg.ExecuteInProcessResult] = []
+
+    def run(self, asset: dg.AssetsDefinition, *keys: str, **tags: str) -> bool:
+        """Materialize the partitions from the first to the last of `keys`, in one run."""
+        ends = {
+            "dagster/asset_partition_range_start": keys[0],
+            "dagster/asset_partition_range_end": keys[-1],
+        }
+        result = dg.materialize(
+            [asset],
+            instance=self.instance,
+            tags={**ends, **tags},
+            raise_on_error=False,
+            run_config=QUIET,
+        )
+        self.runs.append(result)
+        return result.success
+
+    def materialized(self) -> Counter[str]:
+        """How many materialization events there are of each partition."""
+        records = self.instance.fetch_materializations(self.key, limit=1_000).records
+        return Counter(str(record.partition_key) for record in records)
+
+    def records(self, partition_key: str) -> Sequence[dg.EventLogRecord]:
+        """The materializations of a partition, the oldest first."""
+        return self.instance.fetch_materializations(
+            dg.AssetRecordsFilter(self.key, asset_partitions=[partition_key]),
+            limit=10,
+            ascending=True,
+        ).records
+
+    def materialization(self, partition_key: str) -> dg.AssetMaterialization:
+        """The one materialization of a partition."""
+        [record] = self.records(partition_key)
+        assert record.asset_materialization is not None
+        return record.asset_materialization
+
+    def statuses(self, *keys: str) -> set[AssetPartitionStatus | None]:
+        """What Dagster shows of some partitions."""
+        found = self.instance.get_status_by_partition(self.key, keys, DAYS)
+        assert found is not None
+        return {found[key] for key in keys}
+
+    def logged(self) -> list[str]:
+        """The log lines of the last run."""
+        entries = self.instance.all_logs(self.runs[-1].run_id)
+        return [entry.user_message for entry in entries if entry.dagster_event is None]
+
+    def failure(self) -> Any:
+        """Why the last run failed."""
+        data = self.runs[-1].failure_data_for_node("thing")
+        assert data is not None
+        return data.user_failure_data or data.error
+
+
+@pytest.fixture
+def partitions() -> Iterator[Partitions]:
+    """An asset on an instance of its own."""
+    with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
+        yield Partitions(instance)
+
+
+Define = Callable[..., dg.AssetsDefinition]
+
+
+@pytest.fixture
+def define(client: PipesCloudFunctionClient, calls: FaultProxy) -> Define:
+    """Defines an asset whose partitions are made by the task `scripted`, with inputs by name."""
+
+    def define(
+        *,
+        url: str = calls.url,
+        max_in_flight: int = 8,
+        check_specs: list[dg.AssetCheckSpec] | None = None,
+        retry_policy: dg.RetryPolicy | None = None,
+        run: Mapping[str, Any] | None = None,
+        **event: Any,
+    ) -> dg.AssetsDefinition:
+        @dg.asset(
+            name="thing",
+            partitions_def=DAYS,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            check_specs=check_specs,
+            retry_policy=retry_policy,
+        )
+        def calling(context: dg.AssetExecutionContext) -> Iterator[Any]:
+            yield from client.run_partitions(
+                context=context,
+                function_url=url,
+                max_in_flight=max_in_flight,
+                **{"event": {"task": "scripted", **event}, **(run or {})},
+            )
+
+        return calling
+
+    return define
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -129,7 +129,7 @@ def test_a_chunk_that_is_cut_short_fails_the_step_and_the_rest_is_read(
     run = materialize(lines=6, pause=0.3)
 
     assert not run.success
-    assert "/2.json makes no sense" in run.failure
+    assert "/2.json could not be parsed" in run.failure
     assert lines(6)[-1] in run.lines
 
 
@@ -273,8 +273,10 @@ def test_a_metadata_value_of_a_wrong_type_fails_the_step(materialize: Materializ
     run = materialize(lines=3, metadata={"rows": {"type": "table", "raw_value": "many"}})
 
     assert not run.success
-    assert "makes no sense" in run.failure
-    assert "report_asset_materialization" in run.failure
+    first_line = run.failure.splitlines()[0]
+    assert "what the task reported by report_asset_materialization: " in first_line
+    assert "'rows' is not of the type 'table'; it is 'many'." in first_line
+    assert ("ERROR", run.failure.split("\n\n")[0]) in run.logged
     assert run.lines == lines(3)
 
 

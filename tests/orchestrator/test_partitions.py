@@ -7,128 +7,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from conftest import environment_without_pytest, serve
+from conftest import (
+    DAYS,
+    QUIET,
+    Define,
+    Partitions,
+    days,
+    environment_without_pytest,
+    eventually,
+    serve,
+)
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from faults import FaultProxy, Request, answer, cut_after
 from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
 from my_data_platform.pipes import PipesCloudFunctionClient
-
-DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2027-01-01")
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-def days(count: int) -> list[str]:
-    return list(DAYS.get_partition_keys()[:count])
-
-
-class Partitions:
-    """An asset with a call for each partition, and what its runs leave in the event log."""
-
-    key = dg.AssetKey("thing")
-
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self.instance = instance
-        self.runs: list[dg.ExecuteInProcessResult] = []
-
-    def run(self, asset: dg.AssetsDefinition, *keys: str, **tags: str) -> bool:
-        """Materialize the partitions from the first to the last of `keys`, in one run."""
-        ends = {
-            "dagster/asset_partition_range_start": keys[0],
-            "dagster/asset_partition_range_end": keys[-1],
-        }
-        result = dg.materialize(
-            [asset],
-            instance=self.instance,
-            tags={**ends, **tags},
-            raise_on_error=False,
-            run_config=QUIET,
-        )
-        self.runs.append(result)
-        return result.success
-
-    def materialized(self) -> Counter[str]:
-        """How many materialization events there are of each partition."""
-        records = self.instance.fetch_materializations(self.key, limit=1_000).records
-        return Counter(str(record.partition_key) for record in records)
-
-    def records(self, partition_key: str) -> Sequence[dg.EventLogRecord]:
-        """The materializations of a partition, the oldest first."""
-        return self.instance.fetch_materializations(
-            dg.AssetRecordsFilter(self.key, asset_partitions=[partition_key]),
-            limit=10,
-            ascending=True,
-        ).records
-
-    def materialization(self, partition_key: str) -> dg.AssetMaterialization:
-        [record] = self.records(partition_key)
-        assert record.asset_materialization is not None
-        return record.asset_materialization
-
-    def statuses(self, *keys: str) -> set[AssetPartitionStatus | None]:
-        found = self.instance.get_status_by_partition(self.key, keys, DAYS)
-        assert found is not None
-        return {found[key] for key in keys}
-
-    def logged(self) -> list[str]:
-        """The log lines of the last run."""
-        entries = self.instance.all_logs(self.runs[-1].run_id)
-        return [entry.user_message for entry in entries if entry.dagster_event is None]
-
-    def failure(self) -> Any:
-        data = self.runs[-1].failure_data_for_node("thing")
-        assert data is not None
-        return data.user_failure_data or data.error
-
-
-@pytest.fixture
-def partitions() -> Iterator[Partitions]:
-    with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
-        yield Partitions(instance)
-
-
-Define = Callable[..., dg.AssetsDefinition]
-
-
-@pytest.fixture
-def define(client: PipesCloudFunctionClient, calls: FaultProxy) -> Define:
-    """Defines an asset whose partitions are made by the task `scripted`, with inputs by name."""
-
-    def define(
-        *,
-        url: str = calls.url,
-        max_in_flight: int = 8,
-        check_specs: list[dg.AssetCheckSpec] | None = None,
-        retry_policy: dg.RetryPolicy | None = None,
-        run: Mapping[str, Any] | None = None,
-        **event: Any,
-    ) -> dg.AssetsDefinition:
-        @dg.asset(
-            name="thing",
-            partitions_def=DAYS,
-            backfill_policy=dg.BackfillPolicy.single_run(),
-            check_specs=check_specs,
-            retry_policy=retry_policy,
-        )
-        def calling(context: dg.AssetExecutionContext) -> Iterator[Any]:
-            yield from client.run_partitions(
-                context=context,
-                function_url=url,
-                max_in_flight=max_in_flight,
-                **{"event": {"task": "scripted", **event}, **(run or {})},
-            )
-
-        return calling
-
-    return define
 
 
 def test_a_partition_whose_event_cannot_be_made_fails_with_the_traceback(
@@ -526,16 +426,16 @@ def test_observations_and_custom_messages_are_in_the_log(
     assert f"[{keys[0]}] The function says: {{'a': 1}}" in partitions.logged()
 
 
-def test_a_message_that_makes_no_sense_fails_its_partition_and_no_other(
+def test_a_metadata_value_of_a_wrong_type_fails_its_partition_and_no_other(
     partitions: Partitions, define: Define
 ) -> None:
     keys = days(3)
-    nonsense = {"raw_value": "many", "type": "int"}
+    nonsense = {"raw_value": "many", "type": "table"}
 
     assert not partitions.run(define(metadata={"nonsense": nonsense}), *keys)
 
     assert partitions.failure().description.startswith("3 of 3 partitions failed.")
-    assert "Messages of the cloud function were lost" in partitions.failure().description
+    assert "'nonsense' is not of the type 'table'" in partitions.failure().description
 
 
 def test_a_bound_that_is_none_is_refused(partitions: Partitions, define: Define) -> None:
@@ -620,12 +520,6 @@ def interrupted_run(
             yield process
         finally:
             process.kill()
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def test_an_interrupted_step_ends_its_calls_and_all_threads(

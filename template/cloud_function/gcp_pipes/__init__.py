@@ -4,7 +4,9 @@
 """
 
 from gcp_pipes.cancellation import cancel_calls, is_cancellation
-from gcp_pipes.interruption import TaskCancelledError, TaskTimeoutError, cancellable, deadline
+from gcp_pipes.context import PipesCloudFunctionContext
+from gcp_pipes.deadline import seconds_left
+from gcp_pipes.interruption import TaskCancelledError, TaskTimeoutError, run_task
 from gcp_pipes.logs import configure_logging, forward_logs
 from gcp_pipes.message_writer import (
     MessagesNotStoredError,
@@ -20,24 +22,27 @@ from gcp_pipes.request import (
     read_event,
     trace_id,
 )
+from gcp_pipes.storage import keep_connections
 
 __all__ = [
     "Event",
     "MessagesNotStoredError",
+    "PipesCloudFunctionContext",
     "PipesCloudStorageMessageWriter",
     "PipesCloudStorageMessageWriterChannel",
     "TaskCancelledError",
     "TaskTimeoutError",
     "answer_errors_as_json",
     "cancel_calls",
-    "cancellable",
     "configure_logging",
-    "deadline",
     "event_input",
     "forward_logs",
     "is_cancellation",
+    "keep_connections",
     "open_pipes",
     "read_event",
     "report_asset_observation",
+    "run_task",
+    "seconds_left",
     "trace_id",
 ]

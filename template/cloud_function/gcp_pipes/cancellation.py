@@ -13,7 +13,10 @@ from typing import Any
 from dagster_pipes import PIPES_PROTOCOL_VERSION, PIPES_PROTOCOL_VERSION_FIELD
 from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
 from werkzeug.exceptions import BadRequest
+
+from gcp_pipes.storage import create_object
 
 _PARAMETER = "DAGSTER_PIPES_CANCEL"  # as pipes/call.py of the orchestrator says it
 _MOST_CHUNKS = 100  # that a call may store while it is being cancelled
@@ -55,13 +58,11 @@ def cancel_calls(event: Mapping[str, Any], bucket: storage.Bucket) -> None:
 
 
 def _take_next_chunk(bucket: storage.Bucket, key_prefix: str, expected: int) -> None:
+    create = DEFAULT_RETRY.with_timeout(_TIMEOUT)(create_object)
     for chunk in range(expected, expected + _MOST_CHUNKS):
         try:
-            bucket.blob(f"{key_prefix}/{chunk}.json").upload_from_string(
-                json.dumps(_MESSAGE),
-                content_type="application/x-ndjson",
-                if_generation_match=0,
-                timeout=_TIMEOUT,
+            create(
+                bucket.blob(f"{key_prefix}/{chunk}.json"), json.dumps(_MESSAGE), timeout=_TIMEOUT
             )
         except PreconditionFailed:  # the call has stored more than Dagster had read
             continue

@@ -1,11 +1,16 @@
-"""Ways to end a task from outside, so that Dagster learns why it ended: its time, or a word."""
+"""Runs a task, and stops it from outside: at its deadline, or when its call is cancelled."""
 
+import contextvars
 import ctypes
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from types import TracebackType
 
 from gcp_pipes.message_writer import PipesCloudStorageMessageWriter
+
+_TIME_TO_STOP = 1.0  # seconds, for the exception to be raised in the task
 
 
 class TaskStoppedError(BaseException):
@@ -17,12 +22,18 @@ class TaskStoppedError(BaseException):
 
 
 class TaskTimeoutError(TaskStoppedError):
-    """A task ran until shortly before the function's timeout, and was stopped."""
+    """A task was still running at its deadline, and was stopped.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: How long it ran.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        duration = "" if seconds is None else f", after {seconds:.3g} s,"
         super().__init__(
-            "The task was still running shortly before the function's timeout, and was stopped. "
-            "Give the function more time, or the task less to do."
+            f"The task was still running at its deadline{duration} and was stopped. The deadline "
+            "is the timeout of the call, or a little before that of the function. Raise both, or "
+            "give the task less to do."
         )
 
 
@@ -30,88 +41,89 @@ class TaskCancelledError(TaskStoppedError):
     """The run that a task worked for was terminated, and so the task was stopped."""
 
     def __init__(self) -> None:
-        super().__init__("Dagster has told the function to end this call: its run was terminated.")
+        super().__init__("Dagster has cancelled this call: its run was terminated.")
 
 
-@contextmanager
-def deadline(seconds: float | None) -> Iterator[None]:
-    """Raise an exception in the block if it is still running after `seconds`.
+def run_task(
+    task: Callable[[], None], *, seconds: float, message_writer: PipesCloudStorageMessageWriter
+) -> None:
+    """Run a task to its end, its deadline, or the cancellation of its call.
 
-    At its timeout, Google Cloud cuts off the answer and leaves nobody to say what happened.
+    A task that is to stop gets an exception, between two steps of the Python interpreter. One that
+    waits for something else, such as a library or a lock, does not notice. It is left alone after a
+    second, and this function raises the exception in its stead, with the stack of where the task
+    is. Its thread may run on until the instance ends, but it can send no further message.
 
-    Args:
-        seconds: How long the block may run. None sets no limit.
-
-    Raises:
-        TaskTimeoutError: The block ran for too long.
-    """
-    if seconds is None:
-        yield
-        return
-    with _interruptible(TaskTimeoutError) as interrupt:
-        timer = threading.Timer(seconds, interrupt)
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-
-@contextmanager
-def cancellable(message_writer: PipesCloudStorageMessageWriter) -> Iterator[None]:
-    """Raise an exception in the block if Dagster has cancelled the call.
-
-    The writer notices when it stores the next messages: a task that says nothing is not stopped.
+    The writer notices a cancellation when it stores the next messages.
 
     Args:
+        task: The task. It runs in a thread of its own, with a copy of the context variables.
+        seconds: How long it may run.
         message_writer: The writer of the call's messages.
 
     Raises:
+        TaskTimeoutError: The task was still running at its deadline.
         TaskCancelledError: The call was cancelled.
+        BaseException: What the task raised, with its traceback.
     """
-    with _interruptible(TaskCancelledError) as interrupt:
-        message_writer.when_cancelled(interrupt)
-        yield
-
-
-@contextmanager
-def _interruptible(exception: type[TaskStoppedError]) -> Iterator[Callable[[], None]]:
-    """Yield what raises `exception` in the block, when it is called by another thread.
-
-    It is raised between two steps of the Python interpreter: a call into a library that is written
-    in another language is not interrupted, but followed by it.
-    """
-    alarm = _Alarm(exception)
+    running = _RunningTask(task)
+    message_writer.when_cancelled(lambda: running.events.put(TaskCancelledError()))
+    running.start()
     try:
-        yield alarm.ring
-    finally:
-        alarm.switch_off()
+        reason = running.events.get(timeout=max(seconds, 0.0))
+    except Empty:
+        reason = TaskTimeoutError(seconds)
+    if reason is not None:
+        running.stop(reason)
+    if running.error is not None:
+        raise running.error
 
 
-class _Alarm:
-    """Raises an exception in the thread that made it, unless it has been switched off."""
+class _RunningTask:
+    """A task in its thread.
 
-    def __init__(self, exception: type[TaskStoppedError]) -> None:
-        self._exception = exception
-        self._thread = threading.get_ident()
-        self._lock = threading.Lock()
-        self._is_on = True
-        self._has_rung = False
+    Attributes:
+        events: What happens to it: None when it ends, or the reason for which it has to.
+        error: What it raised.
+    """
 
-    def ring(self) -> None:
-        with self._lock:
-            if self._is_on and not self._has_rung:
-                self._has_rung = True
-                self._raise_in_thread(self._exception)
-
-    def switch_off(self) -> None:
-        with self._lock:
-            self._is_on = False
-            if self._has_rung:  # perhaps too late to have been raised: then it must not be any more
-                self._raise_in_thread(None)
-
-    def _raise_in_thread(self, exception: type[TaskStoppedError] | None) -> None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(self._thread),
-            None if exception is None else ctypes.py_object(exception),
+    def __init__(self, task: Callable[[], None]) -> None:
+        self._task = task
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._run,), name="task", daemon=True
         )
+        self.events: SimpleQueue[TaskStoppedError | None] = SimpleQueue()
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, reason: TaskStoppedError) -> None:
+        """Raise the reason in the task, or, if that does not notice, make it the task's error."""
+        thread = ctypes.c_ulong(self._thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(type(reason)))
+        self._thread.join(_TIME_TO_STOP)
+        if self._thread.is_alive():
+            self.error = reason.with_traceback(self._stack())
+        elif isinstance(self.error, type(reason)):  # made by the interpreter, without a duration
+            self.error = reason.with_traceback(self.error.__traceback__)
+
+    def _run(self) -> None:
+        try:
+            try:
+                self._task()
+            except BaseException as error:
+                self.error = error
+            finally:
+                self.events.put(None)
+        except TaskStoppedError:  # raised when the task had ended
+            pass
+
+    def _stack(self) -> TracebackType | None:
+        """Where the task is, as the traceback of an exception that it would raise there."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        traceback = None
+        while frame is not None and frame.f_code is not _RunningTask._run.__code__:
+            traceback = TracebackType(traceback, frame, frame.f_lasti, frame.f_lineno)
+            frame = frame.f_back
+        return traceback

@@ -10,6 +10,7 @@ reader knows that none is missing and none came twice.
 """
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,9 @@ from dagster_pipes import (
 from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
+
+from gcp_pipes.in_flight import not_forwarded
+from gcp_pipes.storage import create_object
 
 _CHUNK_SIZE = 1024 * 1024  # characters; a chunk that grows to this is uploaded without delay
 _BUFFER_SIZE = 8 * _CHUNK_SIZE  # with as much waiting for upload, whoever writes more waits too
@@ -74,9 +78,11 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         self._state = threading.Condition()  # guards the attributes from here to _closing
         self._lines: list[str] = []
         self._size = 0
-        self._message_count = 0
+        self._taken_count = 0  # of lines, for upload
         self._upload_error: Exception | None = None
         self._closing = False
+        self._is_complete = False
+        self._process = os.getpid()
         self._uploading = threading.Lock()  # one chunk at a time; guards the attribute below
         self._chunk_count = 0
 
@@ -88,16 +94,27 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
 
         Raises:
             TypeError: The message holds a value that JSON has no form for.
+            DagsterPipesError: The call has ended, or this is a process that the task has forked.
             MessagesNotStoredError: This or an earlier message could not be stored.
         """
+        if os.getpid() != self._process:  # before any lock, which may never be released here
+            raise DagsterPipesError(
+                "Pipes messages cannot be sent from a forked process: the threads that upload them "
+                "are not there. Return the value to the process of the task, and report it there, "
+                'or start processes by the method "spawn".'
+            )
         with self._state:
             self._state.wait_for(self._takes_messages)  # ends: every upload has a time limit
             self._raise_upload_error()
-            number = self._message_count + 1
+            if self._is_complete:
+                raise DagsterPipesError(
+                    "The call has ended: Dagster takes no further message of this task."
+                )
+            number = self._taken_count + len(self._lines) + 1
             line = json.dumps({**message, "number": number})
-            self._message_count = number
-            self._lines.append(line)
+            self._lines.append(line)  # the one step that counts: a task may be stopped after any
             self._size += len(line)
+            self._is_complete = message["method"] == "closed"
             if self._size >= _CHUNK_SIZE:
                 self._state.notify_all()
         if message["method"] == "opened":
@@ -136,21 +153,11 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             google.api_core.exceptions.RetryError: It failed until the time limit was reached.
         """
         key = f"{self._key_prefix}/{index}.json" if self._key_prefix else f"{index}.json"
-        blob = self._bucket.blob(key)
         data = payload.read()
         failed_attempts: list[Exception] = []
-
-        def upload() -> None:
-            blob.upload_from_string(
-                data,
-                content_type="application/x-ndjson",
-                if_generation_match=0,
-                timeout=_ATTEMPT_TIMEOUT,
-                retry=None,  # retried below, where the attempts can be counted
-            )
-
+        create = _RETRY(create_object, on_error=failed_attempts.append)
         try:
-            _RETRY(upload, on_error=failed_attempts.append)()
+            create(self._bucket.blob(key), data, timeout=_ATTEMPT_TIMEOUT)
         except PreconditionFailed:
             # After a failed attempt this says that the attempt had stored the chunk after all.
             # On the first attempt it says that someone else writes under this prefix.
@@ -159,7 +166,9 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
 
     def _upload_until_closing(self) -> None:
         closing = False
-        with suppress(MessagesNotStoredError):  # kept for the thread that runs the task
+        # What this thread logs is not forwarded: each failed upload would make one more message.
+        # An error is kept for the thread that runs the task.
+        with not_forwarded(), suppress(MessagesNotStoredError):
             while not closing:
                 with self._state:
                     self._state.wait_for(self._is_due, timeout=self._interval)
@@ -171,6 +180,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         with self._uploading:
             with self._state:
                 self._raise_upload_error()
+                self._taken_count += len(self._lines)
                 lines, self._lines, self._size = self._lines, [], 0
                 self._state.notify_all()
             if not lines:

@@ -1,13 +1,11 @@
 """What a task learns of an asset without materializing it."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from dagster_pipes import (
-    PIPES_METADATA_TYPE_INFER,
-    PipesContext,
-    PipesMetadataRawValue,
-    PipesMetadataValue,
-)
+from dagster_pipes import PipesContext
+
+from gcp_pipes.metadata import typed_metadata
 
 _OBSERVATION = "gcp_pipes.asset_observation"  # as pipes/message_handler.py of Dagster reads it
 
@@ -16,7 +14,7 @@ def report_asset_observation(
     pipes: PipesContext,
     asset_key: str | None = None,
     *,
-    metadata: Mapping[str, PipesMetadataRawValue | PipesMetadataValue] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     data_version: str | None = None,
 ) -> None:
     """Report an observation of an asset to Dagster, for which Pipes has no message of its own.
@@ -29,12 +27,15 @@ def report_asset_observation(
         asset_key: The asset, which need not be one of the step; the step's own unless given.
         metadata: Values as they are, or each with its Pipes type.
         data_version: The version of the data that was seen.
+
+    Raises:
+        dagster_pipes.DagsterPipesError: A metadata value has no JSON form, or is not of its type.
     """
     pipes.report_custom_message(
         {
             _OBSERVATION: {
                 "asset_key": asset_key or pipes.asset_key,
-                "metadata": {name: _typed(value) for name, value in (metadata or {}).items()},
+                "metadata": typed_metadata(metadata or {}),
                 "data_version": data_version,
                 "partition": _partition_key(pipes),
             }
@@ -48,9 +49,3 @@ def _partition_key(pipes: PipesContext) -> str | None:
         return None
     keys = pipes.partition_key_range
     return keys["start"] if keys["start"] == keys["end"] else None
-
-
-def _typed(value: PipesMetadataRawValue | PipesMetadataValue) -> PipesMetadataValue:
-    if isinstance(value, dict) and value.keys() == {"raw_value", "type"}:
-        return value  # type: ignore[return-value]  # it has the keys of one
-    return {"raw_value": value, "type": PIPES_METADATA_TYPE_INFER}  # type: ignore[typeddict-item]

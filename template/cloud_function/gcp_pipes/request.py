@@ -4,6 +4,7 @@ import functools
 import logging
 import re
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 import flask
 from dagster_pipes import (
     DagsterPipesError,
-    PipesContext,
     PipesDefaultContextLoader,
     PipesMappingParamsLoader,
     PipesMessageWriter,
 )
 from werkzeug.exceptions import BadRequest
 
-from gcp_pipes.interruption import TaskStoppedError
+from gcp_pipes.context import PipesCloudFunctionContext
+from gcp_pipes.deadline import function_is_ready, request_handled
 from gcp_pipes.logs import log_request
 from gcp_pipes.message_writer import MessagesNotStoredError
 
@@ -67,7 +68,9 @@ def event_input(event: Event, name: str) -> Any:
     return event[name]
 
 
-def open_pipes(event: Event, *, message_writer: PipesMessageWriter[Any]) -> PipesContext:
+def open_pipes(
+    event: Event, *, message_writer: PipesMessageWriter[Any]
+) -> PipesCloudFunctionContext:
     """Open the Pipes context of one request; use it in a `with` block.
 
     Unlike `dagster_pipes.open_dagster_pipes`, this leaves no trace in the process: each request has
@@ -84,7 +87,7 @@ def open_pipes(event: Event, *, message_writer: PipesMessageWriter[Any]) -> Pipe
     """
     params_loader = PipesMappingParamsLoader(event)
     try:
-        return PipesContext(params_loader, PipesDefaultContextLoader(), message_writer)
+        return PipesCloudFunctionContext(params_loader, PipesDefaultContextLoader(), message_writer)
     except MessagesNotStoredError:
         raise
     except KeyError as error:
@@ -120,21 +123,29 @@ def answer_errors_as_json(handler: Handler) -> Handler:
     Args:
         handler: Answers a request, or raises an error.
     """
+    function_is_ready()
 
     @functools.wraps(handler)
     def answer(request: flask.Request) -> flask.typing.ResponseReturnValue:
         started = time.monotonic()
-        with log_request(trace_id(request)):
+        execution_id = request.headers.get("Function-Execution-Id")
+        with request_handled(), log_request(trace_id(request), execution_id):
             _logger.info("The request has begun")
             try:
                 response = handler(request)
             except BadRequest as error:
                 _logger.warning("The request was refused: the answer says why")
                 return {"error": error.description}, 400
-            except (Exception, TaskStoppedError) as error:
+            except BaseException as error:  # a SystemExit, too, would end the server
                 _logger.exception("The request failed after %.3f s", time.monotonic() - started)
-                return {"error": f"{type(error).__name__}: {error}"}, 500
+                return {"error": _in_words(error)}, 500
             _logger.info("The request succeeded after %.3f s", time.monotonic() - started)
             return response
 
     return answer
+
+
+def _in_words(error: BaseException) -> str:
+    """The name of the error's class, and its text, even where that cannot be made."""
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return text.removeprefix(f"{type(error).__module__}.")

@@ -102,7 +102,7 @@ def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Itera
         "The cloud function",
         [*command, f"--port={port}"],
         port=port,
-        environment=storage,
+        environment={"FUNCTION_TIMEOUT": FUNCTION_TIMEOUT, **storage},
         directory=CLOUD_FUNCTION,
     ):
         yield {"FUNCTION_URL": f"http://127.0.0.1:{port}", "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
