@@ -86,7 +86,7 @@ def test_one_reader_serves_several_calls_at_once(
 
 
 @pytest.mark.parametrize("text", ["no JSON", '{"method": "log"', '"text"'])
-def test_a_message_that_makes_no_sense_is_an_error_that_names_its_chunk(
+def test_a_message_that_cannot_be_parsed_is_an_error_that_names_its_chunk(
     text: str, message_reader: dg.PipesMessageReader, store: Callable[..., None]
 ) -> None:
     received = Received(message_reader)
@@ -97,7 +97,7 @@ def test_a_message_that_makes_no_sense_is_an_error_that_names_its_chunk(
             store(params, 2, text)
             store(params, 3, chunk("good, too"))
 
-    with pytest.raises(DagsterPipesError, match=r"in gs://.*/2\.json makes no sense"):
+    with pytest.raises(DagsterPipesError, match=r"in gs://.*/2\.json could not be parsed"):
         read()
     assert received.texts == ["good", "good, too"]
     assert len(received.problems) == 1

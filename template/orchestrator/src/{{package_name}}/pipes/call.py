@@ -24,6 +24,7 @@ _FIRST_DELAY = 0.5  # seconds before a function is called again
 TIME_TO_CANCEL = 10.0  # seconds, for the function to be told, and then for it to end its work
 
 _CANCEL = "DAGSTER_PIPES_CANCEL"  # as gcp_pipes/cancellation.py of the function reads it
+_TIMEOUT = "DAGSTER_PIPES_TIMEOUT"  # as gcp_pipes/deadline.py of the function reads it
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Attempt:
         return (
             self.answer.outcome is not Outcome.NOT_STARTED
             or self.handler.has_opened
-            or bool(self.handler.problems)
+            or bool(self.handler.lost)
         )
 
 
@@ -68,7 +69,7 @@ class CloudFunctionCaller:
         function_url: The function's URL.
         http_session: Sends the requests.
         context_injector: Sends the Dagster context to the function.
-        timeout: The function's own timeout, in seconds.
+        timeout: How long a call may take, in seconds: the function stops its task then.
         retry_timeout: Seconds for which a call is tried again that the function did not take. They
             begin anew while it is at work on another call of the step: it may have no room for one
             more.
@@ -180,7 +181,7 @@ class CloudFunctionCaller:
                     handler.settled.wait(TIME_TO_CANCEL)
                     raise
         except DagsterPipesError as error:  # messages are missing, or make no sense
-            handler.problems.append(str(error))
+            handler.lost.append(str(error))
         refusal = None
         if answer.status in (401, 403):
             refusal = explain_refusal(self._http_session, answer.status)
@@ -204,7 +205,7 @@ class CloudFunctionCaller:
         return invoke_cloud_function(
             self._http_session,
             url=self._function_url,
-            data={**event, **session.get_bootstrap_env_vars()},
+            data={**event, **session.get_bootstrap_env_vars(), _TIMEOUT: self._timeout},
             headers={
                 "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
                 "Function-Execution-Id": session.context_data["run_id"],

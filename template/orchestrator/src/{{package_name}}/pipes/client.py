@@ -62,12 +62,15 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         message_reader: Brings the function's messages back.
         context_injector: Sends the Dagster context to the function; in the event, unless another is
             given.
-        timeout: The function's own timeout, in seconds: how long a call may take. Where the
-            connection is lost, the messages of the function are awaited for as long.
+        timeout: How long a call may take, in seconds, if that is less than the function's own
+            timeout: the function stops its task then. Where the connection is lost, the messages of
+            the function are awaited for as long.
         retry_timeout: Seconds for which a call is tried again that cannot have started any work:
             no connection could be made, or Google Cloud answered 429 or 503 for the function.
         implicit_materializations: Whether an asset that the function does not report is taken for
             materialized if the call succeeded.
+        max_log_lines: How many log lines of a call go into the event log, which takes about a
+            millisecond for each. Further ones go to the compute logs of the step.
         project: The Google Cloud project of the function, for the link to its logs.
         audience: Whom identity tokens are for; the function's root URL unless given.
         impersonate: The service account to call functions as, an e-mail address. Unless it is
@@ -82,6 +85,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         timeout: float = 3600.0,
         retry_timeout: float = 60.0,
         implicit_materializations: bool = False,
+        max_log_lines: int = 10_000,
         project: str | None = None,
         audience: str | None = None,
         impersonate: str | None = None,
@@ -91,6 +95,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         self._timeout = timeout
         self._retry_timeout = retry_timeout
         self.implicit_materializations = implicit_materializations
+        self._max_log_lines = max_log_lines
         self._project = project
         self._audience = audience
         self._impersonate = impersonate
@@ -142,7 +147,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         attempt = caller.call(
             event,
             build_context_data(context, extras=extras, run_tags=run_tags),
-            lambda: CloudFunctionMessageHandler(context, self._message_reader),
+            lambda: CloudFunctionMessageHandler(context, self._message_reader, self._max_log_lines),
         )
         metadata = describe(attempt, self._project)
         if problem := self._find_problem(context, attempt):
@@ -230,7 +235,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             return caller.call(
                 inputs,
                 for_partition(context, context_data, key),
-                lambda: PartitionMessageHandler(context, reader, key, leave),
+                lambda: PartitionMessageHandler(context, reader, self._max_log_lines, key, leave),
             )
 
         return self._run_partitions(context, session, caller, call, max_in_flight)

@@ -1,5 +1,8 @@
 """Keeps account of what the cloud function said during one call."""
 
+import logging
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from .context_data import Context
 from .dagster_internals import metadata_map_from_external
 
 _OBSERVATION = "gcp_pipes.asset_observation"  # as gcp_pipes/observation.py of the function says it
+_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}  # of Dagster
 
 
 class CloudFunctionMessageHandler(dg.PipesMessageHandler):
@@ -20,6 +24,8 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
     Args:
         context: The context of the asset or op.
         message_reader: Brings the messages.
+        max_log_lines: How many log lines of the call go into the event log. Further ones go to the
+            compute logs of the step.
 
     Attributes:
         params: Where the messages are: what the message reader tells the message writer.
@@ -29,20 +35,26 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
         has_closed: Whether the function has said that it has ended.
         exception: The exception that the function ended with, or None.
         observations: The asset observations that the function reported.
-        problems: What is wrong with the messages.
+        refused: What the function reported, and Dagster does not take: for each, why.
+        lost: What is known of messages that did not arrive.
         begun: Set when the function has begun, or is not to be waited for any longer.
         settled: The same, when it has ended.
     """
 
-    def __init__(self, context: Context, message_reader: dg.PipesMessageReader) -> None:
+    def __init__(
+        self, context: Context, message_reader: dg.PipesMessageReader, max_log_lines: int
+    ) -> None:
         super().__init__(context, message_reader)
+        self._max_log_lines = max_log_lines
+        self._log_lines = 0
         self.params: PipesParams = {}
         self.message_count = 0
         self.chunk_count = 0
         self.opened_extras: Mapping[str, Any] | None = None
         self.exception: PipesException | None = None
         self.observations: list[dg.AssetObservation] = []
-        self.problems: list[str] = []
+        self.refused: list[str] = []
+        self.lost: list[str] = []
         self.begun = threading.Event()
         self.settled = threading.Event()
         self.has_closed = False
@@ -69,7 +81,7 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
         Args:
             message: The next message that the function wrote.
         """
-        self.report(message)
+        self._report_or_refuse(message)
         self.remember(message)
 
     def report(self, message: PipesMessage) -> None:
@@ -77,12 +89,21 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
 
         Args:
             message: What the function wrote. An observation is only kept, among the `observations`.
+
+        Raises:
+            ValueError: Dagster does not take a metadata value.
         """
         params = message["params"] or {}
-        if message["method"] == "report_custom_message" and _is_observation(params["payload"]):
-            self.observations.append(_observation(**params["payload"][_OBSERVATION]))
-        else:
-            super().handle_message(message)
+        match message["method"]:
+            case "log":
+                self._log(_level(params.get("level")), params["message"])
+            case "report_custom_message" if _is_observation(params["payload"]):
+                self.observations.append(_observation(**params["payload"][_OBSERVATION]))
+            case "report_asset_materialization" | "report_asset_check":
+                _check_metadata(params.get("metadata") or {})
+                super().handle_message(message)
+            case _:
+                super().handle_message(message)
 
     def remember(self, message: PipesMessage) -> None:
         """Note what the message says of the call.
@@ -99,6 +120,31 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
             self.exception = params.get("exception")
             self.has_closed = True
             self.wait_no_longer()
+
+    def _log(self, level: str, text: str) -> None:
+        """Log a line in the run; one too many is written to the compute logs of the step."""
+        self._log_lines += 1
+        if self._log_lines <= self._max_log_lines:
+            self._context.log.log(level, text)
+            return
+        if self._log_lines == self._max_log_lines + 1:
+            self.warn(
+                f"The cloud function has logged {self._max_log_lines} lines. Those that follow are "
+                "in the compute logs of this step, in stderr. `max_log_lines` of the client is the "
+                "limit."
+            )
+        sys.stderr.write(f"{level} - {text}\n")
+
+    def _report_or_refuse(self, message: PipesMessage) -> None:
+        """Bring the message into the run, or remember why that was not possible, and say so."""
+        try:
+            self.report(message)
+        except Exception as error:
+            self.refused.append(
+                f"Dagster does not take what the task reported by {message['method']}: {error} "
+                f"Correct it in the task. It reported {message['params']!r:.500}."
+            )
+            self._context.log.error(self.refused[-1])
 
     def wait_no_longer(self) -> None:
         """Let whoever waits for messages go on."""
@@ -122,6 +168,7 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
     Args:
         context: The context of the asset.
         message_reader: Brings the messages.
+        max_log_lines: As for one call.
         partition_key: The partition.
         leave: Takes what is to be done in the step's own thread.
     """
@@ -130,10 +177,11 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
         self,
         context: Context,
         message_reader: dg.PipesMessageReader,
+        max_log_lines: int,
         partition_key: str,
         leave: Callable[[Callable[[], None]], None],
     ) -> None:
-        super().__init__(context, message_reader)
+        super().__init__(context, message_reader, max_log_lines)
         self._partition_key = partition_key
         self._leave = leave
 
@@ -144,7 +192,7 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
             message: The next message that the function wrote.
         """
         self.remember(message)
-        self._leave(lambda: self._report_or_complain(message))
+        self._leave(lambda: self._report_or_refuse(message))
 
     def report(self, message: PipesMessage) -> None:
         """Bring the message into the run, unless it says only that the call goes as it should.
@@ -159,6 +207,10 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
             case "log":
                 text = f"[{self._partition_key}] {params['message']}"
                 message = {**message, "params": {**params, "message": text}}
+            case "log_external_stream":
+                lines = params["text"].splitlines(keepends=True)
+                text = "".join(f"[{self._partition_key}] {line}" for line in lines)
+                message = {**message, "params": {**params, "text": text}}
             case "report_custom_message" if not _is_observation(params["payload"]):
                 text = f"[{self._partition_key}] The function says: {params['payload']}"
                 self._context.log.info(text)
@@ -182,11 +234,26 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
         """
         self._leave(lambda: self._context.log.warning(f"[{self._partition_key}] {text}"))
 
-    def _report_or_complain(self, message: PipesMessage) -> None:
+
+def _level(name: str | None) -> str:
+    """The level of Dagster's that is nearest to one of Python's logging, such as `Level 25`."""
+    name = (name or "INFO").upper()
+    number = logging.getLevelNamesMapping().get(name)
+    if number is None:
+        match = re.fullmatch(r"LEVEL (\d+)", name)
+        number = int(match[1]) if match else logging.INFO
+    return min(_LEVELS, key=lambda known: abs(_LEVELS[known] - number))
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    for key, value in metadata.items():
         try:
-            self.report(message)
+            metadata_map_from_external({key: value})
         except Exception as error:
-            self.problems.append(f"A message makes no sense: {error!r}. It is {message!r:.200}.")
+            raise ValueError(
+                f"The metadata value {key!r} is not of the type {value['type']!r}; it is "
+                f"{value['raw_value']!r:.200}."
+            ) from error
 
 
 def _is_observation(payload: Any) -> bool:

@@ -216,14 +216,17 @@ class _Reading:
         for line in chunk.split("\n"):
             try:
                 message = json.loads(line)
-                if self._is_next(message.get("number")):
-                    self._has_closed |= message["method"] == "closed"
+                is_closing = message["method"] == "closed"
+                is_next = self._is_next(message.get("number"))
+            except (ValueError, TypeError, KeyError) as error:
+                self._report_message(line, "could not be parsed", error)
+                continue
+            if is_next:
+                self._has_closed |= is_closing
+                try:
                     self._handler.handle_message(message)
-            except Exception as error:
-                self._report(
-                    f"A message in {self._place}{self._next_chunk}.json makes no sense: {error!r}. "
-                    f"It begins with {line[:200]!r}."
-                )
+                except Exception as error:
+                    self._report_message(line, "could not be handled", error)
 
     def _is_next(self, number: int | None) -> bool:
         """Whether a message is new. One without a number is taken as it comes."""
@@ -239,6 +242,12 @@ class _Reading:
             )
         self._next_number = number + 1
         return True
+
+    def _report_message(self, line: str, what_happened: str, error: Exception) -> None:
+        self._report(
+            f"A message in {self._place}{self._next_chunk}.json {what_happened}: {error!r}. It "
+            f"begins with {line[:200]!r}."
+        )
 
     def _report(self, problem: str) -> None:
         """Make the call fail because of `problem`, and say so in the run at once."""

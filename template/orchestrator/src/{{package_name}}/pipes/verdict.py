@@ -42,10 +42,12 @@ def find_problem(
         implicit_materializations: Whether an asset need not be reported as materialized.
     """
     failure = _find_failure(attempt)
-    if problems := attempt.handler.problems:
-        return "\n\n".join([failure or _LOST, *problems])
-    if failure is not None:
-        return failure
+    problems = [failure] if failure else []
+    problems += attempt.handler.refused
+    if attempt.handler.lost:
+        problems += [*([] if failure else [_LOST]), *attempt.handler.lost]
+    if problems:
+        return "\n\n".join(problems)
     return _find_silence(attempt.handler, no_messages_hint) or _find_difference(
         context, attempt.handler, implicit_materializations
     )
@@ -55,8 +57,10 @@ def _find_failure(attempt: Attempt) -> str | None:
     """What went wrong, by the function's own account or by its answer."""
     handler, answer = attempt.handler, attempt.answer
     if handler.exception is not None:
-        traceback = format_pipes_exception(handler.exception)
-        return f"The cloud function raised an exception.\n\n{traceback}"
+        return (
+            f"The cloud function raised an exception: {_first_line(handler.exception)}\n\n"
+            f"{format_pipes_exception(handler.exception)}"
+        )
     if answer.outcome is Outcome.LOST:
         if handler.has_closed:
             return None
@@ -150,7 +154,11 @@ def reason(attempt: Attempt, problem: str) -> str:
         problem: What `find_problem` returned.
     """
     exception = attempt.handler.exception
-    return (exception["message"].strip() if exception else problem).split("\n")[0]
+    return _first_line(exception) if exception else problem.split("\n")[0]
+
+
+def _first_line(exception: PipesException) -> str:
+    return exception["message"].strip().split("\n")[0]
 
 
 def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:
