@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from google.cloud import storage
@@ -23,12 +24,13 @@ def serve(source: Path, **environment: str) -> Iterator[str]:
         yield settings["FUNCTION_URL"]
 
 
-def make_client() -> PipesCloudFunctionClient:
+def make_client(**options: Any) -> PipesCloudFunctionClient:
     """A client that reads the messages from the emulated storage."""
     return PipesCloudFunctionClient(
         PipesCloudStorageMessageReader(
             bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client()
-        )
+        ),
+        **options,
     )
 
 

@@ -7,7 +7,11 @@ Runs in the orchestrator's environment of a rendered project: `make benchmark`.
 """
 
 import argparse
+import contextlib
+import io
 import os
+import random
+import re
 import shutil
 import statistics
 import time
@@ -23,6 +27,7 @@ from common import FUNCTIONS, QUIET, make_client, print_machine, serve
 from dagster_gcp.pipes import PipesGCSMessageReader
 from google.cloud import storage
 from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
+from my_data_platform.pipes import PipesCloudFunctionClient
 
 Body = Callable[[dg.OpExecutionContext], object]
 
@@ -32,7 +37,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rounds", type=int, default=30, help="calls of ours and of the floor")
     arguments.add_argument("--stock-rounds", type=int, default=5, help="calls of the stock pair")
-    arguments.add_argument("--lines", type=int, default=100_000, help="log lines of one call")
+    arguments.add_argument("--lines", type=int, default=20_000, help="log lines of one call")
     options = arguments.parse_args()
     for task in ("noop", "many_logs", "clock"):
         shutil.copy(FUNCTIONS / f"{task}.py", CLOUD_FUNCTION / "tasks" / f"{task}.py")
@@ -48,8 +53,10 @@ def main() -> None:
                 "main.py": CLOUD_FUNCTION / "main.py",  # ours, with its two log lines
             }.items()
         }
+        quiet = stack.enter_context(serve(CLOUD_FUNCTION / "main.py", FORWARD_OUTPUT="false"))
         print_machine()
         measure_calls(urls, options.rounds, options.stock_rounds)
+        measure_output(urls["main.py"], quiet, 10 * options.rounds)
         measure_first_line(urls["main.py"])
         measure_lines(urls["main.py"], options.lines)
 
@@ -115,6 +122,27 @@ def measure_calls(urls: dict[str, str], rounds: int, stock_rounds: int) -> None:
     print(f"stock / ours, added     {added['stock'] / added['ours']:8.1f}")
 
 
+def measure_output(forwarding: str, quiet: str, rounds: int) -> None:
+    """Time calls that print nothing, with and without what brings to Dagster what they print."""
+    client = make_client()
+    seconds: dict[str, list[float]] = {forwarding: [], quiet: []}
+
+    def calls(context: dg.OpExecutionContext) -> None:
+        def call(url: str, context: dg.OpExecutionContext) -> None:
+            client.run(context=context, function_url=url, event={"task": "noop"})
+
+        for _ in range(rounds):
+            for url in random.sample(list(seconds), len(seconds)):
+                seconds[url].append(timed(partial(call, url), context))
+
+    run_as_op(calls)
+    middle = {url: statistics.median(times) for url, times in seconds.items()}
+    print(f"\nA call that prints nothing (medians of {rounds})\n")
+    print(f"output forwarded        {1000 * middle[forwarding]:8.1f} ms")
+    print(f"FORWARD_OUTPUT=false    {1000 * middle[quiet]:8.1f} ms")
+    print(f"ratio                   {middle[forwarding] / middle[quiet]:8.3f}")
+
+
 def measure_first_line(url: str, rounds: int = 20) -> None:
     """Time how long a log line takes from the running function into the event log."""
     client = make_client()
@@ -132,31 +160,31 @@ def measure_first_line(url: str, rounds: int = 20) -> None:
 
 
 def measure_lines(url: str, lines: int) -> None:
-    """Time a call that logs many lines, beside Dagster's own logging of the same lines."""
-    client = make_client()
-
-    def call(count: int) -> Body:
-        event = {"task": "many_logs", "lines": count}
-        return lambda context: client.run(context=context, function_url=url, event=event)
-
-    def log(count: int) -> Body:
-        def log(context: dg.OpExecutionContext) -> None:
-            for number in range(count):
-                context.log.info(f"line {number}")
-
-        return log
-
-    run_as_op(log(100))  # warmed up
-    run_as_op(call(100))
-    alone, _ = run_as_op(log(lines))
-    through, logged = run_as_op(call(lines))
-    said = [entry.user_message for entry in logged]
-    arrived = [message for message in said if message.startswith("line ")]
+    """Time a call that logs many lines: with all of them in the event log, and with the limit."""
     print(f"\nA call that logs {lines} lines\n")
-    print(f"all arrived, in order   {arrived == [f'line {number}' for number in range(lines)]}")
-    print(f"whole call              {through:8.1f} s")
-    print(f"Dagster's logging alone {alone:8.1f} s")
-    print(f"share of the transport  {100 * (through - alone) / through:8.1f} %")
+    after = {}
+    for name, limit in (("all in the event log", lines + 2), ("with the limit", None)):
+        client = make_client() if limit is None else make_client(max_log_lines=limit)
+        ended = 0.0
+
+        def call(context: dg.OpExecutionContext, client: PipesCloudFunctionClient = client) -> None:
+            nonlocal ended
+            event = {"task": "many_logs", "lines": lines}
+            started = time.monotonic()
+            done = client.run(context=context, function_url=url, event=event)
+            inside = float(str(done.metadata["cloud_function_seconds"].value))
+            ended = time.monotonic() - started - inside
+
+        beyond = io.StringIO()
+        with contextlib.redirect_stderr(beyond):  # where a run has its compute logs
+            _, logged = run_as_op(call)
+        after[name] = ended
+        said = [entry.user_message for entry in logged] + re.findall("line .*", beyond.getvalue())
+        arrived = [message for message in said if re.fullmatch(r"line \d+", message)]
+        in_order = arrived == [f"line {number}" for number in range(lines)]
+        print(f"{name:24}{ended:8.1f} s after the function has ended; all, in order: {in_order}")
+    before, now = after.values()
+    print(f"ratio                   {before / now:8.1f}")
 
 
 def timed(body: Body, context: dg.OpExecutionContext) -> float:
