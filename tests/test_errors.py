@@ -9,7 +9,7 @@ from conftest import MODULES, TEMPLATE
 PAGE = TEMPLATE / "docs" / "reference" / "errors.md"
 
 # How the code tells errors: what it calls with them, and the statements in which they stand.
-CALLS = {"fault", "warn", "warning", "refuse", "append", "_report", "print", "__init__"}
+CALLS = {"fault", "warn", "warning", "error", "refuse", "append", "_report", "print", "__init__"}
 STATEMENTS = (ast.Raise, ast.Return, ast.Yield, ast.Assign)
 
 NO_ERRORS = {

@@ -149,7 +149,7 @@ def _log_uncaught(failed: threading.ExceptHookArgs) -> None:
     """Log the exception that ended a thread; Python prints it, except for SystemExit."""
     if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
         name = failed.thread.name if failed.thread else "unknown"
-        _logger.error("An exception ended the thread %s", name, exc_info=failed.exc_value)
+        _logger.error(f"An exception ended the thread {name}.", exc_info=failed.exc_value)
 
 
 class _ConsoleHandler(logging.StreamHandler[TextIO]):

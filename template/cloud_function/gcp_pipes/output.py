@@ -139,7 +139,7 @@ def capture_descriptors() -> None:
             try:
                 _tee = _Tee()
             except OSError as error:
-                _logger.warning("What libraries print does not reach Dagster: %s", error)
+                _logger.warning(f"What libraries print does not reach Dagster: {error}")
 
 
 def drain_descriptors() -> None:

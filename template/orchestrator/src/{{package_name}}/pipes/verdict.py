@@ -57,10 +57,8 @@ def _find_failure(attempt: Attempt) -> str | None:
     """What went wrong, by the function's own account or by its answer."""
     handler, answer = attempt.handler, attempt.answer
     if handler.exception is not None:
-        return (
-            f"The cloud function raised an exception: {_first_line(handler.exception)}\n\n"
-            f"{format_pipes_exception(handler.exception)}"
-        )
+        in_a_line = f"The cloud function raised an exception: {_first_line(handler.exception)}"
+        return f"{in_a_line}\n\n{format_pipes_exception(handler.exception)}"
     if answer.outcome is Outcome.LOST:
         if handler.has_closed:
             return None
