@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from typing import Self
 
 import dagster as dg
+import requests
 from dagster_pipes import DagsterPipesError, PipesParams
 from google.api_core.exceptions import NotFound
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.adapters import DEFAULT_POOLSIZE, BaseAdapter, HTTPAdapter
 
 from .message_handler import CloudFunctionMessageHandler
 
@@ -27,6 +29,7 @@ _ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 _FIRST_INTERVAL = 0.005  # seconds, doubled with every look until it is the interval asked for
 _INTERVAL_OF_EACH = 0.1  # seconds, for each of many calls at once: so there are ten looks a second
+_MOST_CONNECTIONS = 1_000  # kept to Cloud Storage: one for each of as many calls at once
 _LONGEST_INTERVAL = 30.0  # seconds, however many they are
 _PROBLEMS_TOLD = 10  # of one call: what is wrong with one message is often wrong with all
 
@@ -41,7 +44,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
 
     Args:
         bucket: Name of the bucket that the function writes messages to, without `gs://`.
-        client: The Cloud Storage client to read with.
+        client: The Cloud Storage client to read with. It keeps its connections until it is closed.
         interval: Longest time, in seconds, between two looks for the next chunk while the function
             runs. When the call has returned, what is left is read without any wait.
     """
@@ -51,6 +54,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         self.client = client
         self.interval = interval
         self.first_interval = min(_FIRST_INTERVAL, interval)
+        _keep_connections(client._http)  # it has no public name, and is how Google's guides do this
 
     def for_many_calls(self, count: int) -> Self:
         """The same reader, for calls that look less often the more of them there are at once.
@@ -262,3 +266,26 @@ class _Reading:
             self._handler.report_pipes_framework_exception(
                 type(self._reader).__name__, sys.exc_info()
             )
+
+
+def _keep_connections(session: object) -> None:
+    """Let a session keep a connection for each thread that reads, where its makers chose no number.
+
+    By default it keeps ten to a host: with more calls at once, it would open and close a connection
+    for each read, and warn each time that its pool is full. So it is for requests of access tokens.
+
+    Args:
+        session: What a Cloud Storage client makes its requests with.
+    """
+    if not isinstance(session, requests.Session):
+        return
+    # All adapters at once: other threads may be making requests.
+    session.adapters = {prefix: _widened(each) for prefix, each in session.adapters.items()}
+    _keep_connections(getattr(session, "_auth_request_session", None))
+
+
+def _widened(adapter: BaseAdapter) -> BaseAdapter:
+    if type(adapter) is not HTTPAdapter or vars(adapter)["_pool_maxsize"] != DEFAULT_POOLSIZE:
+        return adapter
+    adapter.close()
+    return HTTPAdapter(pool_maxsize=_MOST_CONNECTIONS, max_retries=adapter.max_retries)
