@@ -410,3 +410,26 @@ def materialize(
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         **options,
     )
+
+
+def test_an_asset_of_the_component_runs_in_a_job_with_a_hook_and_by_a_direct_call(
+    resources: Resources, instance: dg.DagsterInstance
+) -> None:
+    heard: list[str] = []
+
+    @dg.success_hook
+    def tell(context: dg.HookContext) -> None:
+        heard.append(context.step_key)
+
+    with loaded(ONE) as (_, definitions):
+        job = dg.define_asset_job("job", [dg.AssetKey("thing")], hooks={tell})
+        with_job = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job]))
+        bound = dg.Definitions.merge(with_job, dg.Definitions(resources=resources))
+        run = bound.resolve_job_def("job").execute_in_process(instance=instance)
+        [asset] = assets(definitions)
+        directly: Any = asset
+        [result] = list(directly(context=dg.build_asset_context(resources=dict(resources))))
+
+    assert run.success
+    assert heard == ["thing"]
+    assert result.asset_key == dg.AssetKey("thing")

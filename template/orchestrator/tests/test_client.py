@@ -69,6 +69,7 @@ def test_a_function_that_cannot_be_reached_fails_the_step(
     ("answer", "reason"),
     [
         ((403, b"<html>Forbidden</html>"), "answered 403: Forbidden. The request carried no"),
+        ((302, b""), "answered 302: Found, a redirect without a target. Redirects are not"),
         ((404, b""), "404: Not Found. Is FUNCTION_URL the function's own URL"),
         ((500, json.dumps({"error": "out of luck"}).encode()), "answered 500: out of luck"),
         ((200, b"OK"), "no message came. Looked for messages in gs://"),

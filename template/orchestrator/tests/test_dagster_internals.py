@@ -126,6 +126,54 @@ def test_the_context_of_a_run_is_what_pipes_expects(
     assert data["extras"] == {"a": 1}
 
 
+def test_the_outputs_of_an_op_are_the_assets_and_checks_that_it_yields(
+    dagster_internals: ModuleType, instance: dg.DagsterInstance
+) -> None:
+    found: dict[str, object] = {}
+
+    @dg.op
+    def prepare(context: dg.OpExecutionContext) -> int:
+        found["prepare"] = dagster_internals.keys_of_outputs(context)
+        return 1
+
+    @dg.op
+    def make(context: dg.OpExecutionContext, prepared: int) -> int:
+        found["make"] = dagster_internals.keys_of_outputs(context)
+        return prepared
+
+    @dg.graph_asset
+    def made() -> Any:
+        return make(prepare())
+
+    @dg.asset_check(asset=made)
+    def good(context: dg.OpExecutionContext) -> dg.AssetCheckResult:
+        found["good"] = dagster_internals.keys_of_outputs(context)
+        return dg.AssetCheckResult(passed=True)
+
+    job = dg.define_asset_job("job", dg.AssetSelection.all() | dg.AssetSelection.all_asset_checks())
+    definitions = dg.Definitions(assets=[made], asset_checks=[good], jobs=[job])
+    assert definitions.resolve_job_def("job").execute_in_process(instance=instance).success
+
+    check = dg.AssetCheckKey(made.key, "good")
+    assert found == {"prepare": set(), "make": {made.key}, "good": {check}}
+
+
+def test_a_direct_call_is_known(
+    dagster_internals: ModuleType, instance: dg.DagsterInstance
+) -> None:
+    found: list[object] = []
+
+    @dg.asset
+    def asset(context: dg.AssetExecutionContext) -> None:
+        found.append(dagster_internals.is_called_directly(context))
+        found.append(dagster_internals.is_called_directly(context.op_execution_context))
+
+    asset(dg.build_asset_context())
+    materialize(instance, asset)
+
+    assert found == [True, True, False, False]
+
+
 def test_metadata_of_pipes_becomes_dagsters(dagster_internals: ModuleType) -> None:
     external = {
         "rows": {"raw_value": 1, "type": "int"},

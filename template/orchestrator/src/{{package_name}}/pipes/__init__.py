@@ -4,12 +4,9 @@
 `defs/`.
 """
 
-from .client import (
-    PipesCloudFunctionClient,
-    PipesCloudFunctionError,
-    PipesCloudFunctionEventContextInjector,
-)
+from .client import PipesCloudFunctionClient, PipesCloudFunctionEventContextInjector
 from .message_reader import PipesCloudStorageMessageReader
+from .verdict import PipesCloudFunctionError
 
 __all__ = [
     "PipesCloudFunctionClient",

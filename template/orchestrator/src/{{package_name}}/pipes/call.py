@@ -1,19 +1,20 @@
 """One call of a cloud function: attempts, until one may have started work, and all that it said."""
 
+import json
 import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import dagster as dg
 import requests
 from dagster_pipes import DagsterPipesError, PipesContextData
 
-from .context_data import Context
+from .context_data import StepContext
+from .event import request_body
 from .identity import explain_refusal
 from .invocation import CloudFunctionAnswer, Outcome, cut_connections, invoke_cloud_function
 from .message_handler import CloudFunctionMessageHandler
@@ -77,7 +78,7 @@ class CloudFunctionCaller:
 
     def __init__(
         self,
-        context: Context,
+        context: StepContext,
         function_url: str,
         http_session: requests.Session,
         context_injector: dg.PipesContextInjector,
@@ -99,7 +100,7 @@ class CloudFunctionCaller:
 
     def call(
         self,
-        event: Mapping[str, Any],
+        event: bytes,
         context_data: PipesContextData,
         make_handler: Callable[[], CloudFunctionMessageHandler],
     ) -> Attempt:
@@ -109,7 +110,7 @@ class CloudFunctionCaller:
         answer is lost, the function's messages decide.
 
         Args:
-            event: The task's inputs.
+            event: The task's inputs, as `serialize` of `event` returned them.
             context_data: The Pipes context.
             make_handler: Makes the message handler of each attempt.
 
@@ -143,7 +144,7 @@ class CloudFunctionCaller:
         answer = invoke_cloud_function(
             self._http_session,
             url=self._function_url,
-            data={_CANCEL: calls},
+            data=json.dumps({_CANCEL: calls}).encode(),
             headers={},
             timeout=TIME_TO_CANCEL,
         )
@@ -163,7 +164,7 @@ class CloudFunctionCaller:
     def _attempt(
         self,
         number: int,
-        event: Mapping[str, Any],
+        event: bytes,
         context_data: PipesContextData,
         handler: CloudFunctionMessageHandler,
     ) -> Attempt:
@@ -197,15 +198,13 @@ class CloudFunctionCaller:
                 self._last_work = time.monotonic()
         return attempt
 
-    def _ask(
-        self, event: Mapping[str, Any], session: dg.PipesSession, trace: str
-    ) -> CloudFunctionAnswer:
+    def _ask(self, event: bytes, session: dg.PipesSession, trace: str) -> CloudFunctionAnswer:
         if self._stopping.is_set():  # since `cancel`, which did not know of this call
             return CloudFunctionAnswer(Outcome.NOT_STARTED, None, "The step has ended.", 0.0)
         return invoke_cloud_function(
             self._http_session,
             url=self._function_url,
-            data={**event, **session.get_bootstrap_env_vars(), _TIMEOUT: self._timeout},
+            data=request_body(event, {**session.get_bootstrap_env_vars(), _TIMEOUT: self._timeout}),
             headers={
                 "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
                 "Function-Execution-Id": session.context_data["run_id"],

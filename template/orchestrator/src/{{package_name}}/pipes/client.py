@@ -6,42 +6,52 @@ answer while messages arrive (all of this in `call.py`), and then judges by both
 has succeeded (`verdict.py`).
 """
 
-import json
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 import dagster as dg
 import requests
-from dagster_pipes import PipesExtras
+from dagster_pipes import PipesContextData, PipesExtras
 
 from .call import Attempt, CloudFunctionCaller
-from .context_data import Context, build_context_data, for_partition, required_assets
+from .context_data import (
+    Context,
+    StepContext,
+    assets_of_step,
+    build_context_data,
+    checks_of_step,
+    for_partition,
+    required_assets,
+)
 from .dagster_internals import TreatAsResourceParam
+from .event import Event, EventError, serialize
 from .fan_out import Call, EndedCall, FanOut, Report
 from .identity import IdentityError, http_session, root_url
 from .message_handler import CloudFunctionMessageHandler, PartitionMessageHandler
 from .message_reader import PipesCloudStorageMessageReader
 from .partition_results import PartitionEvent, PartitionResults, missing_partitions
-from .verdict import describe, find_problem, is_out_of_reach, reason, summarize
-
-Event = Mapping[str, Any]
-"""The inputs of a task: a JSON object."""
+from .results import CompletedCall
+from .verdict import (
+    PipesCloudFunctionError,
+    describe,
+    find_missing_results,
+    find_problem,
+    is_out_of_reach,
+    reason,
+    summarize,
+)
 
 _MUST_RETURN_RESULTS = (
     "The results of PipesCloudFunctionClient.run were not returned. End the asset with `return "
-    "client.run(...).get_materialize_result()`, or with `.get_results()` for several assets."
+    "client.run(...).get_materialize_result()`, a check with `.get_asset_check_result()`, and what "
+    "has several, or observes, with `yield from client.run(...).get_results()`."
 )
 _MUST_YIELD_RESULTS = (
     "The results of PipesCloudFunctionClient.run_partitions were not yielded. End the asset with "
     "`yield from client.run_partitions(...)`."
 )
-
-
-class PipesCloudFunctionError(dg.Failure):
-    """A call of a cloud function did not do what it was to do. It fails the step."""
 
 
 class PipesCloudFunctionEventContextInjector(dg.PipesEnvContextInjector):
@@ -112,7 +122,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         run_tags: Sequence[str] = (),
         timeout: float | None = None,
         retry_timeout: float | None = None,
-    ) -> dg.PipesClientCompletedInvocation:
+    ) -> CompletedCall:
         """Call the function and wait until it is done. Its log lines appear while it works.
 
         A call that cannot have started any work is made again. One that may have is not: if its
@@ -120,7 +130,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         told to end its work.
 
         Args:
-            context: The context of the asset or op.
+            context: The context of the asset, the asset check, or the op.
             function_url: The function's URL. A request to https carries an identity token.
             event: The task's inputs: a JSON object.
             extras: More values for the function's Pipes context, there to be found as
@@ -131,35 +141,33 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             retry_timeout: As for the client, for this call.
 
         Returns:
-            What the function reported. Return it from the asset, by `.get_materialize_result()`, or
-            by `.get_results()` for several assets.
+            What the function reported. Return it from the asset, by `.get_materialize_result()`,
+            from an asset check by `.get_asset_check_result()`, and yield it by `.get_results()`
+            where there are several, or observations.
 
         Raises:
-            PipesCloudFunctionError: The function could not be called, failed, did not say how it
-                ended, did not report every asset and every check of the step, or some of its
-                messages were lost.
+            PipesCloudFunctionError: The event could not be sent, the function could not be called,
+                failed, did not say how it ended, did not report every asset and every check of the
+                step, or some of its messages were lost.
         """
-        _refuse_unusable_event(event)
-        _insist_on_results(context, _MUST_RETURN_RESULTS)
+        step = context.op_execution_context
+        context_data = build_context_data(step, extras=extras, run_tags=run_tags)
+        body = self._serialize(event, context_data)
+        _insist_on_results(step, _MUST_RETURN_RESULTS)
         caller = self._make_caller(
-            context, function_url, self._http_session(function_url), timeout, retry_timeout
+            step, function_url, self._http_session(function_url), timeout, retry_timeout
         )
         attempt = caller.call(
-            event,
-            build_context_data(context, extras=extras, run_tags=run_tags),
-            lambda: CloudFunctionMessageHandler(context, self._message_reader, self._max_log_lines),
+            body,
+            context_data,
+            lambda: CloudFunctionMessageHandler(step, self._message_reader, self._max_log_lines),
         )
-        metadata = describe(attempt, self._project)
-        if problem := self._find_problem(context, attempt):
-            raise PipesCloudFunctionError(f"{problem}\n\n{summarize(metadata)}", metadata=metadata)
-        for observation in attempt.handler.observations:
-            context.log_event(observation)
-        return dg.PipesClientCompletedInvocation(attempt.session, metadata=metadata)
+        return self._judge(step, attempt)
 
     def run_partitions(
         self,
         *,
-        context: dg.AssetExecutionContext,
+        context: Context,
         function_url: str,
         event: Event | Callable[[str], Event],
         extras: PipesExtras | None = None,
@@ -201,44 +209,43 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             PipesCloudFunctionError: `max_in_flight` is less than 1; or, while results are yielded,
                 the function could not be called, or partitions failed.
         """
-        _insist_on_results(context, _MUST_YIELD_RESULTS)
+        step = context.op_execution_context
+        _insist_on_results(step, _MUST_YIELD_RESULTS)
         if max_in_flight < 1:
             raise PipesCloudFunctionError(
                 f"max_in_flight must be 1 or more; it is {max_in_flight}.", allow_retries=False
             )
         make_event = event if callable(event) else lambda _: event
-        if not context.has_partition_key_range:
+        if not step.has_partition_key_range:
             done = self.run(
-                context=context,
+                context=step,
                 function_url=function_url,
-                event=make_event(context.partition_key),
+                event=make_event(step.partition_key),
                 extras=extras,
                 run_tags=run_tags,
                 timeout=timeout,
                 retry_timeout=retry_timeout,
             )
-            log_custom_messages(context, done)
-            implicit = self.implicit_materializations
+            log_custom_messages(step, done)
             # A generator: Dagster takes no other iterator from an asset that returns it.
-            return (each for each in done.get_results(implicit_materializations=implicit))
+            return (each for each in done.get_results())
         # Connections of their own, for they are cut if the step is interrupted.
         session = self._open_http_session(function_url)
-        caller = self._make_caller(context, function_url, session, timeout, retry_timeout)
-        context_data = build_context_data(context, extras=extras, run_tags=run_tags)
+        caller = self._make_caller(step, function_url, session, timeout, retry_timeout)
+        context_data = build_context_data(step, extras=extras, run_tags=run_tags)
         reader = self._message_reader
         if isinstance(reader, PipesCloudStorageMessageReader):
-            reader = reader.for_many_calls(min(max_in_flight, len(context.partition_keys)))
+            reader = reader.for_many_calls(min(max_in_flight, len(step.partition_keys)))
 
         def call(key: str, leave: Callable[[Report], None]) -> Attempt:
-            inputs = make_event(key)
-            _refuse_unusable_event(inputs)
+            of_partition = for_partition(step, context_data, key)
             return caller.call(
-                inputs,
-                for_partition(context, context_data, key),
-                lambda: PartitionMessageHandler(context, reader, self._max_log_lines, key, leave),
+                self._serialize(make_event(key), of_partition),
+                of_partition,
+                lambda: PartitionMessageHandler(step, reader, self._max_log_lines, key, leave),
             )
 
-        return self._run_partitions(context, session, caller, call, max_in_flight)
+        return self._run_partitions(step, session, caller, call, max_in_flight)
 
     def close(self) -> None:
         """Close the connections. The client can be used again: it then opens new ones."""
@@ -246,9 +253,31 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             while self._sessions:
                 self._sessions.popitem()[1].close()
 
+    def _serialize(self, event: Event, context_data: PipesContextData) -> bytes:
+        is_in_body = isinstance(self._context_injector, dg.PipesEnvContextInjector)
+        try:
+            return serialize(event, context_data if is_in_body else None)
+        except EventError as error:
+            raise PipesCloudFunctionError(str(error), allow_retries=False) from error
+
+    def _judge(self, context: StepContext, attempt: Attempt) -> CompletedCall:
+        """Judge a call that does all the work of the step, and log what it observed."""
+        metadata = describe(attempt, self._project)
+        if problem := self._find_problem(context, attempt):
+            raise PipesCloudFunctionError(f"{problem}\n\n{summarize(metadata)}", metadata=metadata)
+        for observation in attempt.handler.observations:
+            context.log_event(observation)
+        return self._completed(context, attempt, metadata)
+
+    def _completed(
+        self, context: StepContext, attempt: Attempt, metadata: dict[str, dg.MetadataValue]
+    ) -> CompletedCall:
+        implicit = self.implicit_materializations
+        return CompletedCall(context, attempt, metadata, implicit_materializations=implicit)
+
     def _run_partitions(
         self,
-        context: Context,
+        context: StepContext,
         session: requests.Session,
         caller: CloudFunctionCaller,
         call: Call,
@@ -268,29 +297,33 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             raise PipesCloudFunctionError(results.problem, metadata=results.metadata)
 
     def _conclude(
-        self, context: Context, results: PartitionResults, ended: EndedCall
+        self, context: StepContext, results: PartitionResults, ended: EndedCall
     ) -> Iterator[PartitionEvent]:
         """Judge the call for a partition, and yield what comes of it."""
         attempt = ended.outcome
+        if isinstance(attempt, PipesCloudFunctionError):  # the event could not be sent
+            results.fail(ended.partition_key, str(attempt), str(attempt))
+            return
         if isinstance(attempt, Exception):
             in_a_line = f"The call could not be made: {attempt!r}"
             text = "".join([in_a_line, "\n\n", *traceback.format_exception(attempt)])
             results.fail(ended.partition_key, text, in_a_line)
             return
         metadata = describe(attempt, self._project)
-        if problem := self._find_problem(context, attempt):
+        problem = self._find_problem(context, attempt) or find_missing_results(
+            context, attempt.handler, self.implicit_materializations
+        )
+        if problem:
             text = f"{problem}\n\n{summarize(metadata)}"
             results.fail(ended.partition_key, text, reason(attempt, problem))
             return
         yield from results.succeed(
             ended.partition_key,
-            attempt.session.get_results(
-                implicit_materializations=self.implicit_materializations, metadata=metadata
-            ),
+            self._completed(context, attempt, metadata).get_results(),
             attempt.handler.observations,
         )
 
-    def _find_problem(self, context: Context, attempt: Attempt) -> str | None:
+    def _find_problem(self, context: StepContext, attempt: Attempt) -> str | None:
         return find_problem(
             context,
             attempt,
@@ -300,7 +333,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
     def _make_caller(
         self,
-        context: Context,
+        context: StepContext,
         function_url: str,
         session: requests.Session,
         timeout: float | None,
@@ -346,18 +379,12 @@ def log_custom_messages(context: Context, done: dg.PipesClientCompletedInvocatio
         context.log.info(f"The function says: {payload}")
 
 
-def _insist_on_results(context: Context, otherwise: str) -> None:
-    """Make the step fail where it leaves an asset out, unless one may be left out."""
-    if context.has_assets_def and required_assets(context) == context.selected_asset_keys:
+def _insist_on_results(context: StepContext, otherwise: str) -> None:
+    """Make the step fail where it leaves out what it has to yield, unless some may be left out.
+
+    An op that only prepares the work on an asset has nothing to yield but its own output.
+    """
+    assets = assets_of_step(context)
+    yields = assets | checks_of_step(context)
+    if yields and assets == required_assets(context):
         context.set_requires_typed_event_stream(error_message=otherwise)
-
-
-def _refuse_unusable_event(event: Event) -> None:
-    for name, value in event.items():
-        try:
-            json.dumps({name: value}, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise PipesCloudFunctionError(
-                f"The event must be a JSON object, and its input {name!r} is no JSON: {error}.",
-                allow_retries=False,
-            ) from error

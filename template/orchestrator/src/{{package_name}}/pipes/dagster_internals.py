@@ -5,8 +5,10 @@ name, or change what it does. `tests/test_dagster_internals.py` tells, and this 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
+from dagster_pipes import PipesMessage
 
 try:
     from dagster._core.definitions.data_version import compute_logical_data_version
@@ -14,6 +16,7 @@ try:
     from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
     from dagster._core.definitions.resource_annotation import TreatAsResourceParam
     from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
+    from dagster._core.execution.context.invocation import BaseDirectExecutionContext
     from dagster._core.execution.plan.execute_step import (
         _build_data_version_tags,
         _get_code_version,
@@ -28,8 +31,11 @@ except ImportError as error:
 
 __all__ = [
     "NO_FURTHER_EVENT",
+    "MessageHandler",
     "TreatAsResourceParam",
     "build_external_execution_context_data",
+    "is_called_directly",
+    "keys_of_outputs",
     "materialization_tags",
     "metadata_map_from_external",
     "upstream_data_versions",
@@ -45,14 +51,73 @@ that has this metadata, which it uses itself for assets that report their own ob
 """
 
 
-def upstream_data_versions(
-    context: dg.OpExecutionContext | dg.AssetExecutionContext,
-) -> dict[dg.AssetKey, str]:
+class MessageHandler(dg.PipesMessageHandler):
+    """Dagster's message handler, which also works where an asset or op is called directly.
+
+    There is no step then whose events could be in an event log.
+    """
+
+    def handle_message(self, message: PipesMessage) -> None:
+        """Handle a message. Of an exception of the function, only the caller hears.
+
+        Args:
+            message: The next message that the function wrote.
+        """
+        if message["method"] == "closed" and is_called_directly(self._context):
+            message = {**message, "params": {}}
+        super().handle_message(message)
+
+    def report_pipes_framework_exception(self, origin: str, exc_info: Any) -> None:
+        """Report that something is wrong with the messages.
+
+        Args:
+            origin: Who noticed: the name of the message reader's class.
+            exc_info: What is wrong, as `sys.exc_info()` returns it.
+        """
+        if is_called_directly(self._context):
+            self._context.log.error(f"[pipes] framework exception in {origin}: {exc_info[1]}")
+        else:
+            super().report_pipes_framework_exception(origin, exc_info)
+
+
+def is_called_directly(context: object) -> bool:
+    """Whether an asset or op is called like a function, without a run: as in a unit test.
+
+    Args:
+        context: Its context.
+    """
+    return isinstance(context, BaseDirectExecutionContext)
+
+
+def keys_of_outputs(context: dg.OpExecutionContext) -> set[dg.AssetKey | dg.AssetCheckKey]:
+    """The selected assets and checks that are outputs of the step itself.
+
+    Those of an op in a graph-backed asset are not all of the asset's, or none.
+
+    Args:
+        context: The context of the op.
+    """
+    if not context.has_assets_def:
+        return set()
+    selected: set[dg.AssetKey | dg.AssetCheckKey] = {
+        *context.selected_asset_keys,
+        *context.selected_asset_check_keys,
+    }
+    if is_called_directly(context):
+        return selected
+    layer, node = context.job_def.asset_layer, context.node_handle
+    outputs = context.op_def.output_defs
+    return selected & {layer.get_entity_key_for_node_output(node, each.name) for each in outputs}
+
+
+def upstream_data_versions(context: dg.OpExecutionContext) -> dict[dg.AssetKey, str]:
     """The data versions that the assets upstream of the step's own had when the step began.
 
     Args:
         context: The context of the assets.
     """
+    if is_called_directly(context):
+        return {}
     step = context.get_step_execution_context()
     return {
         upstream: found["data_version"].value
@@ -63,7 +128,7 @@ def upstream_data_versions(
 
 
 def materialization_tags(
-    context: dg.OpExecutionContext | dg.AssetExecutionContext,
+    context: dg.OpExecutionContext,
     asset_key: dg.AssetKey,
     partition_key: str,
     data_version: dg.DataVersion | None,
@@ -81,6 +146,8 @@ def materialization_tags(
         data_version: What the function said; if it is None, the version follows from those of the
             code and of what is upstream.
     """
+    if is_called_directly(context):
+        return {} if data_version is None else {"dagster/data_version": data_version.value}
     step = context.get_step_execution_context()
     step.wipe_input_asset_version_info(asset_key)  # for what depends on it, to see this one
     code_version = _get_code_version(asset_key, step)

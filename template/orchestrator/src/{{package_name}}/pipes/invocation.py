@@ -1,5 +1,6 @@
 """The HTTP request that calls a cloud function, and what its answer means."""
 
+import re
 import socket
 import sys
 import time
@@ -8,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+from urllib.parse import urljoin
 from weakref import WeakKeyDictionary
 
 import requests
@@ -21,6 +23,11 @@ _CONNECT_TIMEOUT = 10.0  # seconds
 _MOST_CONNECTIONS = 1_000  # kept for further calls, to one host
 _LONGEST_SILENCE = 1.0  # seconds between two calls on a connection; gunicorn closes it after two
 _ERROR_TEXT_LIMIT = 2_000  # characters
+_SIGN_IN = (
+    "That is a Google sign-in page: Identity-Aware Proxy, or another sign-in, protects the URL "
+    "that was called."
+)
+_SIGN_IN_PAGE = r"https://(accounts\.google\.com|iap\.googleapis\.com)(/|$)"
 
 if sys.platform == "darwin":
     _IDLE_TIME = socket.TCP_KEEPALIVE
@@ -135,23 +142,27 @@ def invoke_cloud_function(
     session: requests.Session,
     *,
     url: str,
-    data: Mapping[str, Any],
+    data: bytes,
     headers: Mapping[str, str],
     timeout: float,
 ) -> CloudFunctionAnswer:
-    """Post `data` to the function at `url` as JSON.
+    """Post `data` to the function at `url`, and nothing to where that may redirect the request.
 
     Args:
         session: The session to send the request with.
         url: The function's URL.
-        data: The event: a JSON object.
+        data: The body: a JSON object.
         headers: Headers to send, beside the usual ones.
         timeout: Seconds to wait for the answer.
     """
     started = time.monotonic()
     try:
         response = session.post(
-            url, json=data, headers=headers, timeout=(_CONNECT_TIMEOUT, timeout)
+            url,
+            data=data,
+            headers={"Content-Type": "application/json", **headers},
+            timeout=(_CONNECT_TIMEOUT, timeout),
+            allow_redirects=False,  # the POST would become a GET without a body
         )
     except requests.RequestException as error:
         outcome = Outcome.NOT_STARTED if _never_connected(error) else Outcome.LOST
@@ -159,10 +170,12 @@ def invoke_cloud_function(
     except GoogleAuthError as error:  # an expired or refused token could not be replaced
         problem = f"no identity token could be had: {error}"
         return CloudFunctionAnswer(Outcome.NOT_STARTED, None, problem, time.monotonic() - started)
-    error_text = None if response.ok else _error_text(response)
-    return CloudFunctionAnswer(
-        _outcome(response.status_code), response.status_code, error_text, time.monotonic() - started
-    )
+    except ValueError as error:  # requests reads the target of a redirect that it does not follow
+        problem = f"the target of a redirect could not be parsed: {error}."
+        return CloudFunctionAnswer(Outcome.ANSWERED, None, problem, time.monotonic() - started)
+    status = response.status_code
+    error_text = None if 200 <= status < 300 else _error_text(response)
+    return CloudFunctionAnswer(_outcome(status), status, error_text, time.monotonic() - started)
 
 
 def _outcome(status: int) -> Outcome:
@@ -188,6 +201,8 @@ def _error_text(response: requests.Response) -> str:
 
     Google's front end answers with a page for browsers; what it refuses a token for is in a header.
     """
+    if is_redirect(response.status_code):
+        return _redirect_text(response)
     if challenge := response.headers.get("WWW-Authenticate"):
         return f"{response.reason} ({challenge})."
     if response.text.lstrip().startswith("<"):
@@ -196,3 +211,27 @@ def _error_text(response: requests.Response) -> str:
         return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
         return response.text[:_ERROR_TEXT_LIMIT] or f"{response.reason}."
+
+
+def is_redirect(status: int | None) -> bool:
+    """Whether a response with this status is none of the function, but leads elsewhere.
+
+    Args:
+        status: The HTTP status; None if there was no response.
+    """
+    return status is not None and 300 <= status < 400
+
+
+def _redirect_text(response: requests.Response) -> str:
+    """Where a request was redirected to."""
+    location = response.headers.get("Location")
+    if not location:
+        return f"{response.reason}, a redirect without a target."
+    try:
+        target = urljoin(response.url, location)
+    except ValueError:  # it is no URL
+        target = location
+    text = f"{response.reason}, a redirect to {target[:_ERROR_TEXT_LIMIT]}."
+    if re.match(_SIGN_IN_PAGE, target) or "X-Goog-IAP-Generated-Response" in response.headers:
+        text = f"{text} {_SIGN_IN}"
+    return text

@@ -11,14 +11,14 @@ from typing import Any
 import dagster as dg
 from dagster_pipes import PipesException, PipesMessage, PipesParams
 
-from .context_data import Context
-from .dagster_internals import metadata_map_from_external
+from .context_data import StepContext
+from .dagster_internals import MessageHandler, metadata_map_from_external
 
 _OBSERVATION = "gcp_pipes.asset_observation"  # as gcp_pipes/observation.py of the function says it
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}  # of Dagster
 
 
-class CloudFunctionMessageHandler(dg.PipesMessageHandler):
+class CloudFunctionMessageHandler(MessageHandler):
     """Dagster's message handler, which also remembers how much came, and how the function ended.
 
     Args:
@@ -42,7 +42,7 @@ class CloudFunctionMessageHandler(dg.PipesMessageHandler):
     """
 
     def __init__(
-        self, context: Context, message_reader: dg.PipesMessageReader, max_log_lines: int
+        self, context: StepContext, message_reader: dg.PipesMessageReader, max_log_lines: int
     ) -> None:
         super().__init__(context, message_reader)
         self._max_log_lines = max_log_lines
@@ -175,7 +175,7 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
 
     def __init__(
         self,
-        context: Context,
+        context: StepContext,
         message_reader: dg.PipesMessageReader,
         max_log_lines: int,
         partition_key: str,

@@ -8,8 +8,9 @@ from typing import Any
 
 import dagster as dg
 
-from .context_data import Context, required_assets
-from .dagster_internals import NO_FURTHER_EVENT, materialization_tags
+from .context_data import StepContext, checks_of_step, is_observable, required_assets
+from .dagster_internals import NO_FURTHER_EVENT, is_called_directly, materialization_tags
+from .results import Result
 from .verdict import check_key
 
 PartitionEvent = (
@@ -18,6 +19,7 @@ PartitionEvent = (
     | dg.AssetCheckEvaluation
     | dg.AssetCheckResult
     | dg.MaterializeResult[Any]
+    | dg.ObserveResult
     | dg.Output[None]
 )
 """What a step yields that does the work of many partitions."""
@@ -36,11 +38,12 @@ class PartitionResults:
         partition_keys: The partitions that there are calls for.
     """
 
-    def __init__(self, context: Context, partition_keys: Sequence[str]) -> None:
+    def __init__(self, context: StepContext, partition_keys: Sequence[str]) -> None:
         self._context = context
         self._partition_keys = partition_keys
-        self._checks = {key: _Check(context, key) for key in context.selected_asset_check_keys}
-        self._materialized: set[dg.AssetKey] = set()
+        self._checks = {key: _Check(context, key) for key in checks_of_step(context)}
+        self._is_observable = is_observable(context)
+        self._reported: set[dg.AssetKey] = set()
         self._succeeded: set[str] = set()
         self._failed: dict[str, str] = {}
         self._told = time.monotonic()
@@ -48,7 +51,7 @@ class PartitionResults:
     def succeed(
         self,
         partition_key: str,
-        results: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult],
+        results: Sequence[Result],
         observations: Sequence[dg.AssetObservation],
     ) -> Iterator[PartitionEvent]:
         """The events of a partition whose call did all that it was to do.
@@ -61,10 +64,13 @@ class PartitionResults:
         self._succeeded.add(partition_key)
         yield from observations
         for result in results:
-            if isinstance(result, dg.MaterializeResult):
-                yield self._materialization(partition_key, result)
-            else:
+            if isinstance(result, dg.AssetCheckResult):
                 yield from self._check(partition_key, result)
+                continue
+            assert result.asset_key is not None  # noqa: S101  # no function can report without it
+            self._reported.add(result.asset_key)
+            if isinstance(result, dg.MaterializeResult):
+                yield self._asset_event(partition_key, result.asset_key, result)
         self._tell_progress()
 
     def fail(self, partition_key: str, problem: str, reason: str) -> None:
@@ -84,12 +90,13 @@ class PartitionResults:
         for check in self._checks.values():
             yield check.conclude()
         if not self.problem:
+            result = dg.ObserveResult if self._is_observable else dg.MaterializeResult
             for asset_key in self._assets_in_order():
-                yield dg.MaterializeResult(asset_key=asset_key, metadata=NO_FURTHER_EVENT)
+                yield result(asset_key=asset_key, metadata=NO_FURTHER_EVENT)
 
     def _assets_in_order(self) -> list[dg.AssetKey]:
         """The assets that there are results of, each after those that it depends on."""
-        made = required_assets(self._context) | self._materialized
+        made = required_assets(self._context) | self._reported
         deps = self._context.assets_def.asset_deps
         upstream = {key: set(deps[key]) - {key} for key in made}
         return [key for key in TopologicalSorter(upstream).static_order() if key in made]
@@ -121,18 +128,22 @@ class PartitionResults:
             "failed_partitions": dg.MetadataValue.json(list(self._failed)[:_KEYS_TOLD]),
         }
 
-    def _materialization(
-        self, partition_key: str, result: dg.MaterializeResult[Any]
-    ) -> dg.AssetMaterialization:
-        assert result.asset_key is not None  # noqa: S101  # the function cannot report without it
-        self._materialized.add(result.asset_key)
+    def _asset_event(
+        self, partition_key: str, asset_key: dg.AssetKey, result: dg.MaterializeResult[Any]
+    ) -> dg.AssetMaterialization | dg.AssetObservation:
+        if self._is_observable:
+            version = result.data_version
+            return dg.AssetObservation(
+                asset_key,
+                partition=partition_key,
+                metadata=result.metadata,
+                tags={} if version is None else {"dagster/data_version": version.value},
+            )
         return dg.AssetMaterialization(
-            result.asset_key,
+            asset_key,
             partition=partition_key,
             metadata=result.metadata,
-            tags=materialization_tags(
-                self._context, result.asset_key, partition_key, result.data_version
-            ),
+            tags=materialization_tags(self._context, asset_key, partition_key, result.data_version),
         )
 
     def _check(
@@ -171,7 +182,7 @@ class _Check:
     What an earlier attempt found of partitions that have no call in this one still counts.
     """
 
-    def __init__(self, context: Context, key: dg.AssetCheckKey) -> None:
+    def __init__(self, context: StepContext, key: dg.AssetCheckKey) -> None:
         self._context = context
         self._key = key
         self._checked = 0
@@ -211,7 +222,9 @@ class _Check:
         )
 
 
-def _latest_evaluation(context: Context, key: dg.AssetCheckKey) -> dg.AssetCheckEvaluation | None:
+def _latest_evaluation(
+    context: StepContext, key: dg.AssetCheckKey
+) -> dg.AssetCheckEvaluation | None:
     """What an earlier attempt found of all partitions that it had calls for."""
     for run_id in _attempts(context):
         events = context.instance.all_logs(
@@ -225,7 +238,7 @@ def _latest_evaluation(context: Context, key: dg.AssetCheckKey) -> dg.AssetCheck
     return None
 
 
-def missing_partitions(context: Context) -> list[str]:
+def missing_partitions(context: StepContext) -> list[str]:
     """The partitions of the run, but for those that an earlier attempt at it has materialized.
 
     That is an earlier attempt of the step, or a run that this one resumes from its failure.
@@ -238,7 +251,7 @@ def missing_partitions(context: Context) -> list[str]:
         for event in _materializations(context.instance, run_id):
             done[event.asset_key].add(event.partition)
     assets = required_assets(context) or context.selected_asset_keys
-    complete = set.intersection(*(done[key] for key in assets))
+    complete = set.intersection(*(done[key] for key in assets)) if assets else set()
     missing = [key for key in context.partition_keys if key not in complete]
     if complete:
         context.log.info(
@@ -248,8 +261,10 @@ def missing_partitions(context: Context) -> list[str]:
     return missing
 
 
-def _attempts(context: Context) -> list[str]:
+def _attempts(context: StepContext) -> list[str]:
     """The IDs of this run, if the step is retried, and of those that it resumes."""
+    if is_called_directly(context):
+        return []
     run_ids = [context.run.run_id] if context.retry_number else []
     run: dg.DagsterRun | None = context.run
     while run and run.parent_run_id and run.tags.get(_RESUMES) == "true":

@@ -7,9 +7,15 @@ import dagster as dg
 from dagster_pipes import PipesException
 
 from .call import Attempt
-from .context_data import Context, required_assets
+from .context_data import (
+    StepContext,
+    assets_of_step,
+    checks_of_step,
+    is_observable,
+    required_assets,
+)
 from .identity import is_loopback
-from .invocation import Outcome
+from .invocation import Outcome, is_redirect
 from .message_handler import CloudFunctionMessageHandler
 
 _HINTS = {
@@ -20,20 +26,28 @@ _HINTS = {
     504: "The function took longer than its timeout.",
 }
 
+_REDIRECTED = "Redirects are not followed: set FUNCTION_URL to the function's own https URL."
+
 _LOST = (
     "Messages of the cloud function were lost. Nothing but the function is to write to the bucket "
     "of messages, and nothing but the bucket's own rule to delete from it."
 )
 
 
+class PipesCloudFunctionError(dg.Failure):
+    """A call of a cloud function did not do what it was to do. It fails the step."""
+
+
 def find_problem(
-    context: Context,
+    context: StepContext,
     attempt: Attempt,
     *,
     no_messages_hint: str,
     implicit_materializations: bool,
 ) -> str | None:
     """Why a call did not do all that it was to do, or None if it did.
+
+    What `find_missing_results` finds is left to it, where the step's own code may make it.
 
     Args:
         context: The context of the asset or op.
@@ -48,9 +62,13 @@ def find_problem(
         problems += [*([] if failure else [_LOST]), *attempt.handler.lost]
     if problems:
         return "\n\n".join(problems)
-    return _find_silence(attempt.handler, no_messages_hint) or _find_difference(
-        context, attempt.handler, implicit_materializations
-    )
+    if silence := _find_silence(attempt.handler, no_messages_hint):
+        return silence
+    if not may_make_results(context) and (
+        missing := find_missing_results(context, attempt.handler, implicit_materializations)
+    ):
+        return missing
+    return _find_undeclared_checks(context, attempt.handler)
 
 
 def _find_failure(attempt: Attempt) -> str | None:
@@ -68,9 +86,17 @@ def _find_failure(attempt: Attempt) -> str | None:
         )
     if answer.error is not None:
         status = f"answered {answer.status}" if answer.status else "was not reached"
-        hint = _HINTS.get(answer.status, "Its logs may tell more.")
-        return f"The cloud function {status}: {answer.error} {attempt.refusal or hint}"
+        return (
+            f"The cloud function {status}: {answer.error} {attempt.refusal or _hint(answer.status)}"
+        )
     return None
+
+
+def _hint(status: int | None) -> str:
+    """What to do about a response with this status, or about none."""
+    if is_redirect(status):
+        return _REDIRECTED
+    return _HINTS.get(status, "Its logs may tell more.")
 
 
 def _find_silence(handler: CloudFunctionMessageHandler, no_messages_hint: str) -> str | None:
@@ -85,32 +111,75 @@ def _find_silence(handler: CloudFunctionMessageHandler, no_messages_hint: str) -
     return None
 
 
-def _find_difference(
-    context: Context, handler: CloudFunctionMessageHandler, implicit_materializations: bool
+def may_make_results(context: StepContext) -> bool:
+    """Whether the step's own code may make its results, and the function need not report them.
+
+    It may make an observation, and the evaluation of a check that is a step of its own: what the
+    function has seen is then for it to judge. A materialization is the function's own work.
+
+    Args:
+        context: The context of the asset, the asset check, or the op.
+    """
+    return is_observable(context) or not assets_of_step(context)
+
+
+def find_missing_results(
+    context: StepContext,
+    handler: CloudFunctionMessageHandler,
+    implicit_materializations: bool,
 ) -> str | None:
-    """Where the step declares one thing, and the function reported another."""
-    if not context.has_assets_def:
-        return None
+    """Which results of the step the function did not report, or None if it reported all.
+
+    Args:
+        context: The context of the asset, the asset check, or the op.
+        handler: What the function said of the call.
+        implicit_materializations: Whether an asset need not be reported.
+    """
     results = handler.get_reported_results()
-    assets = [each.asset_key for each in results if isinstance(each, dg.MaterializeResult)]
-    checks = [check_key(each) for each in results if isinstance(each, dg.AssetCheckResult)]
-    missing_assets = required_assets(context) - set(assets)
+    assets = {each.asset_key for each in results if isinstance(each, dg.MaterializeResult)}
+    if is_observable(context):
+        assets.update(observation.asset_key for observation in handler.observations)
+    missing_assets = required_assets(context) - assets
     if missing_assets and not implicit_materializations:
+        if is_observable(context):
+            return (
+                f"The cloud function did not report {_names(missing_assets)} as observed. Call "
+                "`report_asset_observation` of `gcp_pipes` in the task, or yield an ObserveResult "
+                "of your own."
+            )
         return (
             f"The cloud function did not report {_names(missing_assets)} as materialized. Call "
             "`pipes.report_asset_materialization` in the task."
         )
-    if missing_checks := context.selected_asset_check_keys - set(checks):
+    if missing_checks := checks_of_step(context) - _reported_checks(handler):
         return (
             f"The cloud function did not report the check {_names(missing_checks)}. Call "
             "`pipes.report_asset_check` in the task."
         )
-    if unknown_checks := {key for key in checks if not _is_declared(context, key)}:
+    return None
+
+
+def _find_undeclared_checks(
+    context: StepContext, handler: CloudFunctionMessageHandler
+) -> str | None:
+    if not context.has_assets_def:
+        return None
+    if undeclared := {key for key in _reported_checks(handler) if not _is_declared(context, key)}:
         return (
-            f"The cloud function reported the check {_names(unknown_checks)}, which the asset does "
+            f"The cloud function reported the check {_names(undeclared)}, which the asset does "
             "not declare. Add it to the asset's `check_specs`, or to the component's `checks`."
         )
     return None
+
+
+def _reported_checks(handler: CloudFunctionMessageHandler) -> set[dg.AssetCheckKey]:
+    """The checks that the function reported.
+
+    Args:
+        handler: What the function said of the call.
+    """
+    results = handler.get_reported_results()
+    return {check_key(each) for each in results if isinstance(each, dg.AssetCheckResult)}
 
 
 def check_key(result: dg.AssetCheckResult) -> dg.AssetCheckKey:
@@ -123,7 +192,7 @@ def check_key(result: dg.AssetCheckResult) -> dg.AssetCheckKey:
     return dg.AssetCheckKey(result.asset_key, result.check_name)
 
 
-def _is_declared(context: Context, key: dg.AssetCheckKey) -> bool:
+def _is_declared(context: StepContext, key: dg.AssetCheckKey) -> bool:
     try:
         context.assets_def.get_spec_for_check_key(key)
     except KeyError:
@@ -141,7 +210,8 @@ def is_out_of_reach(attempt: Attempt) -> bool:
     Args:
         attempt: The last attempt of a call that has ended.
     """
-    return not attempt.has_started or attempt.answer.status in (401, 403, 404)
+    status = attempt.answer.status
+    return not attempt.has_started or status in (401, 403, 404) or is_redirect(status)
 
 
 def reason(attempt: Attempt, problem: str) -> str:
