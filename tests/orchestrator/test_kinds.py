@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from faults import FaultProxy
+from faults import FaultProxy, answer
 from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudFunctionError
 from my_data_platform.pipes.context_data import Context
 from my_data_platform.pipes.results import CompletedCall
@@ -768,9 +768,7 @@ def test_a_function_that_fails_raises_its_error_where_the_asset_is_called_direct
 def test_lost_messages_raise_an_error_where_the_asset_is_called_directly(
     call: Call, reads: FaultProxy
 ) -> None:
-    reads.fail_always(
-        lambda request: None, when=lambda request: "2.json" in request.path and bool(reads.seen)
-    )
+    reads.fail_always(answer(403), when=lambda request: "2.json" in request.path)
 
     @dg.asset
     def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
