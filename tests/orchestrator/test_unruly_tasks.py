@@ -386,6 +386,25 @@ def test_a_403_for_an_object_that_exists_counts_as_a_412(
     assert len(run.lines) == 3
 
 
+def test_a_hundred_calls_at_once_keep_the_connections_of_the_function(
+    partitions: Partitions,
+    define: Define,
+    emulator: Mapping[str, str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    keys = days(100)
+
+    with serve(
+        CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"], THREADS="120"
+    ) as url:
+        asset = define(url=url, task="unruly", do=["nap"], max_in_flight=100)
+        assert partitions.run(asset, *keys)
+
+    assert partitions.materialized() == dict.fromkeys(keys, 1)
+    printed = "".join([*capfd.readouterr(), *partitions.logged()])
+    assert "Connection pool is full" not in printed
+
+
 def is_upload(request: Request) -> bool:
     return request.method == "POST" and request.path.startswith("/upload/")
 
