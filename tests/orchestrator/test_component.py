@@ -3,16 +3,21 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import dagster as dg
 import pytest
 from dagster.components.testing import DefsFolderSandbox, create_defs_folder_sandbox
 from faults import FaultProxy
 from my_data_platform.components import CloudFunctionAsset
+from my_data_platform.components.checked_component import check_files
+from my_data_platform.components.yaml_errors import DefsYamlError
 from my_data_platform.pipes import PipesCloudFunctionClient
 from my_data_platform.settings import Settings
+from pydantic import Field
 
 ALL_FIELDS = """\
   assets:
@@ -253,13 +258,99 @@ def with_asset(line: str) -> str:
     return ONE.replace("    - key: thing\n", f"    - key: thing\n      {line}\n")
 
 
+def with_partitions(definition: str) -> str:
+    return with_asset(f"partitions_def: {{ {definition} }}")
+
+
+START = 'start_date: "2024-01-01"'
 WRONG = {
-    "unknown field": (f"{ONE}  colour: red\n", 7, "colour", "Extra inputs"),
-    "unknown field of an asset": (with_asset("colour: red"), 4, "assets.+colour", "Extra inputs"),
+    "unknown field": (f"{ONE}  colour: red\n", 7, "colour", "The fields are: assets, task"),
+    "misspelled field": (f"{ONE}  maxinflight: 3\n", 7, "maxinflight", "mean max_in_flight?"),
+    "misspelled required field": (ONE.replace("task", "taks"), 6, "taks", "Did you mean task?"),
+    "field in capitals": (f"{ONE}  Pool: slow\n", 7, "Pool", "Did you mean pool?"),
+    "unknown field of an asset": (with_asset("colour: red"), 6, "assets.0.colour", "not a field"),
+    "misspelled field of an asset": (with_asset("dep: [a]"), 6, "assets.0.dep", "mean deps?"),
+    "misspelled partitions": (
+        with_asset(f"partition_def: {{ type: daily, {START} }}"),
+        6,
+        "assets.0.partition_def",
+        "Did you mean partitions_def?",
+    ),
+    "misspelled field of partitions": (
+        with_partitions("type: daily, start_dat: '2024-01-01'"),
+        6,
+        "partitions_def.start_dat",
+        "Did you mean start_date?",
+    ),
+    "misspelled type of partitions": (
+        with_partitions(f"tpye: daily, {START}, hour_offset: 2"),
+        6,
+        "partitions_def.tpye",
+        "Did you mean type?",
+    ),
+    "field of other partitions": (
+        with_partitions(f"type: hourly, {START}, day_offset: 2"),
+        6,
+        "partitions_def.day_offset",
+        "is not a field",
+    ),
+    "no start of partitions": (
+        with_partitions("type: daily"),
+        6,
+        "partitions_def.start_date",
+        "is required",
+    ),
+    "no whole number of hours": (
+        with_partitions(f"type: daily, {START}, hour_offset: noon"),
+        6,
+        "partitions_def.hour_offset",
+        "must be a whole number; it is 'noon'",
+    ),
+    "text for partitions": (
+        with_asset("partitions_def: daily"),
+        6,
+        "partitions_def",
+        "must be a mapping; it is 'daily'",
+    ),
+    "no text among keys": (
+        with_partitions("type: static, partition_keys: [a, 2, c]"),
+        6,
+        "partitions_def.partition_keys.1",
+        "must be text; it is 2.",
+    ),
+    "misspelled field of a check": (
+        f"{ONE}  checks:\n    - {{ name: fine, asset: thing, blockin: true }}\n",
+        8,
+        "checks.0.blockin",
+        "Did you mean blocking?",
+    ),
+    "no name of a check": (
+        f"{ONE}  checks:\n    - name: fine\n      asset: thing\n    - asset: thing\n",
+        10,
+        "checks.1.name",
+        "is required",
+    ),
+    "neither true nor false": (
+        f"{ONE}  checks:\n    - name: fine\n      asset: thing\n      blocking: maybe\n",
+        10,
+        "checks.0.blocking",
+        "must be true or false; it is 'maybe'",
+    ),
+    "no mapping for an asset": ("  assets: [thing]\n  task: a\n", 4, "assets.0", "with key"),
+    "no text among deps": (with_asset("deps: [a, {key: b}]"), 6, "assets.0.deps.1", "must be text"),
+    "a list for a tag": (with_asset("tags: { tier: [a] }"), 6, "assets.0.tags.tier", "must be"),
+    "a number for a version": (with_asset("code_version: 3"), 6, "code_version", "must be text"),
+    "an empty task": ("  assets: [{key: a}]\n  task:\n", 5, "task", "it is empty"),
+    "a condition without braces": (
+        with_asset("automation_condition: eager"),
+        6,
+        "automation_condition",
+        "must be a template",
+    ),
     "no asset": ("  assets: []\n  task: scripted\n", 4, "assets", "at least 1 item"),
-    "no key": ("  assets:\n    - deps: [a]\n  task: scripted\n", 4, "assets.+key", "required"),
+    "no key": ("  assets:\n    - deps: [a]\n  task: scripted\n", 5, "assets.0.key", "required"),
     "no task": ("  assets:\n    - key: thing\n", 3, "task", "required"),
-    "nothing": ("", 3, "attributes", "`assets` and `task` are missing"),
+    "nothing": ("", 3, "attributes", "must be a mapping with assets and task; it is empty."),
     "text for assets": ("  assets: thing\n  task: scripted\n", 4, "assets", "must be a list"),
     "text for deps": (with_asset("deps: people"), 6, "deps", "must be a list; it is 'people'"),
     "text for kinds": (with_asset("kinds: polars"), 6, "kinds", "must be a list; it is 'polars'"),
@@ -271,13 +362,20 @@ WRONG = {
     "an owner that is none": (with_asset("owners: [me]"), 4, "assets", "Invalid owner 'me'"),
     "a group that is none": (with_asset("group_name: a b"), 4, "assets", "valid asset group"),
     "unknown partitions": (
-        with_asset("partitions_def: { type: dayly, start_date: '2024-01-01' }"),
-        4,
-        "partitions_def.+type",
-        "Input should be 'daily'",
+        with_partitions(f"type: dayly, {START}, hour_offset: 2"),
+        6,
+        "partitions_def.type",
+        "must be 'hourly', 'daily', 'weekly', 'time_window' or 'static'; it is 'dayly'. "
+        "Did you mean daily?",
+    ),
+    "partitions of no known kind": (
+        with_partitions(f"type: lunar, {START}"),
+        6,
+        "partitions_def.type",
+        "must be 'hourly', 'daily', 'weekly', 'time_window' or 'static'; it is 'lunar'.",
     ),
     "a date that is none": (
-        with_asset("partitions_def: { type: daily, start_date: '2024-13-01' }"),
+        with_partitions("type: daily, start_date: '2024-13-01'"),
         6,
         "partitions_def",
         "'2024-13-01' does not match",
@@ -286,7 +384,7 @@ WRONG = {
         with_asset("automation_condition: '{{ dg.AutomationCondition.sometimes() }}'"),
         6,
         "automation_condition",
-        "while evaluating template",
+        "could not be resolved",
     ),
     "unknown name in a template": (f"{ONE}  timeout: '{{{{ soon }}}}'\n", 7, "timeout", "soon"),
     "asset twice": ("  assets: [{key: a}, {key: a}]\n  task: b\n", 4, "assets", "but once"),
@@ -299,15 +397,15 @@ WRONG = {
     "task that is none": (ONE.replace("scripted", "../it"), 6, "task", "'../it'"),
     "function that is none": (f"{ONE}  function: http://a\n", 7, "function", "an https URL, or"),
     "timeout that is none": (f"{ONE}  timeout: soon\n", 7, "timeout", "it is 'soon'"),
-    "timeout too long": (f"{ONE}  timeout: 3601\n", 7, "timeout", "less than or equal to 3600"),
+    "timeout too long": (f"{ONE}  timeout: 3601\n", 7, "timeout", "up to 3600; it is 3601"),
     "timeout too long, by a template": (
         f"{ONE}  timeout: '{{{{ 60 * 61 }}}}'\n",
         7,
         "timeout",
         "up to 3600; it is 3660",
     ),
-    "negative time": (f"{ONE}  retry_timeout: -1\n", 7, "retry_timeout", "greater than or equal"),
-    "none in flight": (f"{ONE}  max_in_flight: 0\n", 7, "max_in_flight", "greater than or equal"),
+    "negative time": (f"{ONE}  retry_timeout: -1\n", 7, "retry_timeout", "0 or more; it is -1"),
+    "none in flight": (f"{ONE}  max_in_flight: 0\n", 7, "max_in_flight", "from 1 to 1000"),
     "pool that is none": (f"{ONE}  pool: a b\n", 7, "pool", "without blanks; it is 'a b'"),
     "check of another asset": (
         f"{ONE}  checks:\n    - {{ name: fine, asset: other }}\n",
@@ -327,6 +425,24 @@ WRONG = {
         "checks",
         "but once",
     ),
+    "unknown part of a document": (
+        f"{ONE}post_processing:\n  asset:\n    - attributes: {{ tags: {{ a: b }} }}\n",
+        8,
+        "post_processing.asset",
+        "Did you mean assets?",
+    ),
+    "misspelled field of a change": (
+        f"{ONE}post_processing:\n  assets:\n    - attributes: {{ tag: {{ a: b }} }}\n",
+        9,
+        "post_processing.assets.0.attributes.tag",
+        "Did you mean tags?",
+    ),
+    "unknown way to change": (
+        f"{ONE}post_processing:\n  assets:\n    - {{ operation: mrge, attributes: {{}} }}\n",
+        9,
+        "post_processing.assets.0.operation",
+        "must be 'merge' or 'replace'; it is 'mrge'. Did you mean merge?",
+    ),
 }
 
 
@@ -336,12 +452,327 @@ WRONG = {
 def test_a_wrong_file_is_refused_with_its_line_and_field(
     attributes: str, line: int, field: str, problem: str
 ) -> None:
-    with pytest.raises(Exception, match="thing") as error, loaded(attributes):
-        pass
+    [error] = errors_of(attributes)
 
-    text = str(error.value.__cause__ or error.value)
-    assert re.search(rf"defs\.yaml:{line}\b.*{field}|{field}.*defs\.yaml:{line}\b", text), text
-    assert problem in text
+    assert re.search(rf"^\S+/thing/defs\.yaml:{line}: \S*{re.escape(field)} ", error), error
+    assert problem in error
+
+
+def errors_of(
+    attributes: str, component: type[CloudFunctionAsset] = CloudFunctionAsset
+) -> list[str]:
+    """What is said of a `defs.yaml` with these attributes: a line for each mistake."""
+    with pytest.raises(Exception, match="thing") as error, loaded(attributes, component):
+        pass
+    assert isinstance(error.value.__cause__, DefsYamlError)
+    return str(error.value.__cause__).splitlines()
+
+
+def test_each_mistake_of_a_file_is_reported_once() -> None:
+    errors = errors_of("""\
+  assets:
+    - key: thing
+      partition_def: { type: dayly, start_date: "2024-01-01" }
+      kinds: polars
+    - dep: [thing]
+  task: "{{ soon }}"
+  event: { task: other }
+  timeout: "{{ 60 * 61 }}"
+  checks:
+    - { name: fine, asset: thing, blockin: maybe }
+""")
+
+    found = {
+        re.sub(r".*defs\.yaml:", "", error.split(" ")[0]) + error.split(" ")[1] for error in errors
+    }
+    assert sorted(found) == sorted(
+        [
+            "6:attributes.assets.0.partition_def",
+            "6:attributes.assets.0.partition_def.type",
+            "7:attributes.assets.0.kinds",
+            "8:attributes.assets.1.key",
+            "8:attributes.assets.1.dep",
+            "9:attributes.task",
+            "10:attributes.event.task",
+            "11:attributes.timeout",
+            "13:attributes.checks.0.blockin",
+        ]
+    )
+    assert len(errors) == len(found)
+
+
+def test_the_mistakes_of_all_files_and_documents_are_reported_in_one_run() -> None:
+    kind = "my_data_platform.components.CloudFunctionAsset"
+    document = f"type: {kind}\nattributes:\n{ONE}"
+    with create_defs_folder_sandbox() as sandbox:
+        for name, content in {
+            "fine": document,
+            "one": document + "  colour: red\n",
+            "other": "---\n".join(
+                [document, f"{document}  event: {{ task: it }}\n", f"{document}  pool: 3\n"]
+            ),
+            "their": "type: dagster.DefinitionsComponent\nattributes: { pat: a.py }\n",
+        }.items():
+            write_files(sandbox.defs_folder_path, {name: content})
+        with pytest.raises(Exception, match="loading") as error, sandbox.build_all_defs():
+            pass
+
+    places = re.findall(r"/(\w+/defs\.yaml:\d+: \S+) ", str(error.value.__cause__))
+    assert places == [
+        "one/defs.yaml:6: attributes.colour",
+        "other/defs.yaml:12: attributes.event.task",
+        "other/defs.yaml:19: attributes.pool",
+        "their/defs.yaml:2: attributes.pat",
+    ]
+
+
+class Size(Enum):
+    """How large it is printed."""
+
+    SMALL = "small"
+    LARGE = "large"
+
+
+@dataclass
+class Reader(dg.Resolvable):
+    """A part of a component's YAML that its owner defines."""
+
+    name: str
+    languages: list[str] | str
+    age: int | None = None
+
+
+class Page(dg.Model):
+    """The same, as a model of Pydantic."""
+
+    lines: int = 1
+
+
+class Report(CloudFunctionAsset):
+    """An owner's own component, with fields of its own."""
+
+    title: str
+    size: Size = Size.SMALL
+    width: int | Literal["full"] = "full"
+    copies: Annotated[int, Field(ge=1)] = 1
+    readers: Annotated[list[Reader], Field(default_factory=list)]
+    pages: Annotated[dict[str, Page], Field(default_factory=dict)]
+    weights: Annotated[dict[str, float], Field(default_factory=dict)]
+    kind: Literal["daily", "monthly"] = "daily"
+    names: list[str] | str = "all"
+    source: Annotated[Path | None, dg.Resolver.default(model_field_type=str)] = None
+    is_public: bool = Field(default=False, alias="public")
+
+
+REPORT = f"{ONE}  title: Thing\n"
+
+
+def test_a_component_with_fields_of_its_own_takes_what_they_take() -> None:
+    attributes = f"""{REPORT}\
+  size: large
+  width: full
+  readers:
+    - {{ name: one, languages: nl }}
+    - {{ name: "{{{{ 'other' }}}}", languages: [nl, en], age: "{{{{ 6 * 7 }}}}" }}
+  pages: {{ first: {{ lines: 3 }}, second: {{}} }}
+  weights: {{ a: 1, b: 2.5 }}
+  kind: monthly
+  names: some
+  source: a/file
+  public: true
+"""
+    with loaded(attributes, Report) as (component, _):
+        assert component.readers == [Reader("one", "nl"), Reader("other", ["nl", "en"], 42)]
+        assert component.pages == {"first": Page(lines=3), "second": Page()}
+        assert (component.size, component.width) == (Size.LARGE, "full")
+        assert (component.kind, component.names) == ("monthly", "some")
+        assert (component.source, component.is_public) == (Path("a/file"), True)
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "problem"),
+    [
+        ("titel: Other", "titel", "The fields are: assets, task"),
+        ("size: huge", "size", "must be 'small' or 'large'; it is 'huge'."),
+        ("size: Larg", "size", "Did you mean large?"),
+        ("width: wide", "width", "must be a whole number or 'full'; it is 'wide'."),
+        ("readers: [{ name: a, language: nl }]", "readers.0.language", "mean languages?"),
+        ("readers: [{ name: a, languages: nl, age: old }]", "readers.0.age", "a whole number"),
+        ("readers: [{ languages: nl }]", "readers.0.name", "is required"),
+        ("readers: a", "readers", "must be a list; it is 'a'."),
+        ("pages: { first: { line: 3 } }", "pages.first.line", "Did you mean lines?"),
+        ("pages: { first: { lines: few } }", "pages.first.lines", "must be a whole number"),
+        ("copies: 0", "copies", "must be greater than or equal to 1; it is 0."),
+        ("weights: { a: heavy }", "weights.a", "must be a number; it is 'heavy'."),
+        ("kind: dayly", "kind", "must be 'daily' or 'monthly'; it is 'dayly'. Did you mean daily?"),
+        ("kind: '{{ 7 }}'", "kind", "is wrong: Input should be 'daily' or 'monthly'."),
+        ("names: 3", "names", "must be a list or text; it is 3."),
+        ("publik: true", "publik", "Did you mean public?"),
+        ("public: maybe", "public", "must be true or false; it is 'maybe'."),
+    ],
+)
+def test_a_mistake_in_a_field_of_an_owners_component_is_reported(
+    line: str, field: str, problem: str
+) -> None:
+    [error] = errors_of(f"{REPORT}  {line}\n", Report)
+
+    assert f"thing/defs.yaml:8: attributes.{field} " in error
+    assert problem in error
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "checks: '{{ [] }}'",
+        "event: '{{ dict(rows=10) }}'",
+        "run_tags: '{{ [\"team\"] }}'",
+        "max_in_flight: '{{ 5 * 5 }}'",
+        "function: null",
+        "timeout: '540'",
+    ],
+)
+def test_a_template_or_a_like_value_is_taken_where_another_belongs(line: str) -> None:
+    with loaded(f"{ONE}  {line}\n") as (_, definitions):
+        assert assets(definitions)
+
+
+def test_templates_are_taken_in_the_fields_of_an_asset() -> None:
+    attributes = """\
+  assets:
+    - key: "{{ 'thing' }}"
+      deps: "{{ ['a', 'b'] }}"
+      kinds: ["{{ 'polars' }}"]
+      skippable: "{{ 1 > 2 }}"
+      partitions_def: "{{ dg.DailyPartitionsDefinition('2024-01-01') }}"
+  task: "{{ 'scripted' }}"
+"""
+    with loaded(attributes) as (_, definitions):
+        [spec] = assets(definitions)[0].specs
+
+    assert spec.key == dg.AssetKey("thing")
+    assert spec.kinds == {"polars"}
+    assert spec.partitions_def == dg.DailyPartitionsDefinition("2024-01-01")
+
+
+def test_attributes_that_are_not_from_a_file_are_checked_alike() -> None:
+    component = CloudFunctionAsset.from_attributes_dict(
+        attributes={"assets": [{"key": "thing"}], "task": "scripted"}
+    )
+    assert component.task == "scripted"
+
+    with pytest.raises(DefsYamlError) as error:
+        CloudFunctionAsset.from_attributes_dict(attributes={"assets": [{"kex": "thing"}]})
+    assert error.value.errors == (
+        "attributes.assets.0.kex is not a field. Did you mean key?",
+        "attributes.task is required, and it is missing. Add it.",
+    )
+
+
+TYPE = "type: my_data_platform.components.CloudFunctionAsset\n"
+UNLOADABLE = {
+    "misspelled attributes": (
+        f"{TYPE}attribute:\n{ONE}",
+        "2: attribute is not a field. Did you mean attributes?",
+    ),
+    "misspelled type": (
+        f"tpye: {TYPE[6:]}attributes:\n{ONE}",
+        "1: tpye is not a field. Did you mean type?",
+    ),
+    "no type": (f"\nattributes:\n{ONE}", "2: type is required, and it is missing. Add it."),
+    "misspelled component": (
+        f"type: my_data_platform.components.CloudFunctionAset\nattributes:\n{ONE}",
+        "1: type names no component; it is 'my_data_platform.components.CloudFunctionAset'. "
+        "Did you mean my_data_platform.components.CloudFunctionAsset?",
+    ),
+    "component without its module": (
+        f"type: CloudFunctionAsset\nattributes:\n{ONE}",
+        "1: type names no component; it is 'CloudFunctionAsset'. "
+        "Did you mean my_data_platform.components.CloudFunctionAsset?",
+    ),
+    "component of another module": (
+        f"type: my_data_platform.component.CloudFunctionAsset\nattributes:\n{ONE}",
+        "1: type names no component; it is 'my_data_platform.component.CloudFunctionAsset'. "
+        "Did you mean my_data_platform.components.CloudFunctionAsset?",
+    ),
+    "no component": (
+        f"type: my_data_platform.settings.Settings\nattributes:\n{ONE}",
+        "1: type names no component; it is 'my_data_platform.settings.Settings'. "
+        "The components here are: my_data_platform.components.CloudFunctionAsset.",
+    ),
+    "misspelled requirement": (
+        f"{TYPE}attributes:\n{ONE}requirements: {{ envs: [A] }}\n",
+        "6: requirements.envs is not a field. Did you mean env?",
+    ),
+    "text for attributes": (
+        f"{TYPE}attributes: thing\n",
+        "2: attributes must be a mapping with assets and task; it is 'thing'.",
+    ),
+    "no attributes": (f"{TYPE}", "1: attributes is required, and it is missing. Add it."),
+    "an empty document": (
+        f"{TYPE}attributes:\n{ONE}---\n",
+        "7: The document must be a mapping with type; it is empty.",
+    ),
+    "not indented": (
+        f"{TYPE}attributes:\n{ONE} pool: a\n",
+        "6: The document could not be parsed: expected <block end>, but found '<block mapping "
+        "start>'.",
+    ),
+    "a template without quotes": (
+        f"{TYPE}attributes:\n{ONE}  timeout: {{{{ 60 * 9 }}}}\n",
+        '6: The document could not be parsed. Put quotes around a template: "{{ ... }}".',
+    ),
+    "of a component of Dagster": (
+        "type: dagster.DefinitionsComponent\nattributes: { pat: a.py }\n",
+        "2: attributes.pat is not a field. Did you mean path?",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "error"), list(UNLOADABLE.values()), ids=list(UNLOADABLE))
+def test_what_keeps_dagster_from_loading_is_reported_before(
+    content: str, error: str, tmp_path: Path
+) -> None:
+    write_files(tmp_path, {"thing": content})
+
+    with pytest.raises(DefsYamlError) as raised:
+        check_files(tmp_path, "any")
+
+    assert raised.value.errors == (f"{tmp_path}/thing/defs.yaml:{error}",)
+
+
+def test_the_mistakes_of_all_files_are_reported_before_loading(tmp_path: Path) -> None:
+    fine = f"{TYPE}attributes:\n{ONE}"
+    write_files(
+        tmp_path,
+        {
+            "a": f"{TYPE}attribute:\n{ONE}  colour: red\n---\n{fine}  poool: a\n",
+            "b/c": f"{fine}---\ntype: 3\n",
+            "d": fine,
+        },
+    )
+
+    with pytest.raises(DefsYamlError) as raised:
+        check_files(tmp_path, "any")
+
+    places = [error.split(" ")[:2] for error in raised.value.errors]
+    assert places == [
+        [f"{tmp_path}/a/defs.yaml:2:", "attribute"],
+        [f"{tmp_path}/a/defs.yaml:6:", "attribute.colour"],
+        [f"{tmp_path}/a/defs.yaml:13:", "attributes.poool"],
+        [f"{tmp_path}/b/c/defs.yaml:7:", "type"],
+    ]
+
+
+def test_what_loading_reports_is_left_to_it(tmp_path: Path) -> None:
+    write_files(tmp_path, {"thing": f"{TYPE}attributes:\n{ONE}  colour: red\n"})
+
+    check_files(tmp_path, "any")
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    for name, content in files.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "defs.yaml").write_text(content)
 
 
 def test_a_task_that_the_function_does_not_have_is_refused_with_those_that_it_has() -> None:
@@ -362,7 +793,7 @@ def test_a_task_that_the_function_does_not_have_is_refused_with_those_that_it_ha
         [asset] = assets(load())
 
     text = str(error.value.__cause__)
-    assert re.search(r"defs\.yaml:6 - attributes\.task", text)
+    assert re.search(r"defs\.yaml:6: attributes\.task ", text)
     assert "There is no task 'scripted' in cloud_function/tasks/" in text
     assert "The tasks are: people, visits." in text
     references = asset.metadata_by_key[dg.AssetKey("thing")]["dagster/code_references"]

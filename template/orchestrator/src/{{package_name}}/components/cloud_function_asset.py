@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import dagster as dg
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from ..pipes import PipesCloudFunctionClient
 from ..pipes.client import log_custom_messages
 from ..settings import Settings
-from .faults import Fault, checked, list_its_items, refuse, text_for_lists
+from .checked_component import CheckedComponent, checked, list_its_items
+from .yaml_errors import Mistake, MustBe, nearest, question
 
 _TASKS = Path("cloud_function", "tasks")  # beside the folder of the Dagster project
 
@@ -30,7 +31,7 @@ class CloudFunctionAssetScaffolder(dg.Scaffolder):
 
 
 @dg.scaffold_with(CloudFunctionAssetScaffolder)
-class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
+class CloudFunctionAsset(CheckedComponent):
     """One asset, or several, materialized by a call of the cloud function.
 
     Of a partitioned asset, each partition has a call of its own. A backfill is one run, in which
@@ -41,6 +42,7 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
 
     assets: Annotated[
         list[dg.ResolvedAssetSpec],
+        MustBe(must_be="a list of at least 1 item"),
         Field(min_length=1, json_schema_extra=list_its_items),
         dg.Resolver.default(
             description="What the task materializes, and has to report as materialized.",
@@ -97,6 +99,7 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
     ] = None
     checks: Annotated[
         list[dg.ResolvedAssetCheckSpec],
+        MustBe(must_be="a list"),
         Field(default_factory=list, json_schema_extra=list_its_items),
         dg.Resolver.default(
             description="The asset checks that the task has to report.",
@@ -131,26 +134,6 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
             examples=[["team"]],
         ),
     ]
-
-    @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Any:
-        """Make the component that a YAML file describes.
-
-        Args:
-            attributes: What the YAML has as its `attributes`; None if there are none.
-            context: Where the YAML is.
-
-        Raises:
-            dagster.components.resolved.errors.ResolutionException: The file contradicts itself, or
-                there is no such task.
-        """
-        if attributes is None:
-            refuse([((), "`assets` and `task` are missing.")], attributes, context)
-        else:
-            refuse(text_for_lists(attributes), attributes, context)
-        component = super().load(attributes, context)
-        refuse(component._contradictions(context.project_root), attributes, context)
-        return component
 
     def get_asset_spec(self, spec: dg.AssetSpec, context: dg.ComponentLoadContext) -> dg.AssetSpec:
         """The definition of an asset; here, that of the YAML, with a link to the task's source.
@@ -241,36 +224,50 @@ class CloudFunctionAsset(dg.Component, dg.Model, dg.Resolvable):
             return None
         return tasks / f"{self.task}.py"
 
-    def _contradictions(self, project_root: Path) -> Iterator[Fault]:
-        """What in the YAML does not fit to the rest of it, or to the function."""
-        keys = [spec.key for spec in self.assets]
-        if len(set(keys)) < len(keys):
-            yield ("assets",), "Each asset may be there but once."
-        if len({spec.partitions_def for spec in self.assets}) > 1:
-            yield ("assets",), "Assets of one call must all have the same `partitions_def`."
-        if "task" in self.event:
-            yield ("event", "task"), "The task is named by `task`, and is no input of its own."
-        for number, check in enumerate(self.checks):
-            if not re.fullmatch(r"\w+", check.name, re.ASCII):
-                yield (
-                    ("checks", number, "name"),
-                    f"{check.name!r} is no name: it may have letters, digits and underscores.",
-                )
-            if check.asset_key not in keys:
-                yield (
-                    ("checks", number, "asset"),
-                    f"{check.asset_key.to_user_string()} is none of the assets here: "
-                    f"{', '.join(key.to_user_string() for key in keys)}.",
-                )
-        if len({check.key for check in self.checks}) < len(self.checks):
-            yield ("checks",), "Each check of an asset may be there but once."
+    def contradictions(self, project_root: Path) -> Iterator[Mistake]:
+        """What in the YAML does not fit the rest of it, or the function.
+
+        Args:
+            project_root: The folder of the Dagster project.
+        """
         source = self._task_source(project_root)
         if source is not None and not source.is_file():
-            names = sorted(path.stem for path in source.parent.glob("[!_]*.py"))
-            yield (
+            tasks = sorted(path.stem for path in source.parent.glob("[!_]*.py"))
+            yield Mistake(
                 ("task",),
-                f"There is no task {self.task!r} in {_TASKS}/. The tasks are: {', '.join(names)}. "
-                "Add it there, or name one of them.",
+                f"is wrong. There is no task {self.task!r} in {_TASKS}/. The tasks are: "
+                f"{', '.join(tasks)}.{question(nearest(self.task, tasks))} Add it there, or name "
+                "one of them.",
+            )
+        if "task" in self.event:
+            yield Mistake(
+                ("event", "task"),
+                "is not an input: the task is named by `task`, beneath `attributes`.",
+            )
+        keys = [spec.key for spec in self.assets]
+        names = [key.to_user_string() for key in keys]
+        if len(set(keys)) < len(keys):
+            yield Mistake(("assets",), "must have each asset but once. Delete the other.")
+        if len({spec.partitions_def for spec in self.assets}) > 1:
+            yield Mistake(
+                ("assets",), "must all have the same `partitions_def`: they are made by one call."
+            )
+        for number, check in enumerate(self.checks):
+            if not re.fullmatch(r"\w+", check.name, re.ASCII):
+                yield Mistake(
+                    ("checks", number, "name"),
+                    f"must have letters, digits and underscores; {check.name!r} is no name.",
+                )
+            if check.asset_key not in keys:
+                name = check.asset_key.to_user_string()
+                yield Mistake(
+                    ("checks", number, "asset"),
+                    f"is wrong: {name} is none of the assets here: {', '.join(names)}."
+                    + question(nearest(name, names)),
+                )
+        if len({check.key for check in self.checks}) < len(self.checks):
+            yield Mistake(
+                ("checks",), "must have each check of an asset but once. Delete the other."
             )
 
 

@@ -4,11 +4,14 @@ They are why pyproject.toml allows one minor version of Dagster at a time: a new
 name, or change what it does. `tests/test_dagster_internals.py` tells, and this is the file to mend.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
+import click
 import dagster as dg
 from dagster_pipes import PipesMessage
+from pydantic import BaseModel
 
 try:
     from dagster._core.definitions.data_version import compute_logical_data_version
@@ -23,6 +26,25 @@ try:
         _get_input_provenance_data,
     )
     from dagster._core.pipes.context import build_external_execution_context_data
+    from dagster.components.core.component_tree import ComponentTree
+    from dagster.components.core.decl import YamlBackedComponentDecl
+    from dagster.components.core.defs_module import (
+        ComponentFileModel,
+        ComponentPostProcessingModel,
+        find_defs_or_component_yaml,
+    )
+    from dagster.components.resolved.base import (
+        _DERIVED_MODEL_REGISTRY,
+        _get_annotations,
+        _get_resolver,
+        resolve_fields,
+    )
+    from dagster.components.resolved.errors import ResolutionException
+    from dagster_shared.yaml_utils import parse_yamls_with_source_position
+    from dagster_shared.yaml_utils.source_position import (
+        SourcePositionTree,
+        ValueAndSourcePositionTree,
+    )
 except ImportError as error:
     raise ImportError(
         f"Dagster {dg.__version__} has moved a part that has no public name: {error}. Install a "
@@ -31,14 +53,28 @@ except ImportError as error:
 
 __all__ = [
     "NO_FURTHER_EVENT",
+    "ComponentFileModel",
+    "ComponentPostProcessingModel",
     "MessageHandler",
+    "ResolutionException",
+    "SourcePositionTree",
     "TreatAsResourceParam",
+    "ValueAndSourcePositionTree",
+    "YamlDocument",
+    "YamlField",
     "build_external_execution_context_data",
+    "find_defs_or_component_yaml",
     "is_called_directly",
+    "is_checking_definitions",
     "keys_of_outputs",
     "materialization_tags",
     "metadata_map_from_external",
+    "parse_yamls_with_source_position",
+    "resolve_fields",
     "upstream_data_versions",
+    "yaml_document",
+    "yaml_documents",
+    "yaml_fields",
 ]
 
 NO_FURTHER_EVENT: Mapping[str, dg.MetadataValue] = {
@@ -162,3 +198,105 @@ def materialization_tags(
     if isinstance(partition_key, dg.MultiPartitionKey):
         tags.update(get_tags_from_multi_partition_key(partition_key))
     return tags
+
+
+class YamlDocument(NamedTuple):
+    """A document of a `defs.yaml`, and how Dagster loads the component in it."""
+
+    component: type[dg.Component]
+    content: ValueAndSourcePositionTree
+    context: dg.ComponentLoadContext
+
+
+def yaml_document(context: dg.ComponentLoadContext) -> YamlDocument | None:
+    """The document that a component is loaded from; None if it is loaded from anything else.
+
+    Args:
+        context: What Dagster loads the component with.
+    """
+    declaration = context.component_decl
+    if isinstance(declaration, YamlBackedComponentDecl) and declaration.source_tree is not None:
+        return YamlDocument(declaration.component_type, declaration.source_tree, context)
+    return None
+
+
+def yaml_documents(tree: ComponentTree) -> Iterator[YamlDocument]:
+    """The documents of all `defs.yaml` files of a project.
+
+    Args:
+        tree: The project's components.
+    """
+    for declaration in tree.find_root_decl().iterate_all_component_decls():
+        if isinstance(declaration, YamlBackedComponentDecl) and declaration.source_tree is not None:
+            context = declaration.context_with_component_injected_scope.with_source_position_tree(
+                declaration.source_tree.source_position_tree
+            )
+            yield YamlDocument(
+                declaration.component_type,
+                declaration.source_tree,
+                dg.ComponentLoadContext.from_decl_load_context(context, declaration),
+            )
+
+
+def is_checking_definitions() -> bool:
+    """Whether this is `dg check defs`: it stops at what it finds itself, in a part of the files."""
+    command = click.get_current_context(silent=True)
+    return command is not None and command.command_path.endswith(" check defs")
+
+
+class YamlField(NamedTuple):
+    """What may stand in a field of a `defs.yaml`."""
+
+    kind: Any
+    """Its type, as it was declared: Dagster adds text to each, for templates."""
+    is_required: bool
+    takes_template: bool
+    needs_template: bool
+    """Its value can be made by a template alone."""
+
+
+def yaml_fields(model: type[BaseModel]) -> Mapping[str, YamlField]:
+    """The fields of a part of a `defs.yaml`, by the names that they have there.
+
+    Args:
+        model: What Dagster compares that part with.
+    """
+    declared = {derived: resolvable for resolvable, derived in _DERIVED_MODEL_REGISTRY.items()}
+    resolvable = next((declared[each] for each in model.__mro__ if each in declared), None)
+    if resolvable is None:
+        return {
+            info.alias or name: YamlField(
+                info.rebuild_annotation(), info.is_required(), False, False
+            )
+            for name, info in model.model_fields.items()
+        }
+    fields = {}
+    for name, annotation in _get_annotations(resolvable).items():
+        resolver = _get_resolver(annotation.type, name)
+        name = resolver.model_field_name or name
+        info = model.model_fields[name]
+        kind = resolver.model_field_type or annotation.type
+        for constraint in info.metadata:
+            kind = Annotated[kind, constraint]
+        fields[info.alias or name] = YamlField(
+            kind,
+            is_required=info.is_required(),
+            takes_template=True,
+            needs_template=any(map(_is_injected, _union_members(annotation.type))),
+        )
+    return fields
+
+
+def _is_injected(annotation: Any) -> bool:
+    """Whether values are objects of Dagster's, for which YAML has text that makes one."""
+    kind, *metadata = get_args(annotation) or [annotation]
+    return any(
+        isinstance(each, dg.Resolver) and each.is_default and each.model_field_type is not None
+        for each in metadata
+    ) and any(
+        getattr(member, "__module__", "").startswith("dagster.") for member in _union_members(kind)
+    )
+
+
+def _union_members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
