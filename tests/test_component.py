@@ -4,6 +4,8 @@ What the component does, and all that can be wrong, is tested in orchestrator/te
 """
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,7 +75,69 @@ def test_a_task_that_is_not_there_is_named_beside_those_that_are(
     status, printed = end("uv", "run", "dg", "check", "defs", cwd=orchestrator)
 
     assert status == 1
-    assert f"{definition.name}:6 - attributes.task" in printed
+    assert f"{definition.name}:6: attributes.task " in printed
     assert "There is no task 'weekly' in cloud_function/tasks/. The tasks are: people, ping" in (
         printed
     )
+
+
+LOAD = "import dagster as dg, pathlib; dg.load_from_defs_folder(path_within_project=pathlib.Path())"
+
+
+@pytest.fixture
+def mistaken(definition: Path) -> Iterator[Path]:
+    """The scaffolded file with two mistakes, beside another with one in each of two documents."""
+    document = definition.read_text().replace("task: weekly", "task: ping")
+    definition.write_text(
+        document.replace("- key", "- kinds: polars\n      partition_def: 7\n      key")
+    )
+    other = definition.parent.parent / "daily" / "defs.yaml"
+    other.parent.mkdir(exist_ok=True)
+    other.write_text(f"{document}---\n{document}  pol: a\n---\n{document}  timeout: long\n")
+    yield other
+    other.unlink()
+
+
+MISTAKES = [
+    "daily/defs.yaml:14: attributes.pol is not a field. Did you mean pool?",
+    "daily/defs.yaml:22: attributes.timeout must be a number of seconds, more than 0 and "
+    "up to 3600; it is 'long'.",
+    "weekly/defs.yaml:5: attributes.assets.0.kinds must be a list; it is 'polars'.",
+    "weekly/defs.yaml:6: attributes.assets.0.partition_def is not a field. Did you mean "
+    "partitions_def?",
+]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("dg", "check", "defs"),
+        ("dg", "check", "defs", "--no-check-yaml"),
+        ("dg", "list", "defs"),
+        ("python", "-c", LOAD),
+        ("--project", "..", "just", "check"),
+    ],
+    ids=["dg check defs", "without its check of YAML", "dg list defs", "Python", "just check"],
+)
+def test_the_mistakes_in_all_files_are_reported_wherever_definitions_are_loaded(
+    command: tuple[str, ...], orchestrator: Path, mistaken: Path
+) -> None:
+    status, printed = end("uv", "run", *command, cwd=orchestrator)
+
+    assert status == 1
+    places = re.findall(r"/(\w+/defs\.yaml:.*)", printed)
+    assert len(places) == len(MISTAKES), printed
+    for place, mistake in zip(places, MISTAKES, strict=True):
+        assert place.startswith(mistake)
+
+
+def test_a_misspelled_part_of_a_document_is_reported_with_all_other_mistakes(
+    orchestrator: Path, mistaken: Path
+) -> None:
+    mistaken.write_text(mistaken.read_text().replace("type: ", "tpye: ", 1))
+
+    status, printed = end("uv", "run", "dg", "check", "defs", "--no-check-yaml", cwd=orchestrator)
+
+    assert status == 1
+    assert "daily/defs.yaml:1: tpye is not a field. Did you mean type?" in printed
+    assert len(re.findall(r"defs\.yaml:\d+: ", printed)) == 1 + len(MISTAKES)

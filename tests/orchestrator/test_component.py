@@ -558,6 +558,7 @@ class Report(CloudFunctionAsset):
     readers: Annotated[list[Reader], Field(default_factory=list)]
     pages: Annotated[dict[str, Page], Field(default_factory=dict)]
     weights: Annotated[dict[str, float], Field(default_factory=dict)]
+    marks: list[int] | list[str] | dict[str, int] | None = None
     kind: Literal["daily", "monthly"] = "daily"
     names: list[str] | str = "all"
     source: Annotated[Path | None, dg.Resolver.default(model_field_type=str)] = None
@@ -576,6 +577,7 @@ def test_a_component_with_fields_of_its_own_takes_what_they_take() -> None:
     - {{ name: "{{{{ 'other' }}}}", languages: [nl, en], age: "{{{{ 6 * 7 }}}}" }}
   pages: {{ first: {{ lines: 3 }}, second: {{}} }}
   weights: {{ a: 1, b: 2.5 }}
+  marks: [a, b]
   kind: monthly
   names: some
   source: a/file
@@ -583,6 +585,7 @@ def test_a_component_with_fields_of_its_own_takes_what_they_take() -> None:
 """
     with loaded(attributes, Report) as (component, _):
         assert component.readers == [Reader("one", "nl"), Reader("other", ["nl", "en"], 42)]
+        assert component.marks == ["a", "b"]
         assert component.pages == {"first": Page(lines=3), "second": Page()}
         assert (component.size, component.width) == (Size.LARGE, "full")
         assert (component.kind, component.names) == ("monthly", "some")
@@ -604,6 +607,8 @@ def test_a_component_with_fields_of_its_own_takes_what_they_take() -> None:
         ("pages: { first: { lines: few } }", "pages.first.lines", "must be a whole number"),
         ("copies: 0", "copies", "must be greater than or equal to 1; it is 0."),
         ("weights: { a: heavy }", "weights.a", "must be a number; it is 'heavy'."),
+        ("marks: [{}]", "marks.0", "must be a whole number or text; it is {}."),
+        ("marks: { a: b }", "marks.a", "must be a whole number; it is 'b'."),
         ("kind: dayly", "kind", "must be 'daily' or 'monthly'; it is 'dayly'. Did you mean daily?"),
         ("kind: '{{ 7 }}'", "kind", "is wrong: Input should be 'daily' or 'monthly'."),
         ("names: 3", "names", "must be a list or text; it is 3."),

@@ -6,11 +6,14 @@ If one fails with a new version of Dagster, look for the part in its sources, me
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import dagster as dg
+from dagster.components.testing import create_defs_folder_sandbox
 from dagster_pipes import PipesContextData
 
 RANGE = {
@@ -183,3 +186,74 @@ def test_metadata_of_pipes_becomes_dagsters(dagster_internals: ModuleType) -> No
         "rows": dg.MetadataValue.int(1),
         "anything": dg.MetadataValue.text("text"),
     }
+
+
+@dataclass
+class Part(dg.Resolvable):
+    """What a part of a component's YAML may hold."""
+
+    text: str
+    names: list[str] | None = None
+    condition: dg.Injected[dg.AutomationCondition[Any]] | None = None
+
+
+def test_the_fields_of_a_model_have_the_types_that_were_declared(
+    dagster_internals: ModuleType,
+) -> None:
+    fields = dagster_internals.yaml_fields(Part.model())
+
+    assert list(fields) == ["text", "names", "condition"]
+    assert [field.is_required for field in fields.values()] == [True, False, False]
+    assert all(field.takes_template for field in fields.values())
+    assert [field.needs_template for field in fields.values()] == [False, False, True]
+    assert fields["names"].kind == list[str] | None
+    given = {"text": "any", "names": "text"}
+    assert Part.model()(**given).model_dump(exclude_unset=True) == given  # for templates
+
+
+def test_the_fields_of_any_other_model_are_its_own(dagster_internals: ModuleType) -> None:
+    fields = dagster_internals.yaml_fields(dagster_internals.ComponentFileModel)
+
+    assert {"type", "attributes", "requirements", "post_processing"} <= fields.keys()
+    assert not any(field.takes_template for field in fields.values())
+
+
+def test_each_document_of_a_project_is_known_with_its_lines(dagster_internals: ModuleType) -> None:
+    document = "type: dagster.DefinitionsComponent\nattributes: { path: a.py }\n"
+    with create_defs_folder_sandbox() as sandbox:
+        (sandbox.defs_folder_path / "thing").mkdir()
+        file = sandbox.defs_folder_path / "thing" / "defs.yaml"
+        file.write_text(f"{document}---\n{document}")
+        with sandbox.build_component_tree() as tree:
+            documents = list(dagster_internals.yaml_documents(tree))
+
+    for number, (component, content, context) in enumerate(documents):
+        assert component is dg.DefinitionsComponent
+        assert content.value["attributes"] == {"path": "a.py"}
+        assert content.source_position_tree.lookup(["attributes", "path"]).start.line in (2, 5)
+        assert dagster_internals.yaml_document(context) == documents[number]
+    assert len(documents) == 2
+
+
+def test_the_check_of_definitions_is_known_by_its_command(dagster_internals: ModuleType) -> None:
+    @click.group
+    def dg() -> None:
+        pass
+
+    @dg.group
+    def check() -> None:
+        pass
+
+    @check.command
+    def defs() -> None:
+        found.append(dagster_internals.is_checking_definitions())
+
+    @check.command
+    def yaml() -> None:
+        found.append(dagster_internals.is_checking_definitions())
+
+    found: list[bool] = [dagster_internals.is_checking_definitions()]
+    dg.main(["check", "defs"], prog_name="dg", standalone_mode=False)
+    dg.main(["check", "yaml"], prog_name="dg", standalone_mode=False)
+
+    assert found == [False, True, False]

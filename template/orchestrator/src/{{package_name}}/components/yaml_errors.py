@@ -97,8 +97,11 @@ def _mistakes(value: Any, kind: Any, place: Place) -> list[Mistake]:
 
 
 def _in_parts(value: Any, kind: Any, place: Place) -> Iterator[Mistake]:
-    models = [each for each in _types(kind) if _is_a(each, BaseModel)]
-    if isinstance(value, dict) and models:
+    types = _types(kind)
+    models = [each for each in types if _is_a(each, BaseModel)]
+    if Any in types:
+        return
+    if isinstance(value, dict) and models and not any(_is_a(each, Mapping) for each in types):
         yield from _in_fields(value, models, place)
     elif isinstance(value, dict):
         for name, item in value.items():
@@ -206,11 +209,13 @@ def _is_a(kind: Any, base: type) -> bool:
 
 def _item_kind(kind: Any, collection: type) -> Any:
     """The type of each item of a list or mapping: any, if there is not one for all of them."""
+    items: list[Any] = []
     for each in _types(kind):
-        arguments = [argument for argument in get_args(each) if argument is not ...]
-        if _is_a(each, collection) and len(arguments) == (2 if collection is Mapping else 1):
-            return arguments[-1]
-    return Any
+        if _is_a(each, collection):
+            arguments = [argument for argument in get_args(each) if argument is not ...]
+            is_one_type = len(arguments) == (2 if collection is Mapping else 1)
+            items.append(arguments[-1] if is_one_type else Any)
+    return Union[tuple(items)] if items else Any  # noqa: UP007
 
 
 def _choices(kind: Any) -> list[Any]:

@@ -4,6 +4,7 @@ They are why pyproject.toml allows one minor version of Dagster at a time: a new
 name, or change what it does. `tests/test_dagster_internals.py` tells, and this is the file to mend.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
@@ -255,6 +256,7 @@ class YamlField(NamedTuple):
     """Its value can be made by a template alone."""
 
 
+@functools.cache
 def yaml_fields(model: type[BaseModel]) -> Mapping[str, YamlField]:
     """The fields of a part of a `defs.yaml`, by the names that they have there.
 
