@@ -501,6 +501,20 @@ def test_each_mistake_of_a_file_is_reported_once() -> None:
     assert len(errors) == len(found)
 
 
+def test_a_misspelled_field_is_not_taken_for_one_that_is_not_given() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        (sandbox.project_root / "cloud_function" / "tasks").mkdir(parents=True)
+        write(sandbox, f"{ONE}  functon: reports\n", CloudFunctionAsset)
+        load = moved(sandbox, sandbox.project_root / "orchestrator")
+
+        with pytest.raises(Exception, match="thing") as error:
+            load()
+
+    assert isinstance(error.value.__cause__, DefsYamlError)
+    [problem] = error.value.__cause__.errors  # and not that such a task is not here
+    assert problem.endswith("attributes.functon is not a field. Did you mean function?")
+
+
 def test_the_mistakes_of_all_files_and_documents_are_reported_in_one_run() -> None:
     kind = "my_data_platform.components.CloudFunctionAsset"
     document = f"type: {kind}\nattributes:\n{ONE}"

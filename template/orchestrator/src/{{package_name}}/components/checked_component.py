@@ -29,7 +29,15 @@ from ..pipes.dagster_internals import (
     yaml_document,
     yaml_documents,
 )
-from .yaml_errors import DefsYamlError, Mistake, MustBe, mistakes_in, nearest, wrong_value
+from .yaml_errors import (
+    DefsYamlError,
+    Mistake,
+    MustBe,
+    did_you_mean,
+    mistakes_in,
+    nearest,
+    wrong_value,
+)
 
 
 class CheckedComponent(dg.Component, dg.Model, dg.Resolvable):
@@ -75,7 +83,8 @@ class CheckedComponent(dg.Component, dg.Model, dg.Resolvable):
         component = super().load(right, context)
         mistakes += component._unresolved
         for mistake in mistakes:
-            component.__dict__.pop(str(mistake.field), None)  # or it would have its default
+            if mistake.field is not None:  # or the field that was meant would have its default
+                component.__dict__.pop(nearest(mistake.field, cls.model_fields), None)
         try:
             for place, problem in component.contradictions(context.project_root):
                 mistakes.append(Mistake(("attributes", *place), problem))
@@ -284,14 +293,15 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _unparsable(file: Path, error: Exception) -> str:
-    problem = "The document could not be parsed"
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        return f"{file}:{mark.line + 1}: {problem}: {getattr(error, 'problem', error)}."
+        problem = getattr(error, "problem", error)
+        return f"{file}:{mark.line + 1}: The document could not be parsed: {problem}."
     # YAML takes the braces for those of a mapping, which cannot be the name of a field.
     lines = enumerate(file.read_text("utf-8").splitlines(), 1)
-    number = next((number for number, line in lines if re.match(r"[^#\"']*{{", line)), 1)
-    return f'{file}:{number}: {problem}. Put quotes around a template: "{{{{ ... }}}}".'
+    line = next((number for number, text in lines if re.match(r"[^#\"']*{{", text)), 1)
+    advice = 'Put quotes around a template: "{{ ... }}".'
+    return f"{file}:{line}: The document could not be parsed. {advice}"
 
 
 def _component(document: Any, package: str) -> tuple[type[dg.Component] | None, list[Mistake]]:
@@ -314,8 +324,9 @@ def _component(document: Any, package: str) -> tuple[type[dg.Component] | None, 
     known = {**_components("dagster"), **found, **_components(__package__)}
     path, component = known.get(nearest(class_name, known), (None, None))
     choices = ", ".join(path for path, _ in _components(__package__).values())
-    advice = f"Did you mean {path}?" if path else f"The components here are: {choices}."
-    return component, [Mistake((field,), f"names no component; it is {name!r}. {advice}")]
+    advice = did_you_mean(path) or f" The components here are: {choices}."
+    problem = f"names no component; it is {name!r}."
+    return component, [Mistake((field,), problem + advice)]
 
 
 def _components(module: str) -> dict[str, tuple[str, type[dg.Component]]]:

@@ -12,7 +12,7 @@ from ..pipes import PipesCloudFunctionClient
 from ..pipes.client import log_custom_messages
 from ..settings import Settings
 from .checked_component import CheckedComponent, checked, list_its_items
-from .yaml_errors import Mistake, MustBe, nearest, question
+from .yaml_errors import Mistake, MustBe, did_you_mean, nearest
 
 _TASKS = Path("cloud_function", "tasks")  # beside the folder of the Dagster project
 
@@ -99,7 +99,6 @@ class CloudFunctionAsset(CheckedComponent):
     ] = None
     checks: Annotated[
         list[dg.ResolvedAssetCheckSpec],
-        MustBe(must_be="a list"),
         Field(default_factory=list, json_schema_extra=list_its_items),
         dg.Resolver.default(
             description="The asset checks that the task has to report.",
@@ -233,11 +232,11 @@ class CloudFunctionAsset(CheckedComponent):
         source = self._task_source(project_root)
         if source is not None and not source.is_file():
             tasks = sorted(path.stem for path in source.parent.glob("[!_]*.py"))
+            meant = did_you_mean(nearest(self.task, tasks))
             yield Mistake(
                 ("task",),
                 f"is wrong. There is no task {self.task!r} in {_TASKS}/. The tasks are: "
-                f"{', '.join(tasks)}.{question(nearest(self.task, tasks))} Add it there, or name "
-                "one of them.",
+                f"{', '.join(tasks)}.{meant} Add it there, or name one of them.",
             )
         if "task" in self.event:
             yield Mistake(
@@ -263,7 +262,7 @@ class CloudFunctionAsset(CheckedComponent):
                 yield Mistake(
                     ("checks", number, "asset"),
                     f"is wrong: {name} is none of the assets here: {', '.join(names)}."
-                    + question(nearest(name, names)),
+                    + did_you_mean(nearest(name, names)),
                 )
         if len({check.key for check in self.checks}) < len(self.checks):
             yield Mistake(

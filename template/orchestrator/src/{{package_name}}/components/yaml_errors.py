@@ -141,8 +141,8 @@ def _in_model(value: Mapping[Any, Any], model: type[BaseModel], place: Place) ->
             yield from _in_field(part, fields[name], (*place, name))
         elif model.model_config.get("extra") != "allow":
             meant = nearest(name, missing)
-            advice = question(meant) or f" The fields are: {', '.join(fields) or 'none'}."
-            yield Mistake((*place, name), f"is not a field.{advice}")
+            advice = did_you_mean(meant) or f" The fields are: {', '.join(fields) or 'none'}."
+            yield Mistake((*place, name), "is not a field." + advice)
             if meant is not None:
                 missing.remove(meant)  # a misspelled field is one mistake, not two
                 if isinstance(part, dict | list):
@@ -248,18 +248,18 @@ def nearest(wrong: Any, right: Iterable[Any]) -> Any:
     return by_text[found[0]] if found else None
 
 
-def question(meant: Any) -> str:
-    """Ask whether something was meant, after another sentence; ask nothing if it is None.
+def did_you_mean(meant: Any) -> str:
+    """The last sentence of an error: a suggestion.
 
     Args:
-        meant: What was most likely meant.
+        meant: What was most likely meant; None if nothing is near, and there is no suggestion.
     """
     return "" if meant is None else f" Did you mean {meant}?"
 
 
 def _wrong_choice(value: Any, choices: Sequence[Any]) -> str:
     must_be = _or([repr(choice) for choice in choices])
-    return wrong_value(must_be, value) + question(nearest(value, choices))
+    return wrong_value(must_be, value) + did_you_mean(nearest(value, choices))
 
 
 def wrong_value(must_be: str, value: Any) -> str:
