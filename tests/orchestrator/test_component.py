@@ -347,6 +347,12 @@ WRONG = {
         "automation_condition",
         "must be a template",
     ),
+    "a mapping for a freshness policy": (
+        with_asset("freshness_policy: { days: 1 }"),
+        6,
+        "freshness_policy",
+        "must be a template",
+    ),
     "no asset": ("  assets: []\n  task: scripted\n", 4, "assets", "at least 1 item"),
     "no key": ("  assets:\n    - deps: [a]\n  task: scripted\n", 5, "assets.0.key", "required"),
     "no task": ("  assets:\n    - key: thing\n", 3, "task", "required"),
@@ -731,6 +737,8 @@ UNLOADABLE = {
         f"{TYPE}attributes:\n{ONE}---\n",
         "7: The document must be a mapping with type; it is empty.",
     ),
+    "an empty file": ("# Later.\n", "1: The document could not be parsed: there is nothing in it."),
+    "a list": ("- a\n", "1: The document must be a mapping with type; it is ['a']."),
     "not indented": (
         f"{TYPE}attributes:\n{ONE} pool: a\n",
         "6: The document could not be parsed: expected <block end>, but found '<block mapping "

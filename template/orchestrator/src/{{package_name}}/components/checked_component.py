@@ -268,6 +268,8 @@ def check_files(folder: Path, package: str) -> None:
         module = ".".join([package, *file.parent.relative_to(folder).parts])
         try:
             contents = parse_yamls_with_source_position(file.read_text("utf-8"), str(file))
+            if not contents:
+                raise ValueError("there is nothing in it")
         except Exception as error:  # of the YAML's parser, or of what makes values of it
             errors.append(_unparsable(file, error))
             are_left = False
@@ -293,15 +295,16 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _unparsable(file: Path, error: Exception) -> str:
+    if isinstance(error, TypeError):
+        # YAML takes the braces for those of a mapping, which cannot be the name of a field.
+        lines = enumerate(file.read_text("utf-8").splitlines(), 1)
+        line = next((number for number, text in lines if re.match(r"[^#\"']*{{", text)), 1)
+        advice = 'Put quotes around a template: "{{ ... }}".'
+        return f"{file}:{line}: The document could not be parsed. {advice}"
     mark = getattr(error, "problem_mark", None)
-    if mark is not None:
-        problem = getattr(error, "problem", error)
-        return f"{file}:{mark.line + 1}: The document could not be parsed: {problem}."
-    # YAML takes the braces for those of a mapping, which cannot be the name of a field.
-    lines = enumerate(file.read_text("utf-8").splitlines(), 1)
-    line = next((number for number, text in lines if re.match(r"[^#\"']*{{", text)), 1)
-    advice = 'Put quotes around a template: "{{ ... }}".'
-    return f"{file}:{line}: The document could not be parsed. {advice}"
+    line = mark.line + 1 if mark else 1
+    problem = getattr(error, "problem", error)
+    return f"{file}:{line}: The document could not be parsed: {problem}."
 
 
 def _component(document: Any, package: str) -> tuple[type[dg.Component] | None, list[Mistake]]:

@@ -156,7 +156,7 @@ def _in_field(value: Any, field: YamlField, place: Place) -> Iterator[Mistake]:
     is_template = isinstance(value, str) and ("{{" in value or "{%" in value)
     if field.takes_template and is_template:
         return  # what it makes is not known before it is resolved
-    if field.needs_template and isinstance(value, str):
+    if field.needs_template and value is not None:
         yield Mistake(place, wrong_value('a template, "{{ ... }}"', value))
     else:
         yield from _mistakes(value, field.kind, place)
