@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -21,7 +21,6 @@ from pydantic import (
 from ..pipes.dagster_internals import (
     ResolutionException,
     SourcePositionTree,
-    ValueAndSourcePositionTree,
     YamlDocument,
     find_defs_or_component_yaml,
     is_checking_definitions,
@@ -268,7 +267,9 @@ def check_files(folder: Path, package: str) -> None:
     for file in _files(folder):
         module = ".".join([package, *file.parent.relative_to(folder).parts])
         try:
-            contents = _parse(file)
+            contents = parse_yamls_with_source_position(file.read_text("utf-8"), str(file))
+            if not contents:
+                raise ValueError("there is nothing in it")
         except Exception as error:  # of the YAML's parser, or of what makes values of it
             errors.append(_unparsable(file, error))
             are_left = False
@@ -291,13 +292,6 @@ def _files(folder: Path) -> Iterator[Path]:
             part.startswith(".") for part in each.relative_to(folder).parts
         ):
             yield file
-
-
-def _parse(file: Path) -> Sequence[ValueAndSourcePositionTree]:
-    contents = parse_yamls_with_source_position(file.read_text("utf-8"), str(file))
-    if not contents:
-        raise ValueError("there is nothing in it")
-    return contents
 
 
 def _unparsable(file: Path, error: Exception) -> str:
