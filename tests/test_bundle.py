@@ -91,7 +91,14 @@ def test_it_holds_sources_and_hashed_requirements_and_is_all_that_the_function_n
     sources = project / "cloud_function"
     assert names == sorted(
         [
-            *("main.py", "settings.py", "lake.py", "requirements.txt", "tasks/query.sql"),
+            *(
+                "main.py",
+                "settings.py",
+                "lake.py",
+                "schema.py",
+                "requirements.txt",
+                "tasks/query.sql",
+            ),
             *(str(path.relative_to(sources)) for path in (sources / "gcp_pipes").glob("*.py")),
             *(str(path.relative_to(sources)) for path in (sources / "tasks").glob("*.py")),
         ]

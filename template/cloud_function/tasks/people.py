@@ -5,11 +5,11 @@ from dagster_pipes import PipesContext
 from faker import Faker
 
 from gcp_pipes import Event, event_input
-from lake import write_table
+from lake import table_location, write_table
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Replace the table at `<dl_bucket>/<asset key>` with freshly invented people.
+    """Replace the asset's table in the data lake with freshly invented people.
 
     Args:
         pipes: The Pipes context: it says what the call is for, and takes what Dagster is to know.
@@ -18,11 +18,11 @@ def run(pipes: PipesContext, event: Event) -> None:
     """
     dl_bucket = event_input(event, "dl_bucket")
     pipes.log.debug(f"Storing data in bucket {dl_bucket}")
-    table_location = f"{dl_bucket.rstrip('/')}/{pipes.asset_key}"
+    location = table_location(dl_bucket, pipes.asset_key)
 
     df = get_fake_data(event.get("rows", 1_000))
-    pipes.log.info(f"Writing {df.height} rows to {table_location}")
-    table = write_table(df, table_location)
+    pipes.log.info(f"Writing {df.height} rows to {location}")
+    table = write_table(df, location)
     pipes.log.info(f"Wrote version {table.version} of the table")
 
     pipes.report_asset_materialization(

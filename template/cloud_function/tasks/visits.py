@@ -6,11 +6,11 @@ import polars as pl
 from dagster_pipes import PipesContext
 
 from gcp_pipes import Event, event_input
-from lake import read_table, write_partition
+from lake import read_table, table_location, write_partition
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Replace the visits of the partition's day in the table at `<dl_bucket>/<asset key>`.
+    """Replace the visits of the partition's day in the asset's table in the data lake.
 
     Args:
         pipes: The Pipes context: it says what the call is for, and takes what Dagster is to know.
@@ -18,13 +18,14 @@ def run(pipes: PipesContext, event: Event) -> None:
             `visits`, how many there are in a day (100 unless told); `visitors`, how many people may
             come (1,000 unless told).
     """
-    lake = event_input(event, "dl_bucket").rstrip("/")
+    lake = event_input(event, "dl_bucket")
     day = pipes.partition_key
     visits = get_fake_visits(day, event.get("visits", 100), event.get("visitors", 1_000))
-    table = write_partition(visits, f"{lake}/{pipes.asset_key}", column="day", value=day)
+    location = table_location(lake, pipes.asset_key)
+    table = write_partition(visits, location, column="day", value=day)
     pipes.log.info(f"Wrote {table.row_count} visits of {day}")
 
-    people = read_table(f"{lake}/people")
+    people = read_table(table_location(lake, "people"))
     strangers = visits.join(people, left_on="person_id", right_on="id", how="anti").height
     pipes.report_asset_check(
         "visitors_are_known", passed=strangers == 0, severity="WARN", metadata={"visits": strangers}

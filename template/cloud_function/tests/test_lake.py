@@ -1,11 +1,51 @@
-"""What Dagster shows of the tables in the data lake."""
+"""How tables get into the data lake, and what Dagster shows of them."""
 
+import datetime as dt
+import re
+import tempfile
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from lake import read_table, to_markdown, write_partition, write_table
+from lake import read_table, table_location, to_markdown, write_partition, write_table
+from schema import WriteRefusedError
+
+DAY = dt.date(2026, 1, 1)
+NOON = dt.datetime(2026, 1, 1, 12)
+UTC_NOON = NOON.replace(tzinfo=dt.UTC)
+
+
+def frame(**columns: Any) -> pl.DataFrame:
+    return pl.DataFrame(columns)
+
+
+def series(dtype: Any, *values: Any) -> pl.Series:
+    return pl.Series(values, dtype=dtype)
+
+
+STRUCT = series(pl.Struct({"a": pl.Int8}), {"a": 1})
+
+
+def at_once(count: int, write: Callable[[int], Any]) -> None:
+    """Calls `write` in as many threads, which start together."""
+    start = threading.Barrier(count)
+
+    def wait_and_write(number: int) -> None:
+        start.wait()
+        write(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(wait_and_write, range(count)))
 
 
 def test_a_preview_keeps_its_columns_whatever_the_values_hold() -> None:
@@ -28,15 +68,518 @@ def test_a_table_is_read_as_it_was_written_wherever_it_is(tmp_path: Path) -> Non
     assert read_table(location).equals(df)
 
 
-def test_partitions_of_a_table_can_be_written_at_once_also_the_first_ones(tmp_path: Path) -> None:
+# Locations
+
+KEYS = [
+    *(["people"], ["crm", "people"], ["crm/people"], ["crm\\people"], ["crm\\", "people"]),
+    *(["crm", "", "people"], ["crm", "people", ""], ["", "people"], [""], ["crm", "..", "people"]),
+    *([".."], ["."], ["people", "_delta_log"], ["People"], ["PEOPLE"], ["crm%2Fpeople"]),
+    *(["crm people"], ["crm%20people"], ["é"], ["e\u0301"], ["É"], ["😀"], ["!"], ["!080eople"]),
+    *(["!p"], ["a=b"], ["a#b"], ["a?b"], ["a*b"], ["a:b"], ["a\nb"], ["a\0b"], ["people "]),
+    *(["my.table"], ["my-table"], ["my_table"], [".people"], ["_people"], ["a" * 200]),
+]
+
+
+def user_string(parts: list[str]) -> str:
+    """A key, as `pipes.asset_key` has it."""
+    return "/".join(part.replace("\\", "\\\\").replace("/", "\\/") for part in parts)
+
+
+@pytest.mark.parametrize("key", ["people", "crm/people", "my.table/a-b_c/2nd"])
+@pytest.mark.parametrize("lake", ["gs://lake", "gs://lake/", "/data/lake", "/data/lake/"])
+def test_a_plain_key_is_a_path_in_the_lake(lake: str, key: str) -> None:
+    assert table_location(lake, key) == f"{lake.rstrip('/')}/{key}"
+
+
+def test_tables_of_different_keys_are_in_different_folders_of_the_lake(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    locations = [table_location(str(lake), user_string(key)) for key in KEYS]
+
+    for number, location in enumerate(locations):
+        write_table(pl.DataFrame({"number": [number]}), location)
+
+    assert [read_table(location).item() for location in locations] == list(range(len(KEYS)))
+    assert {log.parent for log in tmp_path.rglob("_delta_log")} == set(map(Path, locations))
+    assert all(Path(location).resolve().is_relative_to(lake) for location in locations)
+    assert len({location.casefold() for location in locations}) == len(KEYS)
+
+
+KEY_PARTS = st.lists(st.text("aAsé!.0_/\\ %5K\u212a", max_size=3), min_size=1, max_size=3)
+
+
+@given(one=KEY_PARTS, other=KEY_PARTS)
+@example(["a"], ["a", ""])
+def test_two_keys_never_share_a_location(one: list[str], other: list[str]) -> None:
+    locations = [table_location("gs://lake", user_string(key)) for key in (one, other)]
+
+    assert (locations[0].casefold() == locations[1].casefold()) == (one == other)
+    assert all(re.fullmatch("gs://lake(/[A-Za-z0-9!._-]+)+", location) for location in locations)
+    assert not any(set(location.split("/")) & {".", ".."} for location in locations)
+
+
+# Partitions
+
+NAMES = ["city name", "stad-naam", "2nd", "my.col", "Order", "select", 'a"b', "a'b", "a`b", "a\\b"]
+NAMES += ["a,b", "a;b", "a/b", "a=b", "a%b", "a{b}", "a[0]", " a ", "--", "", "стад", "城市", "😀"]
+VALUES = ["x' OR 'a' = 'a", "O'Brien", "'s-Hertogenbosch", "''", "'", '"', "\\", "\\'", "a\nb"]
+VALUES += ["%", "%2F", "/", "=", "..", ".", "\0", "", " a", "a ", "null", "NULL", ";--", "😀"]
+VALUES += ["__HIVE_DEFAULT_PARTITION__", "x" * 200, "a:b", "*", "e\u0301", "é", "_", "{}"]
+
+# What delta-rs can put into a path, and read again; of a length that a folder's name can have.
+columns = st.sampled_from(NAMES) | st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/:"), max_size=8
+)
+values = st.sampled_from(VALUES) | st.text(max_size=8)
+
+
+@given(column=columns, value=values, others=st.sets(values, min_size=3, max_size=3))
+@settings(max_examples=200, deadline=None)
+@example(column="city", value="x' OR 'a' = 'a", others={"a", "b", "c"})
+@example(column="Order", value="", others={"'", "null", "a"})
+def test_exactly_the_partition_is_replaced_whatever_its_column_and_value(
+    column: str, value: str, others: set[str]
+) -> None:
+    kept = sorted(others - {value})[:2]
+    with tempfile.TemporaryDirectory() as folder:
+        location = f"{folder}/table"
+
+        def write(partition: str, *numbers: int) -> None:
+            rows = pl.DataFrame(
+                {column: [partition] * len(numbers), "the number": numbers},
+                schema={column: pl.String, "the number": pl.Int64},
+            )
+            write_partition(rows, location, column=column, value=partition)
+
+        for partition in kept:
+            write(partition, 1, 2)
+        for numbers in ((3, 4), (5,)):
+            write(value, *numbers)
+
+        rows = read_table(location).select(column, "the number").rows()
+        expected = [(partition, number) for partition in kept for number in (1, 2)] + [(value, 5)]
+        assert sorted(rows) == sorted(expected)
+
+        write(value)
+
+        assert sorted(read_table(location)["the number"]) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "other"),
+    [
+        (DAY, "2026-01-01", "2026-01-02"),
+        (NOON, "2026-01-01T12:00", "2026-01-02"),
+        (UTC_NOON, "2026-01-01 12:00:00", "2026-01-02"),
+        (UTC_NOON, "2026-01-01T13:00+01:00", "2026-01-02"),
+        (7, "7", "8"),
+        (-7, "-7", "7"),
+        (True, "true", "false"),
+    ],
+)
+def test_a_partition_of_any_type_is_replaced_alone(
+    tmp_path: Path, value: Any, text: str, other: str
+) -> None:
     location = str(tmp_path / "table")
-    keys = [f"{number:02}" for number in range(20)]
+    write_partition(frame(key=[value, value], n=[1, 2]), location, column="key", value=text)
+    write_partition(frame(key=[value], n=[3]), location, column="key", value=text)
+    emptied = frame(key=[value], n=[4]).clear()
+
+    write_partition(emptied, location, column="key", value=other)
+
+    assert read_table(location).select("key", "n").rows() == [(value, 3)]
+
+
+def test_a_partition_in_another_time_zone_is_the_same_instant(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    local = frame(key=[UTC_NOON]).select(pl.all().dt.convert_time_zone("Europe/Amsterdam"), n=1)
+
+    for _ in range(2):
+        write_partition(local, location, column="key", value="2026-01-01T13:00:00+01:00")
+
+    assert read_table(location)["key"].to_list() == [UTC_NOON]
+
+
+@pytest.mark.parametrize(
+    ("df", "value", "error"),
+    [
+        (frame(key=["a", "b", "b"], n=1), "a", "column 'key' is 'b' in 2 of 3 rows"),
+        (frame(key=["a", None], n=1), "a", "column 'key' is None in 1 of 2 rows"),
+        (frame(key=[DAY], n=1), "2026-01-02", r"column 'key' is datetime.date\(2026, 1, 1\) in 1"),
+        (frame(key=[1], n=1), "300000000000000000000000", "column 'key' is 1 in 1 of 1 rows"),
+        (frame(other=["a"], n=1), "a", "no column 'key' to partition the table by"),
+        (
+            frame(key=[DAY], n=1),
+            "1 January",
+            "'1 January' is no value of .* 'key', .* Date",
+        ),
+        (frame(key=[NOON], n=1), "2026-01-01T12:00Z", "no value of the column 'key', .* Datetime"),
+        (frame(key=[1], n=1), "one", "no value of the column 'key', which is Int64"),
+        (frame(key=[True], n=1), "yes", "no value of the column 'key', which is Boolean"),
+        (frame(key=[1.5], n=1), "1.5", "no value of the column 'key', which is Float64"),
+        (frame(key=[b"a"], n=1), "a", "no value of the column 'key', which is Binary"),
+        (frame(key=[Decimal("-1.5")], n=1), "-1.5", "no value of the column 'key', which is Dec"),
+    ],
+)
+def test_rows_that_are_not_of_the_partition_are_refused(
+    tmp_path: Path, df: pl.DataFrame, value: str, error: str
+) -> None:
+    with pytest.raises(WriteRefusedError, match=error):
+        write_partition(df, str(tmp_path / "table"), column="key", value=value)
+
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("column", ["a\nb", "a\tb", "../b", "a//b"])
+def test_a_column_that_cannot_be_a_path_is_refused(tmp_path: Path, column: str) -> None:
+    location = tmp_path / "lake" / "table"
+
+    with pytest.raises(DeltaError, match="path segment"):
+        write_partition(frame(**{column: ["a"]}, n=1), str(location), column=column, value="a")
+
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_column_like_the_scheme_of_a_url_does_not_hinder(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+
+    for value, number in (("a", 1), ("b", 2), ("a", 3)):
+        write_partition(frame(**{"a:b": value}, n=[number]), location, column="a:b", value=value)
+
+    assert sorted(pl.read_delta(location).select("a:b", "n").rows()) == [("a", 3), ("b", 2)]
+
+
+def test_a_table_with_other_partitions_is_left_as_it_is(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    write_table(frame(key=["a"], n=[1]), location)
+
+    with pytest.raises(DeltaError, match="partitioning"):
+        write_partition(frame(key=["a"], n=[2]), location, column="key", value="a")
+
+    assert read_table(location).rows() == [("a", 1)]
+
+
+# Writing at once
+
+
+def test_partitions_written_at_once_are_all_there_once(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    keys = [f"{number:03}" for number in range(100)]
 
     def write(key: str) -> int:
         df = pl.DataFrame({"key": [key] * 3, "number": [1, 2, 3]})
-        return write_partition(df, location, column="key", value=key).row_count
+        return write_partition(df, location, column="key", value=key).version
 
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(write, keys)) == [3] * 20
+    with ThreadPoolExecutor(50) as pool:
+        versions = list(pool.map(write, keys))
 
-    assert sorted(pl.read_delta(location)["key"]) == sorted(keys * 3)
+    assert sorted(versions) == list(range(100))
+    assert sorted(read_table(location)["key"]) == sorted(keys * 3)
+
+
+@pytest.mark.parametrize("first", [None, ["a"], ["b"], []], ids=str)
+def test_of_writers_of_one_partition_one_is_the_last(
+    tmp_path: Path, first: list[str] | None
+) -> None:
+    for number in range(3):
+        location = str(tmp_path / str(number))
+        if first is not None:
+            rows = pl.DataFrame({"key": first, "n": 1}, schema={"key": pl.String, "n": pl.Int64})
+            write_partition(rows, location, column="key", value="".join(first))
+
+        def write(n: int, location: str = location) -> None:
+            write_partition(frame(key=["a"] * 2, n=[n] * 2), location, column="key", value="a")
+
+        at_once(8, write)
+
+        written = read_table(location).filter(key="a")["n"]
+        assert written.len() == 2
+        assert written.n_unique() == 1
+
+
+@pytest.mark.parametrize("first", [None, [], [1, 2]], ids=str)
+def test_of_writers_of_one_table_one_is_the_last(tmp_path: Path, first: list[int] | None) -> None:
+    for number in range(3):
+        location = str(tmp_path / str(number))
+        if first is not None:
+            write_table(pl.DataFrame({"n": first}, schema={"n": pl.Int64}), location)
+
+        def write(n: int, location: str = location) -> None:
+            write_table(frame(n=[n] * 2), location)
+
+        at_once(8, write)
+
+        assert read_table(location)["n"].len() == 2
+        assert read_table(location)["n"].n_unique() == 1
+
+
+def test_columns_added_at_once_are_all_there(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+
+    def write(number: int) -> None:
+        rows = frame(key=[f"{number}"], **{f"column {number}": [number]})
+        write_partition(
+            rows, location, column="key", value=f"{number}", on_schema_change="add_columns"
+        )
+
+    at_once(8, write)
+
+    assert read_table(location).drop("key").sum_horizontal().sort().to_list() == list(range(8))
+    assert read_table(location).width == 9
+
+
+def test_a_table_that_others_keep_writing_to_is_left_after_the_timeout(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    write_partition(frame(key=["a"], n=[1]), location, column="key", value="a")
+    # Stands for a version that another has always written first.
+    (tmp_path / "table" / "_delta_log" / f"{1:020}.json").mkdir()
+
+    with pytest.raises(CommitFailedError) as error:
+        write_partition(frame(key=["b"], n=[2]), location, column="key", value="b", timeout=0.5)
+
+    assert f"The table {location} could not be written within 0.5 s" in str(error.value)
+    assert "others kept writing to it: Failed to commit" in str(error.value)
+    assert read_table(location).rows() == [("a", 1)]
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    ("stored", "written"),
+    [
+        (series(pl.Int64, 1), series(pl.Float64, 2.0, 2.5)),
+        (series(pl.Int64, 1), series(pl.Float64, float("nan"))),
+        (series(pl.Int64, 1), series(pl.Float64, 1e300)),
+        (series(pl.Int64, 1), series(pl.UInt64, 2**63)),
+        (series(pl.Int64, 1), series(pl.Decimal(10, 2), Decimal("2.50"))),
+        (series(pl.Int64, 1), series(pl.String, "2")),
+        (series(pl.Int64, 1), series(pl.Boolean, True)),
+        (series(pl.Int64, 1), series(pl.Date, DAY)),
+        (series(pl.Int8, 1), series(pl.Int64, 300)),
+        (series(pl.Float64, 1.0), series(pl.Int64, 2**53 + 1)),
+        (series(pl.Float64, 1.0), series(pl.Int64, 2**63 - 1)),
+        (series(pl.Float32, 1.0), series(pl.Float64, 0.1)),
+        (series(pl.Float32, 1.0), series(pl.Float64, 1e300)),
+        (series(pl.Decimal(10, 1), Decimal("1.5")), series(pl.Decimal(10, 2), Decimal("1.25"))),
+        (series(pl.Decimal(4, 2), Decimal("1.5")), series(pl.Int64, 100)),
+        (series(pl.Date, DAY), series(pl.Datetime("us"), NOON)),
+        (series(pl.Date, DAY), series(pl.String, "2026-01-01")),
+        (series(pl.Datetime("us"), NOON), series(pl.Datetime("ns"), 1)),
+        (series(pl.Datetime("us"), NOON), series(pl.Datetime("us", "UTC"), UTC_NOON)),
+        (series(pl.Datetime("us", "UTC"), UTC_NOON), series(pl.Datetime("us"), NOON)),
+        (series(pl.String, "a"), series(pl.Int64, 1)),
+        (series(pl.String, "a"), series(pl.Binary, b"a")),
+        (series(pl.Boolean, True), series(pl.Int64, 1)),
+        (series(pl.List(pl.Int64), [1]), series(pl.List(pl.Float64), [1.0], [1.5])),
+        (series(pl.List(pl.Int64), [1]), series(pl.Array(pl.Float64, 1), [1.5])),
+        (
+            series(pl.Struct({"a": pl.Int8}), {"a": 1}),
+            series(pl.Struct({"a": pl.Int64}), {"a": 300}),
+        ),
+        (STRUCT, series(pl.Struct({"b": pl.Int8}), {"b": 1})),
+        (
+            series(pl.Struct({"a": pl.Int8, "b": pl.Int8}), {"a": 1, "b": 2}),
+            series(pl.Struct({"b": pl.Int8, "a": pl.Int8}), {"a": 1, "b": 2}),
+        ),
+    ],
+    ids=lambda values: str(values.to_list()),
+)
+def test_a_cast_that_loses_something_is_refused_by_the_column(
+    tmp_path: Path, stored: pl.Series, written: pl.Series
+) -> None:
+    location = str(tmp_path / "table")
+    write_partition(frame(key="a", amount=stored), location, column="key", value="a")
+    before = read_table(location)
+
+    df = frame(key="a", amount=written)
+    with pytest.raises(WriteRefusedError, match=r"'amount'.*Nothing was written"):
+        write_partition(df, location, column="key", value="a")
+    with pytest.raises(WriteRefusedError, match=r"'amount'.*Nothing was written"):
+        write_table(df, location, on_schema_change="add_columns")
+
+    assert read_table(location).equals(before)
+    assert DeltaTable(location).version() == 0
+
+
+@pytest.mark.parametrize(
+    ("stored", "written"),
+    [
+        (series(pl.Int64, 1), series(pl.Int32, 2, None)),
+        (series(pl.Int32, 1), series(pl.Int64, 2)),
+        (series(pl.Int64, 1), series(pl.UInt64, 2)),
+        (series(pl.Int64, 1), series(pl.Float64, 2.0)),
+        (series(pl.Float64, 1.0), series(pl.Int64, 2**53)),
+        (series(pl.Float64, 1.0), series(pl.Float32, 0.1, float("nan"), None)),
+        (series(pl.Float32, 1.0), series(pl.Float64, 0.5, float("inf"))),
+        (series(pl.Decimal(12, 4), Decimal("1.5")), series(pl.Decimal(10, 2), Decimal("1.25"))),
+        (series(pl.Datetime("us"), NOON), series(pl.Date, DAY)),
+        (series(pl.Datetime("us"), NOON), series(pl.Datetime("ns"), NOON)),
+        (series(pl.Date, DAY), series(pl.Datetime("us"), dt.datetime(2026, 1, 2))),
+        (series(pl.String, "a"), series(pl.Categorical, "b", None)),
+        (series(pl.Int64, 1), series(pl.Null, None)),
+        (series(pl.List(pl.String), ["a"]), series(pl.List(pl.Null), [])),
+        (
+            series(pl.Struct({"a": pl.Int64}), {"a": 1}),
+            series(pl.Struct({"a": pl.Int8}), {"a": 2}, None),
+        ),
+    ],
+    ids=lambda values: str(values.to_list()),
+)
+def test_a_cast_that_loses_nothing_is_made(
+    tmp_path: Path, stored: pl.Series, written: pl.Series
+) -> None:
+    location = str(tmp_path / "table")
+    write_partition(frame(key="a", amount=stored), location, column="key", value="a")
+
+    write_partition(frame(key="a", amount=written), location, column="key", value="a")
+
+    amount = read_table(location)["amount"]
+    assert amount.dtype == stored.dtype
+    assert amount.cast(written.dtype).equals(written, null_equal=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "dtype"),
+    [
+        (series(pl.Categorical, "a", None), pl.String),
+        (series(pl.Enum(["a", "b"]), "b"), pl.String),
+        (series(pl.List(pl.Categorical), ["a"]), pl.List(pl.String)),
+        (series(pl.Struct({"a": pl.Enum(["a"])}), {"a": "a"}), pl.Struct({"a": pl.String})),
+        (series(pl.UInt8, 2**8 - 1), pl.Int16),
+        (series(pl.UInt16, 2**16 - 1), pl.Int32),
+        (series(pl.UInt32, 2**32 - 1), pl.Int64),
+        (series(pl.List(pl.UInt32), [2**32 - 1]), pl.List(pl.Int64)),
+        (series(pl.Array(pl.Int64, 2), [1, 2]), pl.List(pl.Int64)),
+        (series(pl.Datetime("ms"), NOON), pl.Datetime("us")),
+        (series(pl.Datetime("ns"), NOON), pl.Datetime("us")),
+        (
+            series(pl.Datetime("us", "UTC"), UTC_NOON).dt.convert_time_zone("Europe/Amsterdam"),
+            pl.Datetime("us", "UTC"),
+        ),
+        *(
+            (series(dtype, value), dtype)
+            for dtype, value in (
+                *((pl.Int8, 1), (pl.Int64, 2**62), (pl.Float32, 0.5), (pl.Float64, 0.1)),
+                *((pl.Boolean, True), (pl.String, "a"), (pl.Binary, b"a"), (pl.Date, DAY)),
+                *((pl.Datetime("us"), NOON), (pl.Decimal(38, 10), Decimal("1.5"))),
+                *((pl.List(pl.List(pl.Int8)), [[1]]), (pl.Struct({"a": pl.Int8}), {"a": 1})),
+            )
+        ),
+    ],
+    ids=lambda value: str(value.dtype if isinstance(value, pl.Series) else value),
+)
+def test_a_type_is_stored_in_one_that_holds_all_its_values(
+    tmp_path: Path, written: pl.Series, dtype: pl.DataType
+) -> None:
+    location = str(tmp_path / "table")
+
+    table = write_table(frame(value=written), location)
+
+    value = read_table(location)["value"]
+    assert value.dtype == table.schema["value"] == dtype
+    assert value.to_list() == written.to_list()
+
+
+@pytest.mark.parametrize(
+    ("written", "advice", "cast"),
+    [
+        (series(pl.UInt64, 2**64 - 1), "Int64, or to Decimal(20, 0)", pl.Decimal(20, 0)),
+        (series(pl.Int128, 1), "Int64, or to Decimal(38, 0)", pl.Int64),
+        (series(pl.Int128, 2**70), "Int64, or to Decimal(38, 0)", pl.Decimal(38, 0)),
+        (series(pl.Time, dt.time(1)), "String, or to Int64", pl.String),
+        (series(pl.Duration("us"), dt.timedelta(1)), "Int64", pl.Int64),
+        (series(pl.Null, None), "the type that its values will have", pl.Float64),
+        (series(pl.List(pl.Null), []), "the type that its values will have", pl.List(pl.String)),
+        (series(pl.List(pl.Time), [dt.time(1)]), "String", pl.List(pl.String)),
+        (series(pl.Struct({"a": pl.UInt64}), {"a": 1}), "Int64", pl.Struct({"a": pl.Int64})),
+        (series(pl.Object, object()), "String", None),
+        (series(pl.Struct({}), {}), "String", None),
+    ],
+    ids=lambda value: str(value.dtype) if isinstance(value, pl.Series) else "",
+)
+def test_a_type_that_delta_does_not_have_is_refused_with_what_to_cast_it_to(
+    tmp_path: Path, written: pl.Series, advice: str, cast: Any
+) -> None:
+    location = str(tmp_path / "table")
+
+    with pytest.raises(WriteRefusedError) as error:
+        write_table(frame(value=written), location)
+
+    assert str(error.value).startswith("The column 'value' holds ")
+    assert f"Cast it to {advice}" in str(error.value)
+    assert not list(tmp_path.iterdir())
+    if cast is not None:
+        write_table(frame(value=written.cast(cast)), location)
+
+
+def test_nanoseconds_are_not_cut_off(tmp_path: Path) -> None:
+    with pytest.raises(WriteRefusedError, match=r"'at'.* loss: .*00:00:00.000000001 would change"):
+        write_table(frame(at=series(pl.Datetime("ns"), 1)), str(tmp_path / "table"))
+
+
+# Columns
+
+
+def test_other_columns_are_refused_unless_the_task_says_otherwise(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    write_partition(frame(key=["a"], n=[1], old=[1], same=[1]), location, column="key", value="a")
+    changed = frame(key=["a"], n=["one"], same=[2], new=[True])
+
+    pattern = (
+        r"^The columns are not those of the table .*/table: 'new' \(Boolean\) is new, "
+        r"'old' \(Int64\) is missing, 'n' is String, not Int64\. Nothing was written\."
+    )
+    with pytest.raises(WriteRefusedError, match=pattern):
+        write_partition(changed, location, column="key", value="a")
+    with pytest.raises(WriteRefusedError, match=pattern):
+        write_table(changed, location, on_schema_change="refuse")
+
+    assert read_table(location).select("key", "n", "old", "same").rows() == [("a", 1, 1, 1)]
+
+
+@pytest.mark.parametrize("df", [frame(key=["a"], new=[1]), frame(key=["a"])], ids=["new", "fewer"])
+def test_a_partition_with_other_columns_is_refused_by_default(
+    tmp_path: Path, df: pl.DataFrame
+) -> None:
+    location = str(tmp_path / "table")
+    write_partition(frame(key=["a"], old=[1]), location, column="key", value="a")
+
+    with pytest.raises(WriteRefusedError, match="pass on_schema_change='add_columns'"):
+        write_partition(df, location, column="key", value="a")
+
+
+def test_a_partition_can_add_columns(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    write_partition(frame(key=["a"], old=[1]), location, column="key", value="a")
+
+    table = write_partition(
+        frame(new=series(pl.UInt32, 2, 2), key="b"),
+        location,
+        column="key",
+        value="b",
+        on_schema_change="add_columns",
+    )
+
+    assert table.schema == {"key": pl.String, "old": pl.Int64, "new": pl.Int64}
+    rows = read_table(location).select("key", "old", "new").rows()
+    assert sorted(rows) == [("a", 1, None), ("b", None, 2), ("b", None, 2)]
+
+
+def test_a_table_gets_the_columns_of_its_rows_or_adds_them_as_the_task_says(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    write_table(frame(old=[1]), location)
+
+    write_table(frame(new=["a"]), location, on_schema_change="add_columns")
+    assert read_table(location).rows(named=True) == [{"old": None, "new": "a"}]
+
+    write_table(frame(new=[2.5]), location)
+    assert read_table(location).rows(named=True) == [{"new": 2.5}]
+
+
+def test_the_order_of_the_columns_does_not_matter(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    write_partition(frame(key=["a"], x=[1], y=[2]), location, column="key", value="a")
+
+    write_partition(frame(y=[4], x=[3], key=["a"]), location, column="key", value="a")
+
+    assert read_table(location).select("key", "x", "y").rows() == [("a", 3, 4)]
