@@ -27,8 +27,9 @@ docs: uv
 pictures: uv
 	uv run python tests/pictures.py
 
-# Measure the rendering, and in a rendered project the message transport beside the stock one, and many
-# partitions in one step beside the usual way. It takes half an hour.
+# Measure the rendering, and in a rendered project the message transport beside the stock one, many
+# partitions in one step beside the usual way, and a table's partitions that are written at once. It takes
+# half an hour.
 benchmark: uv
 	uv run --no-dev python benchmarks/rendering.py
 	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/benchmark
@@ -37,6 +38,7 @@ benchmark: uv
 	    uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' \
 	        python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; \
 	done
+	PYTHONPATH=. uv run --directory build/benchmark/cloud_function python $(CURDIR)/benchmarks/tables.py
 
 uv:
 	@command -v uv >/dev/null || { \

@@ -1,0 +1,20 @@
+"""Tables of a rendered project, under the load of many calls."""
+
+from conftest import TEMPLATE, Render, run
+
+
+def test_of_200_partitions_100_at_once_none_fails_and_none_is_doubled_five_times(
+    render: Render,
+) -> None:
+    function = render() / "cloud_function"
+    benchmark = TEMPLATE / "benchmarks" / "tables.py"
+
+    printed = run(
+        *("uv", "run", "python", str(benchmark)),
+        cwd=function,
+        env={"PYTHONPATH": str(function)},
+    ).stdout
+
+    assert "200 partitions of a new table (median of 5)" in printed
+    assert "100 in flight" in printed
+    assert printed.split()[-4:] == ["missing", "or", "doubled", "0"]
