@@ -25,25 +25,21 @@ _WRITERS = threading.BoundedSemaphore(4)  # more at once would mostly get in eac
 def table_location(lake: str, asset_key: str) -> str:
     """Where in the lake the table of an asset is: in a folder for each part of the asset's key.
 
-    Two keys never share a location, not even on a disk that ignores case, and none is outside the
-    lake or in a folder of Delta's own. Small letters, digits, `-`, `_` and `.` stay as they are,
-    but for a `_` or `.` that a part begins with. A capital letter becomes `!` and the letter, any
-    other byte `!` and its number in three digits, and an empty part `!`.
+    Two keys never share a location, and none is outside the lake or in a folder of Delta's own.
+    Letters, digits, `-`, `_` and `.` stay as they are, but for a `_` or `.` at the start of a part.
+    Any other byte becomes `!` and its number in three digits, and an empty part becomes `!`.
 
     Args:
         lake: `gs://bucket` or `gs://bucket/path`, or the path of a local folder.
         asset_key: The key, as `pipes.asset_key` has it.
     """
     parts = to_asset_key_path(f"{asset_key}/")  # the slash keeps a last part that is empty
-    folders = (re.sub("^[._]|[^a-z0-9._-]", _escape, part) or "!" for part in parts)
+    folders = (re.sub("^[._]|[^A-Za-z0-9._-]", _escape, part) or "!" for part in parts)
     return "/".join([lake.rstrip("/"), *folders])
 
 
 def _escape(match: re.Match[str]) -> str:
-    character = match[0]
-    if character.isascii() and character.isupper():
-        return f"!{character}"
-    return "".join(f"!{byte:03}" for byte in character.encode(errors="surrogatepass"))
+    return "".join(f"!{byte:03}" for byte in match[0].encode(errors="surrogatepass"))
 
 
 @dataclass(frozen=True)

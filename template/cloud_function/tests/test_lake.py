@@ -73,7 +73,7 @@ def test_a_table_is_read_as_it_was_written_wherever_it_is(tmp_path: Path) -> Non
 KEYS = [
     *(["people"], ["crm", "people"], ["crm/people"], ["crm\\people"], ["crm\\", "people"]),
     *(["crm", "", "people"], ["crm", "people", ""], ["", "people"], [""], ["crm", "..", "people"]),
-    *([".."], ["."], ["people", "_delta_log"], ["People"], ["PEOPLE"], ["crm%2Fpeople"]),
+    *([".."], ["."], ["people", "_delta_log"], ["Orders"], ["crm%2Fpeople"]),
     *(["crm people"], ["crm%20people"], ["é"], ["e\u0301"], ["É"], ["😀"], ["!"], ["!080eople"]),
     *(["!p"], ["a=b"], ["a#b"], ["a?b"], ["a*b"], ["a:b"], ["a\nb"], ["a\0b"], ["people "]),
     *(["my.table"], ["my-table"], ["my_table"], [".people"], ["_people"], ["a" * 200]),
@@ -85,7 +85,7 @@ def user_string(parts: list[str]) -> str:
     return "/".join(part.replace("\\", "\\\\").replace("/", "\\/") for part in parts)
 
 
-@pytest.mark.parametrize("key", ["people", "crm/people", "my.table/a-b_c/2nd"])
+@pytest.mark.parametrize("key", ["people", "crm/people", "CRM/People", "my.table/a-b_c/2nd"])
 @pytest.mark.parametrize("lake", ["gs://lake", "gs://lake/", "/data/lake", "/data/lake/"])
 def test_a_plain_key_is_a_path_in_the_lake(lake: str, key: str) -> None:
     assert table_location(lake, key) == f"{lake.rstrip('/')}/{key}"
@@ -101,7 +101,6 @@ def test_tables_of_different_keys_are_in_different_folders_of_the_lake(tmp_path:
     assert [read_table(location).item() for location in locations] == list(range(len(KEYS)))
     assert {log.parent for log in tmp_path.rglob("_delta_log")} == set(map(Path, locations))
     assert all(Path(location).resolve().is_relative_to(lake) for location in locations)
-    assert len({location.casefold() for location in locations}) == len(KEYS)
 
 
 KEY_PARTS = st.lists(st.text("aAsé!.0_/\\ %5K\u212a", max_size=3), min_size=1, max_size=3)
@@ -112,7 +111,7 @@ KEY_PARTS = st.lists(st.text("aAsé!.0_/\\ %5K\u212a", max_size=3), min_size=1, 
 def test_two_keys_never_share_a_location(one: list[str], other: list[str]) -> None:
     locations = [table_location("gs://lake", user_string(key)) for key in (one, other)]
 
-    assert (locations[0].casefold() == locations[1].casefold()) == (one == other)
+    assert (locations[0] == locations[1]) == (one == other)
     assert all(re.fullmatch("gs://lake(/[A-Za-z0-9!._-]+)+", location) for location in locations)
     assert not any(set(location.split("/")) & {".", ".."} for location in locations)
 
