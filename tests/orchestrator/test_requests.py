@@ -235,6 +235,11 @@ def test_the_parameters_of_pipes_count_too(materialize: Materialize, calls: Faul
     assert run.lines == lines(1)
 
 
+def test_an_event_of_many_small_inputs_can_be_too_large_too() -> None:
+    with pytest.raises(EventError, match="The event is too large: 33.4 MiB"):
+        serialize({f"{number:07}": 1 for number in range(2_500_000)}, None)
+
+
 def test_extras_that_are_too_large_are_named(
     client: PipesCloudFunctionClient, calls: FaultProxy
 ) -> None:

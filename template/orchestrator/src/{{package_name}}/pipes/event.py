@@ -29,20 +29,19 @@ def serialize(event: Event, context_data: PipesContextData | None) -> bytes:
         EventError: An input is no JSON, or the body would be larger than Google Cloud takes.
     """
     inputs = {name: _serialize_input(name, value) for name, value in event.items()}
-    sizes = {f"input {name!r}": len(text) for name, text in inputs.items()}
-    if context_data is not None:
-        sizes["part, the Pipes context with the `extras`,"] = len(
-            encode_param({"data": context_data})
-        )
-    size = sum(sizes.values()) + _PLACE_OF_MESSAGES
+    body = b"{" + b", ".join(inputs.values()) + b"}"
+    context_size = 0 if context_data is None else len(encode_param({"data": context_data}))
+    size = len(body) + context_size + _PLACE_OF_MESSAGES
     if size > _LARGEST_BODY:
+        sizes = {f"input {name!r}": len(text) for name, text in inputs.items()}
+        sizes["part, the Pipes context with the `extras`,"] = context_size
         largest = max(sizes, key=lambda name: sizes[name])
         raise EventError(
             f"The event is too large: {_mebibytes(size)}, of the {_mebibytes(_LARGEST_BODY)} that "
             f"Google Cloud takes in a request. Its largest {largest} has "
             f"{_mebibytes(sizes[largest])}. Store that in a bucket, and pass its location."
         )
-    return b"{%b}" % b", ".join(inputs.values())
+    return body
 
 
 def request_body(event: bytes, parameters: Mapping[str, object]) -> bytes:
@@ -53,7 +52,8 @@ def request_body(event: bytes, parameters: Mapping[str, object]) -> bytes:
         parameters: Names and values to add.
     """
     added = json.dumps(parameters).encode()
-    return b"{%b}" % b", ".join(part for part in (event[1:-1], added[1:-1]) if part)
+    members = [part for part in (event[1:-1], added[1:-1]) if part]
+    return b"{" + b", ".join(members) + b"}"
 
 
 def _serialize_input(name: str, value: object) -> bytes:
