@@ -61,6 +61,27 @@ def test_a_broken_edit_is_reported_and_a_mended_one_followed(dev: Dev) -> None:
     dev.materialize("people")
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "line"),
+    [("deps:", "dep:", 7), ("attributes:", "attribute:", 3)],
+    ids=["in attributes", "beside them"],
+)
+def test_a_mistake_in_yaml_is_reported_by_its_line_and_a_corrected_file_followed(
+    right: str, wrong: str, line: int, dev: Dev
+) -> None:
+    [definition] = dev.project.glob("orchestrator/src/*/defs/visits/defs.yaml")
+    field, meant = wrong.strip(":"), right.strip(":")
+
+    edit(definition, right, wrong)
+    dev.eventually(lambda: f"{field} is not a field. Did you mean {meant}?" in dev.printed)
+    assert f"defs.yaml:{line}: " in dev.printed
+    loaded = dev.printed.count(DEFINITIONS_LOADED)
+    edit(definition, wrong, right)
+    dev.eventually(lambda: dev.printed.count(DEFINITIONS_LOADED) > loaded)
+
+    assert "visits" in str(dev.graphql("{ assetNodes { assetKey { path } } }"))
+
+
 def test_the_tables_are_kept_in_the_project(dev: Dev) -> None:
     dev.materialize("people")
 

@@ -737,7 +737,7 @@ UNLOADABLE = {
         f"{TYPE}attributes:\n{ONE}---\n",
         "7: The document must be a mapping with type; it is empty.",
     ),
-    "an empty file": ("# Later.\n", "1: The document could not be parsed: there is nothing in it."),
+    "an empty file": ("# Later.\n", "1: The file holds no component. Add one, or delete the file."),
     "a list": ("- a\n", "1: The document must be a mapping with type; it is ['a']."),
     "not indented": (
         f"{TYPE}attributes:\n{ONE} pool: a\n",
@@ -746,7 +746,7 @@ UNLOADABLE = {
     ),
     "a template without quotes": (
         f"{TYPE}attributes:\n{ONE}  timeout: {{{{ 60 * 9 }}}}\n",
-        '6: The document could not be parsed. Put quotes around a template: "{{ ... }}".',
+        "6: The document could not be parsed. Put quotes around each template.",
     ),
     "of a component of Dagster": (
         "type: dagster.DefinitionsComponent\nattributes: { pat: a.py }\n",

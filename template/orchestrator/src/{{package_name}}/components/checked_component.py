@@ -268,12 +268,13 @@ def check_files(folder: Path, package: str) -> None:
         module = ".".join([package, *file.parent.relative_to(folder).parts])
         try:
             contents = parse_yamls_with_source_position(file.read_text("utf-8"), str(file))
-            if not contents:
-                raise ValueError("there is nothing in it")
         except Exception as error:  # of the YAML's parser, or of what makes values of it
             errors.append(_unparsable(file, error))
             are_left = False
             continue
+        if not contents:
+            errors.append(f"{file}:1: The file holds no component. Add one, or delete the file.")
+            are_left = False
         for document, positions in contents:
             component, mistakes = _component(document, module)
             mistakes += mistakes_in(document, _attributes_of(component))
@@ -299,8 +300,7 @@ def _unparsable(file: Path, error: Exception) -> str:
         # YAML takes the braces for those of a mapping, which cannot be the name of a field.
         lines = enumerate(file.read_text("utf-8").splitlines(), 1)
         line = next((number for number, text in lines if re.match(r"[^#\"']*{{", text)), 1)
-        advice = 'Put quotes around a template: "{{ ... }}".'
-        return f"{file}:{line}: The document could not be parsed. {advice}"
+        return f"{file}:{line}: The document could not be parsed. Put quotes around each template."
     mark = getattr(error, "problem_mark", None)
     line = mark.line + 1 if mark else 1
     problem = getattr(error, "problem", error)

@@ -1,6 +1,7 @@
 """What is wrong in a `defs.yaml`: each mistake by its line, its field, and what belongs there."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from types import NoneType, UnionType
@@ -153,11 +154,11 @@ def _in_model(value: Mapping[Any, Any], model: type[BaseModel], place: Place) ->
 
 
 def _in_field(value: Any, field: YamlField, place: Place) -> Iterator[Mistake]:
-    is_template = isinstance(value, str) and ("{{" in value or "{%" in value)
+    is_template = isinstance(value, str) and re.search(r"\{[%{]", value)
     if field.takes_template and is_template:
         return  # what it makes is not known before it is resolved
     if field.needs_template and value is not None:
-        yield Mistake(place, wrong_value('a template, "{{ ... }}"', value))
+        yield Mistake(place, wrong_value('a template, "{{ dg. ... }}"', value))
     else:
         yield from _mistakes(value, field.kind, place)
 
