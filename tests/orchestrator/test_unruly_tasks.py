@@ -394,9 +394,7 @@ def test_a_hundred_calls_at_once_keep_the_connections_of_the_function(
 ) -> None:
     keys = days(100)
 
-    with serve(
-        CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"], THREADS="120"
-    ) as url:
+    with serve(CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"], THREADS="120") as url:
         asset = define(url=url, task="unruly", do=["nap"], max_in_flight=100)
         assert partitions.run(asset, *keys)
 
