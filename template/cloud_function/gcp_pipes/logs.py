@@ -23,8 +23,8 @@ from gcp_pipes.in_flight import (
 )
 from gcp_pipes.output import capture_descriptors, console, drain_descriptors, replace_streams
 
-LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
-"""The levels that Dagster knows."""
+LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
+"""The levels that Dagster knows. Libraries may have given them other names in this process."""
 
 _REPR = reprlib.Repr()  # it survives a faulty __repr__
 _REPR.maxstring = _REPR.maxother = 200
@@ -119,7 +119,7 @@ def make_ready_for_dagster(record: logging.LogRecord) -> bool:
         record: The record; it is changed.
     """
     record.levelno = _nearest_level(record.levelno)
-    record.levelname = logging.getLevelName(record.levelno)
+    record.levelname = LEVELS[record.levelno]
     record.msg, record.args = _text(record, logging.Formatter().format), ()
     record.exc_info = record.exc_text = record.stack_info = None
     return True

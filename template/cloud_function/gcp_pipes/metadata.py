@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 def typed_metadata(metadata: Mapping[str, Any]) -> dict[str, PipesMetadataValue]:
     """The metadata as JSON, each value with its Pipes type.
 
-    Beside JSON's own values, it takes `datetime`, which becomes a timestamp if it has a time zone,
+    Besides JSON's own values, it takes `datetime`, which becomes a timestamp if it has a time zone,
     `Path`, which becomes a path, `date`, `time`, `timedelta`, `UUID` and `Enum`, which become text,
     `Decimal`, which becomes a number, or text if it has too many digits for one, and the scalars,
     arrays and series of NumPy, Polars and pandas. They may also be in lists and dictionaries.

@@ -175,6 +175,7 @@ class _Tee:
             os.close(pipes[number][1])
         for end in ends:
             os.close(end)
+        self._pipes = {number: os.fstat(number) for number in _NAMES}
         threading.Thread(target=self._receive, name="pipes-output", daemon=True).start()
 
     def drain(self) -> None:
@@ -201,5 +202,7 @@ class _Tee:
                 if call and call.forwards_output:
                     with suppress(DagsterPipesError):
                         call.print(_NAMES[number], text, natively=True)
-        for number, descriptor in self._consoles.items():  # the process was killed
-            os.dup2(descriptor, number)
+        # The process was killed, or someone else has redirected both descriptors, as pytest does.
+        for number, descriptor in self._consoles.items():
+            if os.path.samestat(os.fstat(number), self._pipes[number]):
+                os.dup2(descriptor, number)

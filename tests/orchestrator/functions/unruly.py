@@ -122,6 +122,7 @@ def do_faulty_records(pipes: PipesContext, event: Event) -> None:
 def do_levels(pipes: PipesContext, event: Event) -> None:
     """Log at levels that Dagster does not know."""
     logging.addLevelName(26, "NOTICE")
+    logging.addLevelName(logging.CRITICAL, "ALARM")
     for level in (1, 5, 14, 25, 26, 35, 49, 70):
         pipes.log.log(level, f"level {level}")
     logging.getLogger("some.library").log(36, "library level 36")
