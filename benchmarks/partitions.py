@@ -170,7 +170,7 @@ def run_floor(partitions: int) -> float:
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
     def floor(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        tags = materialization_tags(context, context.asset_key, "", None)
+        tags = materialization_tags(context.op_execution_context, context.asset_key, "", None)
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             for done in as_completed(pool.submit(call, key) for key in context.partition_keys):
                 for number in (1, 2):

@@ -61,7 +61,7 @@ def formatting_fault(template: Path) -> None:
 
 def unused_import(template: Path) -> None:
     main = template / "template" / "cloud_function" / "main.py"
-    replace(main, "import logging\n", "import json\nimport logging\n")
+    replace(main, "import functools\n", "import functools\nimport json\n")
 
 
 Plant = Callable[[Path], None]
