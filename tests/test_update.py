@@ -45,7 +45,7 @@ def make_older(template: Path) -> None:
         """The request's id in Cloud Trace and Cloud Logging, or `local` where there is none.""",
         """The request's id in Cloud Trace.""",
     )
-    replace(function / "pyproject.toml.jinja", '"polars>=1.32,<3"', '"polars>=1.29,<2"')
+    replace(function / "pyproject.toml.jinja", '"polars>=1.34,<3"', '"polars>=1.29,<2"')
     replace(orchestrator / ".env.example.jinja", "MESSAGES_BUCKET=", "BUCKET=")
     replace(function / "tasks" / "people.py", "freshly invented people", "some people")
     replace(template / "template" / "README.md.jinja", "## Run it", "## How to run it")
