@@ -95,7 +95,7 @@ def test_it_holds_sources_and_hashed_requirements_and_is_all_that_the_function_n
                 "main.py",
                 "settings.py",
                 "lake.py",
-                "schema.py",
+                "lake_schema.py",
                 "requirements.txt",
                 "tasks/query.sql",
             ),

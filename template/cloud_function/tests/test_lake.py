@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lake import read_table, table_location, to_markdown, write_partition, write_table
-from schema import WriteRefusedError
+from lake_schema import WriteRefusedError
 
 DAY = dt.date(2026, 1, 1)
 NOON = dt.datetime(2026, 1, 1, 12)
