@@ -59,6 +59,12 @@ def fit_to_table(
         _check_columns(df.schema, columns, table.table_uri.rstrip("/"), add_columns=add_columns)
     new = {name: dtype for name, dtype in df.schema.items() if name not in columns}
     types = {**columns, **{name: _stored_type(dtype, name) for name, dtype in new.items()}}
+    lower = [name.lower() for name in types]
+    if twins := [name for name in types if lower.count(name.lower()) > 1]:
+        raise WriteRefusedError(
+            f"The columns {twins} differ only in case, which Delta ignores. Nothing was written. "
+            "Rename all but one."
+        )
     return pl.DataFrame(
         {
             name: _cast(df.get_column(name), dtype)

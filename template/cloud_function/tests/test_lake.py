@@ -575,6 +575,18 @@ def test_a_table_gets_the_columns_of_its_rows_or_adds_them_as_the_task_says(tmp_
     assert read_table(location).rows(named=True) == [{"new": 2.5}]
 
 
+@pytest.mark.parametrize("existing", [{}, {"name": ["a"]}], ids=["rows", "table"])
+def test_columns_that_differ_only_in_case_are_refused(
+    tmp_path: Path, existing: dict[str, Any]
+) -> None:
+    location = str(tmp_path / "table")
+    if existing:
+        write_table(frame(**existing), location)
+
+    with pytest.raises(WriteRefusedError, match=r"\['name', 'Name'\] differ only in case"):
+        write_table(frame(name=["a"], Name=["b"]), location, on_schema_change="add_columns")
+
+
 def test_the_order_of_the_columns_does_not_matter(tmp_path: Path) -> None:
     location = str(tmp_path / "table")
     write_partition(frame(key=["a"], x=[1], y=[2]), location, column="key", value="a")
