@@ -81,6 +81,11 @@ def change_body(change: Callable[[bytes], bytes]) -> Fault:
     return fault
 
 
+def is_upload(request: Request) -> bool:
+    """Whether the function stores a chunk."""
+    return request.method == "POST" and request.path.startswith("/upload/")
+
+
 class FaultProxy:
     """A running proxy.
 

@@ -15,23 +15,17 @@ import pytest
 from conftest import Materialize, environment_without_pytest, lines, run_asset, serve
 from faults import (
     FaultProxy,
-    Request,
     answer,
     answer_after,
     change_body,
     cut,
     cut_after,
     cut_meanwhile,
+    is_upload,
 )
 from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
 from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
-
-
-def is_upload(request: Request) -> bool:
-    """Whether the function stores a chunk."""
-    return request.method == "POST" and request.path.startswith("/upload/")
-
 
 # The reader
 

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from conftest import Define, Materialize, Partitions, Run, days, eventually, serve
-from faults import FaultProxy, Request, answer, answer_after, change_body
+from faults import FaultProxy, Request, answer, answer_after, change_body, is_upload
 from local_cloud.cloud import CLOUD_FUNCTION
 from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
@@ -401,10 +401,6 @@ def test_a_hundred_calls_at_once_keep_the_connections_of_the_function(
     assert partitions.materialized() == dict.fromkeys(keys, 1)
     printed = "".join([*capfd.readouterr(), *partitions.logged()])
     assert "Connection pool is full" not in printed
-
-
-def is_upload(request: Request) -> bool:
-    return request.method == "POST" and request.path.startswith("/upload/")
 
 
 def is_upload_of_session(request: Request) -> bool:

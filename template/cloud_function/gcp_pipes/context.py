@@ -114,10 +114,4 @@ class PipesCloudFunctionContext(PipesContext):
         Raises:
             DagsterPipesError: The payload has no JSON form.
         """
-        try:
-            payload = as_json(payload)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise DagsterPipesError(
-                f"The custom message has no JSON form: {error}. It is {payload!r:.200}."
-            ) from error
-        super().report_custom_message(payload)
+        super().report_custom_message(as_json("The custom message", payload))

@@ -72,8 +72,8 @@ _calls: tuple[Call, ...] = ()
 def _leave_calls_to_parent() -> None:
     """In a child process that a task has forked: it has no call of its own, and ends on SIGTERM.
 
-    It has the signal handlers of gunicorn, which would ignore it: whoever forked it, such as
-    `multiprocessing.Pool`, would wait for its end for ever.
+    It inherits the signal handlers of gunicorn, which would ignore SIGTERM. Then
+    `multiprocessing.Pool`, for one, would wait for its end for ever.
     """
     global _calls
     if _calls:

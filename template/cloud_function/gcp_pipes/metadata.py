@@ -41,17 +41,23 @@ def typed_metadata(metadata: Mapping[str, Any]) -> dict[str, PipesMetadataValue]
     return {_checked_key(key): _typed(key, value) for key, value in metadata.items()}
 
 
-def as_json(value: Any) -> Any:
+def as_json(name: str, value: Any) -> Any:
     """The value with what JSON has, and nothing else.
 
     Args:
+        name: What to call the value in an error.
         value: A value that may hold those that `typed_metadata` takes.
 
     Raises:
-        TypeError: It holds a value that has no JSON form.
-        ValueError: It holds a number that is not finite, or holds itself.
+        DagsterPipesError: It holds a value that has no JSON form, a number that is not finite, or
+            itself.
     """
-    return json.loads(json.dumps(value, default=_json_form, allow_nan=False))
+    try:
+        return json.loads(json.dumps(value, default=_json_form, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DagsterPipesError(
+            f"{name} has no JSON form: {error}. It is {value!r:.200}."
+        ) from error
 
 
 def _checked_key(key: Any) -> str:
@@ -72,12 +78,7 @@ def _typed(key: str, value: Any) -> PipesMetadataValue:
         kind = "timestamp"
     if kind == "timestamp" and isinstance(value, datetime):
         value = value.timestamp()
-    try:
-        raw_value = as_json(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DagsterPipesError(
-            f"The metadata value {key!r} has no JSON form: {error}. It is {value!r:.200}."
-        ) from error
+    raw_value = as_json(f"The metadata value {key!r}", value)
     kinds = _KINDS.get(kind)
     if kinds and type(raw_value) not in kinds:
         raise DagsterPipesError(

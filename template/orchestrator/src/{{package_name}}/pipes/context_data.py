@@ -95,7 +95,7 @@ def required_assets(context: StepContext) -> set[dg.AssetKey]:
     """The assets that the step has to materialize, or to observe: all but those `skippable`.
 
     Dagster makes each asset of a `can_subset` definition skippable, so that one that is not
-    selected can be left out. There, whoever wrote the definition cannot have said it of another.
+    selected can be left out. There, `skippable` says nothing about the others.
 
     Args:
         context: The context of the asset, the asset check, or the op.
