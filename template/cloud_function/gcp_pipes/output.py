@@ -29,6 +29,7 @@ from gcp_pipes.tee import EVERYTHING_COPIED, HEADER
 
 _NAMES = {1: "stdout", 2: "stderr"}
 _TIME_TO_COPY = 1.0  # seconds
+_LIBC = ctypes.CDLL(None)
 
 _logger = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class _Tee:
     def drain(self) -> None:
         """Wait until what has been written so far has come back."""
         with self._draining, suppress(OSError, queue.Empty):
-            ctypes.CDLL(None).fflush(None)  # of libraries in C, which collect what they print
+            _LIBC.fflush(None)  # of libraries in C, which collect what they print
             for stream in _streams.values():
                 stream.original.flush()
             os.write(self._requests, b"?")

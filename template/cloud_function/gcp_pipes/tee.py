@@ -12,8 +12,6 @@ import signal
 import struct
 import sys
 from contextlib import suppress
-from queue import SimpleQueue
-from threading import Thread
 
 HEADER = struct.Struct("!BI")
 """What comes before each piece of output: its file descriptor, 1 or 2, and its size in bytes."""
@@ -34,30 +32,34 @@ def main(sources: dict[int, tuple[int, int]], requests: int, copies: int) -> Non
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the writers may have more to say
         signal.signal(number, signal.SIG_IGN)
-    waiting: SimpleQueue[bytes] = SimpleQueue()  # so that the reader may be slow
-    Thread(target=_send, args=(waiting, copies), daemon=True).start()
+    pending = bytearray()  # copies that wait for their reader, which may be slow
     with selectors.DefaultSelector() as selector:
-        for descriptor in (requests, *sources):
+        for descriptor in (requests, copies, *sources):
             os.set_blocking(descriptor, False)
+        for descriptor in (requests, *sources):
             selector.register(descriptor, selectors.EVENT_READ)
         while sources:
-            ready = [key.fd for key, _ in selector.select()]
+            ready = {key.fd for key, _ in selector.select()}
             count = len(_read(requests) or b"") if requests in ready else 0
             if requests in ready and not count:
                 selector.unregister(requests)
             for source in [*sources]:
-                if not _copy(source, *sources[source], waiting):
+                if not _copy(source, *sources[source], pending):
                     selector.unregister(source)
                     del sources[source]
-            for _ in range(count):
-                waiting.put(EVERYTHING_COPIED)
+            pending += EVERYTHING_COPIED * count
+            _send(pending, copies)
+            if copies in selector.get_map():
+                selector.unregister(copies)
+            if pending:
+                selector.register(copies, selectors.EVENT_WRITE)
 
 
-def _copy(source: int, original: int, number: int, waiting: "SimpleQueue[bytes]") -> bool:
+def _copy(source: int, original: int, number: int, pending: bytearray) -> bool:
     """Copy what there is now; return whether there may be more, at some time."""
     while data := _read(source):
         _write(original, data)
-        waiting.put(HEADER.pack(number, len(data)) + data)
+        pending += HEADER.pack(number, len(data)) + data
     return data is None
 
 
@@ -69,16 +71,22 @@ def _read(descriptor: int) -> bytes | None:
         return None
 
 
-def _send(waiting: "SimpleQueue[bytes]", copies: int) -> None:
-    while True:
-        _write(copies, waiting.get())
-
-
 def _write(descriptor: int, data: bytes) -> None:
     """Write all of it, unless its reader has ended."""
     with suppress(OSError):
         while data:
             data = data[os.write(descriptor, data) :]
+
+
+def _send(pending: bytearray, copies: int) -> None:
+    """Write as much as the pipe takes now; nothing is pending once its reader has ended."""
+    try:
+        while pending:
+            del pending[: os.write(copies, pending[:_SIZE])]
+    except BlockingIOError:
+        pass
+    except OSError:
+        pending.clear()
 
 
 if __name__ == "__main__":
