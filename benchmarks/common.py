@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from google.cloud import storage
 from local_cloud.cloud import CLOUD_FUNCTION, cloud_function
-from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
 FUNCTIONS = Path(__file__).parent / "functions"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

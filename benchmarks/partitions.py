@@ -26,9 +26,9 @@ from typing import Any
 import dagster as dg
 import requests
 from common import FUNCTIONS, QUIET, make_client, print_machine, serve
+from gcp_pipes.orchestrator.dagster_internals import NO_FURTHER_EVENT, materialization_tags
 from google.cloud import storage
 from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
-from my_data_platform.pipes.dagster_internals import NO_FURTHER_EVENT, materialization_tags
 from requests.adapters import HTTPAdapter
 from usual import usual
 

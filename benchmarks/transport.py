@@ -25,9 +25,9 @@ import dagster as dg
 import requests
 from common import FUNCTIONS, QUIET, make_client, print_machine, serve
 from dagster_gcp.pipes import PipesGCSMessageReader
+from gcp_pipes.orchestrator import PipesCloudFunctionClient
 from google.cloud import storage
 from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
-from my_data_platform.pipes import PipesCloudFunctionClient
 
 Body = Callable[[dg.OpExecutionContext], object]
 

@@ -11,7 +11,7 @@ from conftest import TEMPLATE, questions
 
 REFERENCE = TEMPLATE / "docs" / "reference"
 COMPONENT = TEMPLATE / (
-    "template/orchestrator/src/{{package_name}}/components/cloud_function_asset.py"
+    "template/packages/gcp-pipes/src/gcp_pipes/components/cloud_function_asset.py"
 )
 
 
@@ -88,9 +88,9 @@ def component_page() -> str:
             "# Component",
             "",
             "What can stand in a `defs.yaml` under `attributes`, where its `type` is",
-            "`PACKAGE.components.CloudFunctionAsset`. For subclasses, there is",
-            "[its API](api.md#components.CloudFunctionAsset). The fields of an asset or a",
-            "check are Dagster's; `uv run dg utils inspect-component TYPE` lists them, too.",
+            "`gcp_pipes.components.CloudFunctionAsset`. For subclasses, there is",
+            "[its API](api.md#gcp_pipes.components.CloudFunctionAsset). The fields of an asset",
+            "or a check are Dagster's; `uv run dg utils inspect-component TYPE` lists them, too.",
             *(line for field in fields for line in _field(field)),
             "",
         ]

@@ -89,25 +89,26 @@ def test_it_holds_sources_and_hashed_requirements_and_is_all_that_the_function_n
         archive.extractall(tmp_path / "function")
 
     sources = project / "cloud_function"
+    package = project / "packages" / "gcp-pipes" / "src"
     assert names == sorted(
         [
             *(
                 "main.py",
                 "settings.py",
                 "lake.py",
-                "lake_schema.py",
                 "requirements.txt",
                 "tasks/query.sql",
+                "version.txt",
             ),
-            *(str(path.relative_to(sources)) for path in (sources / "gcp_pipes").glob("*.py")),
+            *("gcp_pipes/__init__.py", "gcp_pipes/protocol.py", "gcp_pipes/py.typed"),
+            *(str(path.relative_to(package)) for path in package.glob("gcp_pipes/external/*.py")),
             *(str(path.relative_to(sources)) for path in (sources / "tasks").glob("*.py")),
         ]
     )
     requirements = (tmp_path / "function" / "requirements.txt").read_text()
     assert "functions-framework==" in requirements
-    assert not any(
-        name in requirements for name in ("pytest", "mypy", "local-cloud", "http", "-e ")
-    )
+    left_out = ("pytest", "mypy", "local-cloud", "http", "-e ", "gcp-pipes", "dagster=")
+    assert not any(name in requirements for name in left_out)
 
     run("uv", "venv", str(tmp_path / "venv"), cwd=tmp_path)
     run(

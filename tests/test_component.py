@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Render, end, replace, run
 
-COMPONENT = "my_data_platform.components.CloudFunctionAsset"
+COMPONENT = "gcp_pipes.components.CloudFunctionAsset"
 
 
 @pytest.fixture(scope="module")

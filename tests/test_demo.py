@@ -77,7 +77,7 @@ def test_the_demo_shows_what_happened(installed: Path, mark: Mapping[str, str]) 
         "table_location",
         "/lake/people",
         "name String",
-        "INFO     Cloud function version: 0.1.0",
+        "INFO     Cloud function version: development",
         "DEBUG    Storing data in bucket",
         "Starting the cloud function",
         "Materializing the assets in Dagster",

@@ -23,11 +23,21 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_an_edit_of_the_function_is_followed(dev: Dev) -> None:
-    assert "Cloud function version: 0.1.0" in dev.materialize("people")
+    assert "Cloud function version: development" in dev.materialize("people")
 
-    dev.edit_function("main.py", '"0.1.0"', '"0.2.0"')
+    dev.edit_function("main.py", '"development"', '"edited"')
 
-    assert "Cloud function version: 0.2.0" in dev.materialize("people")
+    assert "Cloud function version: edited" in dev.materialize("people")
+
+
+def test_an_edit_of_the_package_is_followed_by_the_function_and_the_definitions(dev: Dev) -> None:
+    started, loaded = dev.printed.count(FUNCTION_STARTED), dev.printed.count(DEFINITIONS_LOADED)
+
+    with (dev.project / "packages/gcp-pipes/src/gcp_pipes/protocol.py").open("a") as module:
+        module.write("\n# edited\n")
+
+    dev.eventually(lambda: dev.printed.count(FUNCTION_STARTED) > started)
+    dev.eventually(lambda: dev.printed.count(DEFINITIONS_LOADED) > loaded)
 
 
 def test_an_edit_of_the_definitions_is_followed(dev: Dev) -> None:

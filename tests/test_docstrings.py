@@ -9,6 +9,15 @@ import griffe
 import pytest
 from conftest import MODULES, TEMPLATE
 
+GCP_PIPES = "/packages/gcp-pipes/src/"
+EXPORTED = {
+    name
+    for path in MODULES
+    if GCP_PIPES in str(path) and path.name == "__init__.py"
+    for name in griffe.visit(path.parent.name, filepath=path, code=path.read_text()).exports or ()
+}
+"""What the subpackages of `gcp_pipes` export: the rest has docstrings for its readers."""
+
 
 def read(path: Path) -> griffe.Module:
     """A module, as it is written."""
@@ -70,6 +79,13 @@ def raised(part: griffe.Object) -> set[str]:
     return {name if name[0].isupper() else "" for name in names}
 
 
+def is_exported(part: griffe.Object) -> bool:
+    """Whether owners of a project may use it: what `gcp_pipes` exports, and all that is theirs."""
+    path = str(part.filepath)
+    names = part.path.split(".")[1:]
+    return GCP_PIPES not in path or (bool(names) and names[0] in EXPORTED)
+
+
 def is_definition(part: griffe.Object) -> bool:
     """Whether Dagster makes a definition of a function. It shows the docstring as a description."""
     decorators = part.decorators if isinstance(part, griffe.Function) else []
@@ -97,6 +113,6 @@ def test_all_that_is_public_says_what_it_takes_and_what_it_raises(module: Path) 
     for part in public(read(module)):
         if part.docstring is None:
             problems.append(f"{part.path} has no docstring.")
-        elif not is_definition(part):
+        elif is_exported(part) and not is_definition(part):
             problems.extend(differences(part))
     assert not problems, "\n".join(problems)

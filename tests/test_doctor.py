@@ -166,7 +166,7 @@ def test_a_function_that_turns_dagster_away_is_found(
     found = findings(*end(*command, cwd=project, env=google.settings))
 
     assert found["token"].startswith("ok ")
-    assert "answered 401: Unauthorized" in found["messages"]
+    assert "responded 401: Unauthorized" in found["messages"]
     assert "set FUNCTION_AUDIENCE to that. Fix: README.md has a table" in found["messages"]
 
 

@@ -14,6 +14,7 @@ from pictures import PICTURES, SCENES
 DOCS = TEMPLATE / "docs"
 ORCHESTRATOR = TEMPLATE / "template" / "orchestrator" / "src" / "{{package_name}}"
 CLOUD_FUNCTION = TEMPLATE / "template" / "cloud_function"
+GCP_PIPES = TEMPLATE / "template" / "packages" / "gcp-pipes" / "src" / "gcp_pipes"
 
 
 def pages(navigation: Any) -> Iterator[str]:
@@ -82,7 +83,7 @@ def test_the_diagram_is_drawn_of_its_source() -> None:
 def test_the_settings_are_those_that_the_code_reads() -> None:
     variable = re.compile("[A-Z]+(_[A-Z]+)+")
     of_dagster = set(filter(variable.fullmatch, texts(ORCHESTRATOR / "settings.py")))
-    sources = [CLOUD_FUNCTION / "settings.py", CLOUD_FUNCTION / "gcp_pipes" / "logs.py"]
+    sources = [CLOUD_FUNCTION / "settings.py", GCP_PIPES / "external" / "logs.py"]
     of_the_function = set(filter(variable.fullmatch, texts(*sources)))
 
     # Google's own libraries read these.
@@ -93,10 +94,11 @@ def test_the_settings_are_those_that_the_code_reads() -> None:
 
 
 def test_the_metadata_are_those_that_the_code_reports() -> None:
-    pipes = ORCHESTRATOR / "pipes"
+    orchestrator = GCP_PIPES / "orchestrator"
     name = re.compile(r"cloud_function_\w+|table_(location|version)|preview|dagster/\w+_\w+")
     partitions = re.compile(r"failed_partitions|partitions_\w+")
-    found = set(filter(name.fullmatch, texts(pipes / "verdict.py", CLOUD_FUNCTION / "lake.py")))
-    found |= set(filter(partitions.fullmatch, texts(pipes / "partition_results.py")))
+    of_calls = texts(orchestrator / "outcome.py", CLOUD_FUNCTION / "lake.py")
+    found = set(filter(name.fullmatch, of_calls))
+    found |= set(filter(partitions.fullmatch, texts(orchestrator / "partitions" / "results.py")))
 
     assert first_cells("metadata.md") == found

@@ -221,7 +221,7 @@ def test_a_token_that_is_always_rejected_fails_the_step_after_two_requests(
 
     assert len(google.calls) == 2
     error, *_ = report["errors"]
-    assert 'answered 401: Unauthorized (Bearer error="invalid_token").' in error
+    assert 'responded 401: Unauthorized (Bearer error="invalid_token").' in error
     assert f"an identity token of {DAGSTER} for {AUDIENCE}. If the function " in error
     assert google.calls[0].bearer not in error
 
@@ -234,7 +234,7 @@ def test_a_request_without_a_token_is_turned_away_and_the_step_says_so(
     assert [call.bearer for call in google.calls] == [None]
     assert google.asked == []
     error, *_ = report["errors"]
-    assert "answered 403: Forbidden. The request carried no identity token, since it was" in error
+    assert "responded 403: Forbidden. The request had no identity token, since it was" in error
     assert "Call the function by its https URL." in error
 
 
@@ -246,7 +246,7 @@ def test_a_token_for_another_audience_is_turned_away_and_the_step_says_so(
     report = materialize(project, google, "key")
 
     error, *_ = report["errors"]
-    assert "answered 401: Unauthorized" in error
+    assert "responded 401: Unauthorized" in error
     assert f"for {AUDIENCE}. If the function is known by another URL, set FUNCTION_AUD" in error
 
 
@@ -256,7 +256,7 @@ def test_an_account_that_may_not_call_the_function_is_named(project: Path, googl
     report = materialize(project, google, "key")
 
     error, *_ = report["errors"]
-    assert f"answered 403: Forbidden. The request carried an identity token of {DAGSTER}" in error
+    assert f"responded 403: Forbidden. The request had an identity token of {DAGSTER}" in error
     assert "Grant roles/run.invoker on the function to that account." in error
 
 
@@ -276,7 +276,7 @@ def test_an_expired_token_is_turned_away_and_the_step_says_so(
     report = materialize(project, google, "key")
 
     error, *_ = report["errors"]
-    assert "answered 401: Unauthorized" in error
+    assert "responded 401: Unauthorized" in error
     assert re.search(r"which expired at \d{4}-.*\. Is this machine's clock right\?", error)
 
 

@@ -14,7 +14,7 @@ FUNCTION = """
 import google.cloud.storage
 import polars as pl
 from dagster_pipes import PipesContext, PipesMappingParamsLoader, open_dagster_pipes
-from gcp_pipes import PipesCloudStorageMessageWriter
+from gcp_pipes.external import PipesCloudStorageMessageWriter
 
 
 def main(request):
@@ -43,7 +43,7 @@ from pathlib import Path
 import dagster as dg
 import google.cloud.storage
 from local_cloud.cloud import local_cloud
-from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
 
 def definitions(function_url, dl_bucket, messages_bucket):

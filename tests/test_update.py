@@ -31,6 +31,7 @@ OLDER = "0.0.0"  # made up
 NEWEST = "9999.0"
 
 PACKAGE = "my_data_platform"
+EXTERNAL = "packages/gcp-pipes/src/gcp_pipes/external"
 YOURS = {path.replace("PACKAGE", PACKAGE) for path, owner in owners().items() if owner == "you"}
 
 Make = Callable[..., Path]
@@ -39,9 +40,10 @@ Make = Callable[..., Path]
 def make_older(template: Path) -> None:
     """Turn the working tree into a version that might have been before it."""
     function = template / "template" / "cloud_function"
+    external = template / "template" / EXTERNAL
     orchestrator = template / "template" / "orchestrator"
     replace(
-        function / "gcp_pipes" / "request.py",
+        external / "request.py",
         """The request's id in Cloud Trace and Cloud Logging, or `local` where there is none.""",
         """The request's id in Cloud Trace.""",
     )
@@ -49,7 +51,7 @@ def make_older(template: Path) -> None:
     replace(orchestrator / ".env.example.jinja", "MESSAGES_BUCKET=", "BUCKET=")
     replace(function / "tasks" / "people.py", "freshly invented people", "some people")
     replace(template / "template" / "README.md.jinja", "## Run it", "## How to run it")
-    (function / "gcp_pipes" / "obsolete.py").write_text('"""Superseded in the next version."""\n')
+    (external / "obsolete.py").write_text('"""Superseded in the next version."""\n')
     (orchestrator / "tests" / "test_settings.py").unlink()
     replace(
         template / "template" / ".github" / "workflows" / "ci.yml.jinja",
@@ -147,7 +149,7 @@ def extend(project: Path) -> None:
 def patch_wiring(project: Path) -> None:
     """Change a line of what is the template's."""
     replace(
-        project / "cloud_function" / "gcp_pipes" / "request.py",
+        project / EXTERNAL / "request.py",
         "    event = request.get_json(force=True, silent=True)\n",
         "    event = request.get_json(force=True, silent=True)\n"
         '    logging.getLogger(__name__).debug("%s bytes", request.content_length)\n',
@@ -163,7 +165,7 @@ def replace_the_example(project: Path) -> None:
     (tasks / "cities.py").write_text(
         '"""The cities that people live in."""\n\n'
         "from dagster_pipes import PipesContext\n\n"
-        "from gcp_pipes import Event\n\n\n"
+        "from gcp_pipes.external import Event\n\n\n"
         "def run(pipes: PipesContext, event: Event) -> None:\n"
         '    """Count the cities."""\n'
         '    pipes.report_asset_materialization(metadata={"cities": 3})\n'
@@ -220,7 +222,7 @@ def test_a_project_tells_that_there_is_a_newer_version(make: Make) -> None:
 def edit_what_changes(project: Path) -> None:
     """Change a line that the newest version of the template changes too."""
     replace(
-        project / "cloud_function" / "gcp_pipes" / "request.py",
+        project / EXTERNAL / "request.py",
         """The request's id in Cloud Trace.""",
         """The request's id in Cloud Trace, as our auditors want it.""",
     )
@@ -233,7 +235,7 @@ def test_a_line_that_both_have_changed_is_one_marked_conflict(make: Make) -> Non
 
     update(project)
 
-    changed = "cloud_function/gcp_pipes/request.py"
+    changed = f"{EXTERNAL}/request.py"
     assert re.findall(r"^UU (.+)$", git("status", "--porcelain", cwd=project), re.M) == [changed]
     files = contents(project)
     assert [name for name, text in files.items() if "<<<<<<<" in text] == [changed]
@@ -257,7 +259,7 @@ def test_a_conflict_can_be_left_in_a_file_of_its_own(make: Make) -> None:
 
     update(project, conflict="rej")
 
-    rejected = "cloud_function/gcp_pipes/request.py.rej"
+    rejected = f"{EXTERNAL}/request.py.rej"
     assert [name for name in contents(project) if name.endswith(".rej")] == [rejected]
     assert_refused(project, rejected, "Apply by hand what these rejected changes hold")
 
@@ -308,8 +310,6 @@ def given(files: dict[str, str]) -> dict[str, str]:
 def test_a_package_that_its_owner_has_moved_is_renamed(make: Make) -> None:
     project = make()
     git("mv", f"orchestrator/src/{PACKAGE}", "orchestrator/src/zoo", cwd=project)
-    for definition in (project / "orchestrator" / "src" / "zoo").rglob("defs.yaml"):
-        replace(definition, f"type: {PACKAGE}.", "type: zoo.")
     commit_all(project, "Move the package")
 
     update(project, data={"package_name": "zoo"})

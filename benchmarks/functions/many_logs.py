@@ -1,7 +1,7 @@
 """A task that logs many lines."""
 
 from dagster_pipes import PipesContext
-from gcp_pipes import Event, event_input
+from gcp_pipes.external import Event, event_input
 
 
 def run(pipes: PipesContext, event: Event) -> None:

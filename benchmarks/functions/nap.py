@@ -3,7 +3,7 @@
 import time
 
 from dagster_pipes import PipesContext
-from gcp_pipes import Event
+from gcp_pipes.external import Event
 
 
 def run(pipes: PipesContext, event: Event) -> None:

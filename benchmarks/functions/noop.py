@@ -1,7 +1,7 @@
 """A task that does nothing."""
 
 from dagster_pipes import PipesContext
-from gcp_pipes import Event
+from gcp_pipes.external import Event
 
 
 def run(pipes: PipesContext, event: Event) -> None:

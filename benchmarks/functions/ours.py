@@ -3,7 +3,7 @@
 import functools
 
 import flask
-from gcp_pipes import PipesCloudStorageMessageWriter, open_pipes, read_event
+from gcp_pipes.external import PipesCloudStorageMessageWriter, open_pipes, read_event
 from google.cloud import storage
 
 

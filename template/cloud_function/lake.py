@@ -13,7 +13,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from google.api_core.exceptions import RetryError
 from google.api_core.retry import Retry
 
-from lake_schema import fit_to_table, partition_value
+from gcp_pipes.external.delta import fit_to_table, partition_value
 
 _PREVIEW_ROWS = 5
 # A commit is retried with the files that are written, as long as others write other partitions.

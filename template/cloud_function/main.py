@@ -1,16 +1,19 @@
-"""The cloud function: a request from Dagster in, a task run, messages to Dagster out."""
+"""The cloud function: receives a request from Dagster, runs a task, and sends messages back."""
 
 import functools
+from pathlib import Path
 
 import flask
 import functions_framework
 from google.cloud import storage
 
-from gcp_pipes import (
+import tasks
+from gcp_pipes.external import (
     PipesCloudStorageMessageWriter,
     answer_errors_as_json,
     cancel_calls,
     configure_logging,
+    find_task,
     forward_logs,
     is_cancellation,
     keep_connections,
@@ -21,26 +24,26 @@ from gcp_pipes import (
     trace_id,
 )
 from settings import forward_output, function_timeout, messages_bucket
-from tasks import find_task
 
-__version__ = "0.1.0"
+_VERSION = Path(__file__).with_name("version.txt")  # in the bundle that is deployed
+__version__ = _VERSION.read_text().strip() if _VERSION.exists() else "development"
 
 configure_logging()
 
 
 @functools.cache
 def storage_client() -> storage.Client:
-    """The instance's one Cloud Storage client: its connections are shared by all requests."""
+    """The Cloud Storage client of this instance. All requests share its connections."""
     return keep_connections(storage.Client())
 
 
 @functions_framework.http
 @answer_errors_as_json
 def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
-    """Run the task that the request asks for, and tell Dagster all about it.
+    """Run the task that the request is for, or cancel calls.
 
     Args:
-        request: Its body is a task's inputs with the parameters of Pipes, or names calls to end.
+        request: Its body has a task's inputs and the parameters of Pipes, or the calls to cancel.
     """
     event = read_event(request)
     if is_cancellation(event):
@@ -56,7 +59,7 @@ def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
         pipes.log.info(f"Cloud function version: {__version__}")
         pipes.log.info(f"Cloud function trace: {trace_id(request)}")
         run_task(
-            lambda: find_task(pipes, event)(pipes, event),
+            lambda: find_task(tasks, pipes, event)(pipes, event),
             seconds=seconds_left(event, function_timeout=function_timeout()),
             message_writer=message_writer,
         )

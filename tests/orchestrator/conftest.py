@@ -18,10 +18,10 @@ import dagster as dg
 import pytest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from faults import FaultProxy, fault_proxy
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 from local_cloud.cloud import CLOUD_FUNCTION, cloud_function, storage_emulator
-from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
 FUNCTIONS = Path(__file__).parent / "functions"
 

@@ -12,10 +12,10 @@ import dagster as dg
 import pytest
 from dagster.components.testing import DefsFolderSandbox, create_defs_folder_sandbox
 from faults import FaultProxy
-from my_data_platform.components import CloudFunctionAsset
-from my_data_platform.components.checked_component import check_files
-from my_data_platform.components.yaml_errors import DefsYamlError
-from my_data_platform.pipes import PipesCloudFunctionClient
+from gcp_pipes.components import CloudFunctionAsset
+from gcp_pipes.components.checked_component import check_files
+from gcp_pipes.components.yaml_errors import DefsYamlError
+from gcp_pipes.orchestrator import PipesCloudFunctionClient
 from my_data_platform.settings import Settings
 from pydantic import Field
 
@@ -522,7 +522,7 @@ def test_a_misspelled_field_is_not_taken_for_one_that_is_not_given() -> None:
 
 
 def test_the_mistakes_of_all_files_and_documents_are_reported_in_one_run() -> None:
-    kind = "my_data_platform.components.CloudFunctionAsset"
+    kind = "gcp_pipes.components.CloudFunctionAsset"
     document = f"type: {kind}\nattributes:\n{ONE}"
     with create_defs_folder_sandbox() as sandbox:
         for name, content in {
@@ -693,7 +693,7 @@ def test_attributes_that_are_not_from_a_file_are_checked_alike() -> None:
     )
 
 
-TYPE = "type: my_data_platform.components.CloudFunctionAsset\n"
+TYPE = "type: gcp_pipes.components.CloudFunctionAsset\n"
 UNLOADABLE = {
     "misspelled attributes": (
         f"{TYPE}attribute:\n{ONE}",
@@ -705,24 +705,24 @@ UNLOADABLE = {
     ),
     "no type": (f"\nattributes:\n{ONE}", "2: type is required, and it is missing. Add it."),
     "misspelled component": (
-        f"type: my_data_platform.components.CloudFunctionAset\nattributes:\n{ONE}",
-        "1: type names no component; it is 'my_data_platform.components.CloudFunctionAset'. "
-        "Did you mean my_data_platform.components.CloudFunctionAsset?",
+        f"type: gcp_pipes.components.CloudFunctionAset\nattributes:\n{ONE}",
+        "1: type names no component; it is 'gcp_pipes.components.CloudFunctionAset'. "
+        "Did you mean gcp_pipes.components.CloudFunctionAsset?",
     ),
     "component without its module": (
         f"type: CloudFunctionAsset\nattributes:\n{ONE}",
         "1: type names no component; it is 'CloudFunctionAsset'. "
-        "Did you mean my_data_platform.components.CloudFunctionAsset?",
+        "Did you mean gcp_pipes.components.CloudFunctionAsset?",
     ),
     "component of another module": (
         f"type: my_data_platform.component.CloudFunctionAsset\nattributes:\n{ONE}",
         "1: type names no component; it is 'my_data_platform.component.CloudFunctionAsset'. "
-        "Did you mean my_data_platform.components.CloudFunctionAsset?",
+        "Did you mean gcp_pipes.components.CloudFunctionAsset?",
     ),
     "no component": (
         f"type: my_data_platform.settings.Settings\nattributes:\n{ONE}",
         "1: type names no component; it is 'my_data_platform.settings.Settings'. "
-        "The components here are: my_data_platform.components.CloudFunctionAsset.",
+        "The components here are: gcp_pipes.components.CloudFunctionAsset.",
     ),
     "misspelled requirement": (
         f"{TYPE}attributes:\n{ONE}requirements: {{ envs: [A] }}\n",

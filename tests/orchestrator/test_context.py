@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from faults import FaultProxy
-from my_data_platform.pipes import PipesCloudFunctionClient
+from gcp_pipes.orchestrator import PipesCloudFunctionClient
 
 DAYS = dg.DailyPartitionsDefinition("2024-01-01", timezone="Europe/Amsterdam")
 CITIES = dg.StaticPartitionsDefinition(["ams", "ber", "cph"])

@@ -6,9 +6,9 @@ from typing import Any
 import dagster as dg
 import pytest
 from faults import FaultProxy, answer
-from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudFunctionError
-from my_data_platform.pipes.context_data import Context
-from my_data_platform.pipes.results import CompletedCall
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudFunctionError
+from gcp_pipes.orchestrator.context import Context
+from gcp_pipes.orchestrator.results import CompletedCall
 
 DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-03-01")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -774,7 +774,7 @@ def test_lost_messages_raise_an_error_where_the_asset_is_called_directly(
     def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         return call(context, report=True).get_materialize_result()
 
-    with pytest.raises(PipesCloudFunctionError, match=r"2\.json could not be read"):
+    with pytest.raises(PipesCloudFunctionError, match=r"Could not read gs://\S+/2\.json"):
         called(thing, dg.build_asset_context())
 
 

@@ -19,7 +19,7 @@ from dagster_pipes import (
     encode_param,
 )
 from faults import FaultProxy
-from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
 
 def test_a_message_of_ten_mebibytes_arrives(materialize: Materialize) -> None:

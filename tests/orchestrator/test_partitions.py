@@ -26,9 +26,9 @@ from conftest import (
 )
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from faults import FaultProxy, Request, answer, cut_after
+from gcp_pipes.orchestrator import PipesCloudFunctionClient
 from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
-from my_data_platform.pipes import PipesCloudFunctionClient
 
 
 def test_a_partition_whose_event_cannot_be_made_fails_with_the_traceback(
@@ -273,7 +273,7 @@ def test_no_call_is_begun_any_more_when_the_function_is_not_there(
     assert not partitions.run(define(url=url, run={"retry_timeout": 1}), *days(500))
 
     summary = partitions.failure().description
-    counts = re.match(r"(\d+) of 500 partitions failed, and (\d+) were not begun.", summary)
+    counts = re.match(r"(\d+) of 500 partitions failed, and (\d+) were not started.", summary)
     assert counts
     failed, not_begun = map(int, counts.groups())
     assert failed + not_begun == 500
@@ -334,7 +334,7 @@ def test_a_lost_answer_whose_messages_say_all_is_no_loss(
     assert partitions.run(define(lines=40, max_in_flight=2), *keys)
 
     assert partitions.materialized() == dict.fromkeys(keys, 1)
-    said = [line for line in partitions.logged() if "the messages decide" in line]
+    said = [line for line in partitions.logged() if "The messages are complete." in line]
     assert len(said) == len(keys)
 
 
@@ -423,7 +423,7 @@ def test_observations_and_custom_messages_are_in_the_log(
         dg.AssetKey(["elsewhere", "seen"]), limit=10
     ).records
     assert sorted(str(record.partition_key) for record in records) == keys
-    assert f"[{keys[0]}] The function says: {{'a': 1}}" in partitions.logged()
+    assert f"[{keys[0]}] Custom message: {{'a': 1}}" in partitions.logged()
 
 
 def test_a_metadata_value_of_a_wrong_type_fails_its_partition_and_no_other(
@@ -475,7 +475,7 @@ import sys
 import threading
 import dagster as dg
 from google.cloud import storage
-from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
 bucket, url, lines = sys.argv[1:]
 client = PipesCloudFunctionClient(

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from faults import FaultProxy
-from my_data_platform.pipes import PipesCloudFunctionClient
+from gcp_pipes.orchestrator import PipesCloudFunctionClient
 
 Materialize = Any
 

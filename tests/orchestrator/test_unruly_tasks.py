@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 from conftest import Define, Materialize, Partitions, Run, days, eventually, serve
 from faults import FaultProxy, Request, answer, answer_after, change_body, is_upload
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from local_cloud.cloud import CLOUD_FUNCTION
-from my_data_platform.pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 
 EXITS = (
     ("exit 0", "SystemExit: 0"),
@@ -89,7 +89,7 @@ def test_a_task_in_a_blocking_call_fails_at_its_deadline_with_its_stack(
 
     assert not file.exists()  # the task still sleeps
     assert not run.success
-    assert "TaskTimeoutError: The task was still running at its deadline, after " in run.failure
+    assert "TaskTimeoutError: The task timed out after " in run.failure
     assert "time.sleep(seconds)" in run.failure
     assert run.failure.index("main.py") < run.failure.index("in do_sleep")
 
@@ -138,7 +138,7 @@ def test_the_start_of_the_function_counts_before_its_own_timeout(
 
 def deadline(run: Run) -> float:
     """After how many seconds the task was stopped, by its error."""
-    match = re.search("still running at its deadline, after ([0-9.]+) s, and", run.failure)
+    match = re.search("timed out after ([0-9.]+) s and", run.failure)
     assert match is not None, run.failure
     return float(match[1])
 

@@ -4,7 +4,7 @@ import polars as pl
 from dagster_pipes import PipesContext
 from faker import Faker
 
-from gcp_pipes import Event, event_input
+from gcp_pipes.external import Event, event_input
 from lake import table_location, write_table
 
 

@@ -2,7 +2,7 @@
 
 from dagster_pipes import PipesContext
 
-from gcp_pipes import Event
+from gcp_pipes.external import Event
 
 
 def run(pipes: PipesContext, event: Event) -> None:

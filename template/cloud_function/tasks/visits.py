@@ -5,7 +5,7 @@ import random
 import polars as pl
 from dagster_pipes import PipesContext
 
-from gcp_pipes import Event, event_input
+from gcp_pipes.external import Event, event_input
 from lake import read_table, table_location, write_partition
 
 

@@ -17,8 +17,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gcp_pipes.external.delta import WriteRefusedError
 from lake import read_table, table_location, to_markdown, write_partition, write_table
-from lake_schema import WriteRefusedError
 
 DAY = dt.date(2026, 1, 1)
 NOON = dt.datetime(2026, 1, 1, 12)

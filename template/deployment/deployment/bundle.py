@@ -1,15 +1,15 @@
 """Makes build/function.zip, which Google Cloud builds the function from: `just bundle`.
 
-It holds the sources of cloud_function/ and a requirements.txt with the locked version and the
-hashes of each package. The same sources make the same bytes, on every machine: so its hash says
-whether a deployment would change anything.
+It holds the sources of cloud_function/ and of the package gcp_pipes, and a requirements.txt with
+the locked version and the hashes of each other package. The same sources make the same bytes, on
+every machine: so its hash says whether a deployment would change anything.
 """
 
 import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
@@ -18,11 +18,14 @@ from deployment.errors import DeploymentError
 
 PROJECT = Path(__file__).resolve().parents[2]
 _SOURCES = PROJECT / "cloud_function"
+_PACKAGE = PROJECT / "packages" / "gcp-pipes" / "src"
 _BUNDLE = PROJECT / "build" / "function.zip"
 _REQUIREMENTS = "requirements.txt"
+_VERSION = "version.txt"  # main.py logs it
 
 # Not needed to run the function. Names that begin with a dot are left out, too.
 _DEVELOPMENT = {"tests", "pyproject.toml", "uv.lock", "__pycache__"}
+_ONLY_FOR_DAGSTER = {"orchestrator", "components"}  # in gcp_pipes
 
 _UV = os.environ.get("UV", "uv")  # `uv run` tells its children which uv it is
 
@@ -62,6 +65,8 @@ def make_bundle() -> Bundle:
         DeploymentError: The function's sources or its lock file are not fit to be deployed.
     """
     files = {path.relative_to(_SOURCES).as_posix(): path for path in _source_files(_SOURCES)}
+    for path in _source_files(_PACKAGE, _DEVELOPMENT | _ONLY_FOR_DAGSTER):
+        files[path.relative_to(_PACKAGE).as_posix()] = path
     if "main.py" not in files:
         raise DeploymentError("cloud_function/main.py is missing: Google Cloud begins there.")
     if _REQUIREMENTS in files:
@@ -71,6 +76,7 @@ def make_bundle() -> Bundle:
         )
     contents = {name: path.read_bytes() for name, path in files.items()}
     contents[_REQUIREMENTS] = _export_requirements()
+    contents[_VERSION] = _version(contents)
 
     _BUNDLE.parent.mkdir(exist_ok=True)
     with ZipFile(_BUNDLE, "w") as archive:
@@ -79,10 +85,10 @@ def make_bundle() -> Bundle:
     return Bundle(_BUNDLE, hashlib.sha256(_BUNDLE.read_bytes()).hexdigest())
 
 
-def _source_files(folder: Path) -> Iterator[Path]:
-    """The files that the function is made of."""
+def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[Path]:
+    """The files in a folder that the function is made of."""
     for path in folder.iterdir():
-        if path.name in _DEVELOPMENT or path.name.startswith("."):
+        if path.name in left_out or path.name.startswith("."):
             continue
         if path.is_symlink():
             raise DeploymentError(
@@ -90,16 +96,16 @@ def _source_files(folder: Path) -> Iterator[Path]:
                 "another machine. Put the file itself there."
             )
         if path.is_dir():
-            yield from _source_files(path)
+            yield from _source_files(path, left_out)
         else:
             yield path
 
 
 def _export_requirements() -> bytes:
     """The function's packages, each at its locked version, and with its hashes."""
-    command = [_UV, "export", "--locked", "--no-dev", "--no-emit-project", "--no-header"]
+    command = [_UV, "export", "--locked", "--no-dev", "--no-emit-project", "--no-emit-local"]
     exported = subprocess.run(
-        [*command, "--no-annotate", "--format=requirements.txt"],
+        [*command, "--no-header", "--no-annotate", "--format=requirements.txt"],
         cwd=_SOURCES,
         capture_output=True,
         check=False,
@@ -111,6 +117,14 @@ def _export_requirements() -> bytes:
             "look at what has changed, and commit it."
         )
     return exported.stdout
+
+
+def _version(contents: Mapping[str, bytes]) -> bytes:
+    """Twelve digits that change with any of the files."""
+    digest = hashlib.sha256()
+    for name, content in sorted(contents.items()):
+        digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return f"{digest.hexdigest()[:12]}\n".encode()
 
 
 def _zip_entry(name: str) -> ZipInfo:

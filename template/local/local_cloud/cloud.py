@@ -14,6 +14,7 @@ from local_cloud.processes import UV, free_port, running
 PROJECT = Path(__file__).resolve().parents[2]
 ORCHESTRATOR = PROJECT / "orchestrator"
 CLOUD_FUNCTION = PROJECT / "cloud_function"
+GCP_PIPES = PROJECT / "packages" / "gcp-pipes" / "src" / "gcp_pipes"
 
 FUNCTION_TIMEOUT = "300"  # seconds for which Dagster waits: also for a function that has died
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 from local_cloud.cloud import (
     CLOUD_FUNCTION,
+    GCP_PIPES,
     ORCHESTRATOR,
     PROJECT,
     SettingsError,
@@ -183,19 +184,27 @@ def follow_edits(function: ReloadingFunction | None, servers: Mapping[str, str])
     Raises:
         ProcessError: A server has ended on its own.
     """
-    definitions = ORCHESTRATOR / "src"
+    of_definitions = (ORCHESTRATOR / "src", GCP_PIPES)
+    of_function = (CLOUD_FUNCTION, GCP_PIPES)
     edited = PythonFilter(extra_extensions=(".yaml", ".yml", ".toml"))
     for changes in watch(
-        definitions, CLOUD_FUNCTION, watch_filter=edited, rust_timeout=2_000, yield_on_timeout=True
+        *{*of_definitions, *of_function},
+        watch_filter=edited,
+        rust_timeout=2_000,
+        yield_on_timeout=True,
     ):
         for name, url in servers.items():
             if not is_listening(urlsplit(url).port or 80):
                 raise ProcessError(f"{name} has ended")
         paths = [Path(path) for _, path in changes]
-        if function is not None and any(path.is_relative_to(CLOUD_FUNCTION) for path in paths):
+        if function is not None and _is_any_in(paths, of_function):
             function.reload()
-        if any(path.is_relative_to(definitions) for path in paths):
+        if _is_any_in(paths, of_definitions):
             reload_definitions(servers["Dagster"])
+
+
+def _is_any_in(paths: Iterable[Path], folders: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(folder) for path in paths for folder in folders)
 
 
 def reload_definitions(dagster_url: str) -> None:

@@ -29,7 +29,7 @@ def ping(package: str) -> dict[str, str | None]:
             audience=settings.function_audience,
             impersonate=settings.impersonate_service_account,
         ).close()
-    except identity.IdentityError as error:
+    except identity.CredentialsError as error:
         return {"token": str(error), "round_trip": None}
     return {"token": None, "round_trip": call_function(package)}
 

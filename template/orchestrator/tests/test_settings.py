@@ -56,37 +56,6 @@ def test_an_account_that_is_no_service_account_is_named(read_settings: Read) -> 
         read_settings({**GOOD, "IMPERSONATE_SERVICE_ACCOUNT": "me@example.com"})
 
 
-@pytest.mark.parametrize(
-    ("known", "other"),
-    [
-        (
-            "https://us-central1-a-project.cloudfunctions.net/a-function",
-            "https://us-central1-a-project.cloudfunctions.net/reports",
-        ),
-        (
-            "https://a-function-123456789012.us-central1.run.app",
-            "https://reports-123456789012.us-central1.run.app",
-        ),
-        ("https://a-function-abc123xyz0-uc.a.run.app", "https://reports-abc123xyz0-uc.a.run.app"),
-        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
-    ],
-)
-def test_the_url_of_another_function_follows_from_its_name(
-    known: str, other: str, read_settings: Read
-) -> None:
-    settings = read_settings({**GOOD, "FUNCTION_URL": known})
-
-    assert settings.url_of("reports") == other
-    assert settings.url_of("https://example.com/x") == "https://example.com/x"
-
-
-def test_a_url_that_follows_from_none_is_asked_for(read_settings: Read) -> None:
-    settings = read_settings({**GOOD, "FUNCTION_URL": "https://functions.example.com"})
-
-    with pytest.raises(dg.Failure, match=r"'reports'.*Or name the other function by its https URL"):
-        settings.url_of("reports")
-
-
 @pytest.mark.parametrize("variable", GOOD)
 def test_a_run_without_a_setting_fails_at_its_start_and_says_so(
     variable: str,

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from dagster_pipes import PipesContext
-from gcp_pipes import Event, report_asset_observation
+from gcp_pipes.external import Event, report_asset_observation
 
 
 def run(pipes: PipesContext, event: Event) -> None:

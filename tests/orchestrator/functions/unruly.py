@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dagster_pipes import PipesContext
-from gcp_pipes import Event
+from gcp_pipes.external import Event
 
 
 class Unprintable:

@@ -9,13 +9,9 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from .pipes.identity import is_loopback
+from gcp_pipes.orchestrator.urls import is_loopback
 
 _LONGEST_TIMEOUT = "3600"  # seconds: no function of Google Cloud may take more
-
-# What follows the name of a service in its host, the same for all services of a project and region:
-# the project's number and the region, or a hash of them. https://cloud.google.com/run/docs/triggering/https-request
-_AFTER_NAME = r"-[0-9]+\.[a-z0-9-]+\.run\.app|-[a-z0-9]+-[a-z0-9]+\.a\.run\.app"
 
 
 class SettingsError(dg.Failure):
@@ -74,31 +70,6 @@ class Settings:
             function_timeout=_function_timeout(environment),
             function_audience=_optional(environment, "FUNCTION_AUDIENCE"),
             impersonate_service_account=_impersonate_service_account(environment),
-        )
-
-    def url_of(self, function: str) -> str:
-        """The URL of another function.
-
-        Args:
-            function: Its https URL, or its name, if it is in the region and the project of the
-                function at `function_url`. On this machine, one function serves for all.
-
-        Raises:
-            SettingsError: It does not follow from `function_url`.
-        """
-        if function.startswith("https://"):
-            return function
-        if is_loopback(self.function_url):
-            return self.function_url
-        host = urlsplit(self.function_url).hostname or ""
-        if host.endswith(".cloudfunctions.net"):
-            return f"https://{host}/{function}"
-        if match := re.fullmatch(f".+?({_AFTER_NAME})", host):
-            return f"https://{function}{match[1]}"
-        raise SettingsError(
-            "FUNCTION_URL",
-            f"must be a function's own URL for that of {function!r} to follow from it; it is "
-            f"{self.function_url!r}. Or name the other function by its https URL.",
         )
 
 

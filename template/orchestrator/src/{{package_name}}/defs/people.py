@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from ..pipes import PipesCloudFunctionClient
+from gcp_pipes.orchestrator import PipesCloudFunctionClient
+
 from ..settings import Settings
 
 

@@ -6,8 +6,9 @@ from contextlib import closing
 import dagster as dg
 from google.cloud import storage
 
-from ..pipes import PipesCloudFunctionClient, PipesCloudStorageMessageReader
-from ..pipes.identity import find_credentials
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from gcp_pipes.orchestrator.auth import find_credentials
+
 from ..settings import Settings
 
 

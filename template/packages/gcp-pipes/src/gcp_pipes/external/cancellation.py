@@ -1,0 +1,197 @@
+"""Stops a task from outside: at its deadline, or when Dagster cancels its call.
+
+A call runs in one instance of the function, and the request that cancels it reaches any instance.
+What all instances share is the messages bucket, in which they may only create objects. So the
+instance that receives the request creates the call's next chunk of messages. The instance that runs
+the task finds that the chunk exists when it stores messages, and stops the task.
+"""
+
+import contextvars
+import ctypes
+import json
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from dagster_pipes import PIPES_PROTOCOL_VERSION, PIPES_PROTOCOL_VERSION_FIELD
+from google.api_core.exceptions import PreconditionFailed
+from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+from werkzeug.exceptions import BadRequest
+
+from gcp_pipes.external.message_writer import PipesCloudStorageMessageWriter
+from gcp_pipes.external.storage import create_object
+from gcp_pipes.protocol import CANCEL_PARAMETER, chunk_name
+
+_MOST_CHUNKS = 100  # that a call may store while it is being cancelled
+_TIMEOUT = 10.0  # seconds to wait for a response from Cloud Storage
+_TIME_TO_STOP = 1.0  # seconds, for the exception to be raised in the task
+
+_MESSAGE = {
+    PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
+    "method": "log",
+    "params": {
+        "message": "The function received a request to cancel this call",
+        "level": "WARNING",
+    },
+}
+
+
+class TaskStoppedError(BaseException):
+    """A task was stopped from outside.
+
+    It is no `Exception`, since code may catch every `Exception` and continue, as Python's logging
+    does while it writes a line.
+    """
+
+
+class TaskTimeoutError(TaskStoppedError):
+    """A task was still running at its deadline, and was stopped.
+
+    Args:
+        seconds: How long it ran.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        duration = "" if seconds is None else f" after {seconds:.3g} s"
+        super().__init__(
+            f"The task timed out{duration} and was stopped. Its deadline is the timeout of the "
+            "call, or shortly before the timeout of the function. Raise both, or give the task "
+            "less to do."
+        )
+
+
+class TaskCancelledError(TaskStoppedError):
+    """A task was stopped, since its run was terminated."""
+
+    def __init__(self) -> None:
+        super().__init__("Dagster cancelled this call: its run was terminated.")
+
+
+def is_cancellation(event: Mapping[str, Any]) -> bool:
+    """Whether a request cancels calls, and is no call itself.
+
+    Args:
+        event: The body of the request: a JSON object.
+    """
+    return CANCEL_PARAMETER in event
+
+
+def cancel_calls(event: Mapping[str, Any], bucket: storage.Bucket) -> None:
+    """Cancel the calls in a request, whichever instances run them.
+
+    Args:
+        event: The body of the request, with a list of calls. Each has the `bucket` and the
+            `key_prefix` of its messages, and the number of the `next_chunk` that Dagster expects.
+        bucket: The messages bucket.
+
+    Raises:
+        BadRequest: The list contains something else.
+    """
+    for call in event[CANCEL_PARAMETER]:
+        match call:
+            case {"bucket": bucket.name, "key_prefix": str(key_prefix), "next_chunk": int(chunk)}:
+                _create_next_chunk(bucket, key_prefix, chunk)
+            case _:
+                raise BadRequest(
+                    f"{call!r:.200} is not a call with messages in gs://{bucket.name}."
+                )
+
+
+def _create_next_chunk(bucket: storage.Bucket, key_prefix: str, expected: int) -> None:
+    create = DEFAULT_RETRY.with_timeout(_TIMEOUT)(create_object)
+    for chunk in range(expected, expected + _MOST_CHUNKS):
+        try:
+            blob = bucket.blob(chunk_name(key_prefix, chunk))
+            create(blob, json.dumps(_MESSAGE), timeout=_TIMEOUT)
+        except PreconditionFailed:  # the call has stored more than Dagster has read
+            continue
+        return
+
+
+def run_task(
+    task: Callable[[], None], *, seconds: float, message_writer: PipesCloudStorageMessageWriter
+) -> None:
+    """Run a task until it ends, its deadline passes, or its call is cancelled.
+
+    To stop the task, an exception is raised in its thread, between two steps of the Python
+    interpreter. A task that waits for something else, such as a library or a lock, does not notice.
+    After a second, this function then raises the exception itself, with the stack of the task. The
+    thread may run until the instance ends, but can send no further message.
+
+    The writer notices a cancellation when it stores the next messages.
+
+    Args:
+        task: The task. It runs in its own thread, with a copy of the context variables.
+        seconds: How long it may run.
+        message_writer: The writer of the call's messages.
+
+    Raises:
+        TaskTimeoutError: The task was still running at its deadline.
+        TaskCancelledError: The call was cancelled.
+        BaseException: What the task raised, with its traceback.
+    """
+    running = _RunningTask(task)
+    message_writer.when_cancelled(lambda: running.events.put(TaskCancelledError()))
+    running.start()
+    try:
+        reason = running.events.get(timeout=max(seconds, 0.0))
+    except Empty:
+        reason = TaskTimeoutError(seconds)
+    if reason is not None:
+        running.stop(reason)
+    if running.error is not None:
+        raise running.error
+
+
+class _RunningTask:
+    """A task in its thread.
+
+    Attributes:
+        events: None when the task has ended, or the reason why it has to stop.
+        error: What the task raised.
+    """
+
+    def __init__(self, task: Callable[[], None]) -> None:
+        self._task = task
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._run,), name="task", daemon=True
+        )
+        self.events: SimpleQueue[TaskStoppedError | None] = SimpleQueue()
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, reason: TaskStoppedError) -> None:
+        """Raise the reason in the task. If the task does not notice, make it the task's error."""
+        thread = ctypes.c_ulong(self._thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(type(reason)))
+        self._thread.join(_TIME_TO_STOP)
+        if self._thread.is_alive():
+            self.error = reason.with_traceback(self._stack())
+        elif isinstance(self.error, type(reason)):  # created by the interpreter, without `seconds`
+            self.error = reason.with_traceback(self.error.__traceback__)
+
+    def _run(self) -> None:
+        try:
+            try:
+                self._task()
+            except BaseException as error:
+                self.error = error
+            finally:
+                self.events.put(None)
+        except TaskStoppedError:  # raised after the task had ended
+            pass
+
+    def _stack(self) -> TracebackType | None:
+        """Where the task is, as the traceback of an exception that it would raise there."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        traceback = None
+        while frame is not None and frame.f_code is not _RunningTask._run.__code__:
+            traceback = TracebackType(traceback, frame, frame.f_lasti, frame.f_lineno)
+            frame = frame.f_back
+        return traceback

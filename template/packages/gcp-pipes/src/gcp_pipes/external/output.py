@@ -1,0 +1,209 @@
+"""What a task prints, on its way to Dagster: standard output and standard error.
+
+`sys.stdout` and `sys.stderr` are replaced by streams that know, by context variables, which call
+each text belongs to. Libraries that are not written in Python, and child processes, write to the
+file descriptors instead. These lead to `tee.py`, a process that copies them to where they led
+before, and back to this process, which cannot tell calls apart here: with several in flight, such
+output is in the function's own log only.
+"""
+
+import codecs
+import ctypes
+import io
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from dagster_pipes import DagsterPipesError
+
+from gcp_pipes.external.in_flight import call_in_flight, only_call_in_flight
+from gcp_pipes.external.tee import EVERYTHING_COPIED, HEADER
+
+_NAMES = {1: "stdout", 2: "stderr"}
+_TIME_TO_COPY = 1.0  # seconds
+_LIBC = ctypes.CDLL(None)
+
+_logger = logging.getLogger(__name__)
+
+
+class _TaskStream(io.TextIOBase):
+    """Takes the place of standard output or standard error.
+
+    Args:
+        name: `stdout` or `stderr`.
+        original: The stream that it replaces.
+        to_console: Writes lines of a call to the function's own log.
+    """
+
+    def __init__(self, name: str, original: TextIO, to_console: Callable[[str, str], None]) -> None:
+        super().__init__()
+        self._name = name
+        self._to_console = to_console
+        self.original = original
+        self.console = original  # what no call gets is written here
+
+    def write_to(self, descriptor: int) -> None:
+        """Write what no call gets to a file descriptor.
+
+        Args:
+            descriptor: The file descriptor.
+        """
+        self.flush()
+        self.console = open(  # noqa: SIM115  # for the life of this process
+            descriptor, "w", buffering=1, encoding=self.encoding, errors=self.errors, closefd=False
+        )
+
+    def write(self, text: str) -> int:
+        if call := call_in_flight():
+            if lines := call.print(self._name, text):
+                self._to_console(self._name, lines)
+        else:
+            self.console.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.console.flush()
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.original, attribute)
+
+    # The base class has these, so that they do not reach __getattr__.
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.original.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self.original.errors
+
+    def fileno(self) -> int:
+        return self.original.fileno()
+
+    def isatty(self) -> bool:
+        return self.original.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+
+_streams: dict[str, _TaskStream] = {}
+_capturing = threading.Lock()  # guards the attribute below
+_tee: "_Tee | None" = None
+
+
+def replace_streams(to_console: Callable[[str, str], None]) -> None:
+    """Replace standard output and standard error, for the life of this process.
+
+    Args:
+        to_console: Writes lines that a call has printed, of a stream that is named, to the
+            function's own log.
+    """
+    for name in _NAMES.values():
+        stream = getattr(sys, name)
+        if not isinstance(stream, _TaskStream):
+            _streams[name] = _TaskStream(name, stream, to_console)
+            setattr(sys, name, _streams[name])
+
+
+def console(name: str) -> TextIO:
+    """The stream of the function's own log.
+
+    Args:
+        name: `stdout` or `stderr`.
+    """
+    return _streams[name].console if name in _streams else getattr(sys, name)
+
+
+def _write_to_descriptors() -> None:
+    """In a child process, write what Python prints to the descriptors: its parent gets it."""
+    for stream in _streams.values():
+        stream.console = stream.original
+
+
+os.register_at_fork(after_in_child=_write_to_descriptors)
+
+
+def capture_descriptors() -> None:
+    """From now on, know what is written to file descriptors, also by child processes."""
+    global _tee
+    with _capturing:
+        if _tee is None:
+            try:
+                _tee = _Tee()
+            except OSError as error:
+                _logger.warning(f"What libraries print does not reach Dagster: {error}")
+
+
+def drain_descriptors() -> None:
+    """Wait until what the call in flight has written to the file descriptors is known."""
+    if _tee is not None and only_call_in_flight():
+        _tee.drain()
+
+
+class _Tee:
+    """The process `tee.py`, with the pipes to it and from it.
+
+    It lasts as long as this process: child processes keep the pipes, and may outlive a call.
+    """
+
+    def __init__(self) -> None:
+        self._draining = threading.Lock()
+        self._copied: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._consoles = {number: os.dup(number) for number in _NAMES}
+        pipes = {number: os.pipe() for number in _NAMES}
+        requests, self._requests = os.pipe()
+        self._copies, copies = os.pipe()
+        ends = [*(pipes[number][0] for number in _NAMES), requests, copies]
+        sources = [(pipes[number][0], self._consoles[number], number) for number in _NAMES]
+        program = [sys.executable, "-IS", str(Path(__file__).with_name("tee.py"))]
+        self._process = subprocess.Popen(  # noqa: S603  # a file of this package
+            [*program, json.dumps([sources, requests, copies])],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[*ends, *self._consoles.values()],
+        )
+        for number, name in _NAMES.items():
+            _streams[name].write_to(self._consoles[number])
+            os.dup2(pipes[number][1], number)
+            os.close(pipes[number][1])
+        for end in ends:
+            os.close(end)
+        self._pipes = {number: os.fstat(number) for number in _NAMES}
+        threading.Thread(target=self._receive, name="pipes-output", daemon=True).start()
+
+    def drain(self) -> None:
+        """Wait until what has been written so far has come back."""
+        with self._draining, suppress(OSError, queue.Empty):
+            _LIBC.fflush(None)  # of libraries in C, which collect what they print
+            for stream in _streams.values():
+                stream.original.flush()
+            os.write(self._requests, b"?")
+            self._copied.get(timeout=_TIME_TO_COPY)
+
+    def _receive(self) -> None:
+        """Take the copies, as long as there are any."""
+        new_decoder = codecs.getincrementaldecoder("utf-8")
+        decoders = {number: new_decoder(errors="replace") for number in _NAMES}
+        with os.fdopen(self._copies, "rb") as copies:
+            while header := copies.read(HEADER.size):
+                if header == EVERYTHING_COPIED:
+                    self._copied.put(None)
+                    continue
+                number, size = HEADER.unpack(header)
+                text = decoders[number].decode(copies.read(size))
+                call = only_call_in_flight()
+                if call and call.forwards_output:
+                    with suppress(DagsterPipesError):
+                        call.print(_NAMES[number], text, natively=True)
+        # The process was killed, or someone else has redirected both descriptors, as pytest does.
+        for number, descriptor in self._consoles.items():
+            if os.path.samestat(os.fstat(number), self._pipes[number]):
+                os.dup2(descriptor, number)

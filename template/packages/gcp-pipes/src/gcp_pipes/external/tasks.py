@@ -1,0 +1,44 @@
+"""Finds the task that a request is for."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from types import ModuleType
+
+from dagster_pipes import PipesContext, to_asset_key_path
+from werkzeug.exceptions import BadRequest
+
+from gcp_pipes.external.request import Event
+
+Task = Callable[[PipesContext, Event], None]
+
+
+def find_task(tasks: ModuleType, pipes: PipesContext, event: Event) -> Task:
+    """The function `run` of the task that the event names, or else of the one named like the asset.
+
+    Args:
+        tasks: The package of the tasks. Each of its modules is a task.
+        pipes: The Pipes context, with the asset of the call.
+        event: The request's body. Its input `task` is the name of a module; it is optional.
+
+    Raises:
+        BadRequest: There is no such task, or it has no `run`; or the event names none, and the call
+            is not for exactly one asset.
+    """
+    name = event.get("task") or _name_of_asset(pipes)
+    names = sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
+    if name not in names:
+        raise BadRequest(f"There is no task {name!r}. The tasks are: {', '.join(names) or 'none'}.")
+    module = importlib.import_module(f"{tasks.__name__}.{name}")
+    task: Task | None = getattr(module, "run", None)
+    if task is None:
+        raise BadRequest(f"{tasks.__name__}/{name}.py has no function run(pipes, event). Add it.")
+    return task
+
+
+def _name_of_asset(pipes: PipesContext) -> str:
+    if not pipes.is_asset_step or len(pipes.asset_keys) != 1:
+        raise BadRequest(
+            "The event lacks `task`, which is required unless the call is for one asset."
+        )
+    return to_asset_key_path(pipes.asset_key)[-1]

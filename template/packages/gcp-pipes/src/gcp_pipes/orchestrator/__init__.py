@@ -1,0 +1,15 @@
+"""The side of Dagster Pipes where Dagster runs: calls a cloud function, and reads its messages."""
+
+from gcp_pipes.orchestrator.client import (
+    PipesCloudFunctionClient,
+    PipesCloudFunctionEventContextInjector,
+)
+from gcp_pipes.orchestrator.message_reader import PipesCloudStorageMessageReader
+from gcp_pipes.orchestrator.outcome import PipesCloudFunctionError
+
+__all__ = [
+    "PipesCloudFunctionClient",
+    "PipesCloudFunctionError",
+    "PipesCloudFunctionEventContextInjector",
+    "PipesCloudStorageMessageReader",
+]

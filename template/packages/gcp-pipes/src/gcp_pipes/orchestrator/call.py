@@ -1,0 +1,459 @@
+"""One call of a cloud function: its attempts, its messages, and how it ended."""
+
+import json
+import logging
+import random
+import re
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+import requests
+from dagster_pipes import (
+    DagsterPipesError,
+    PipesContextData,
+    PipesException,
+    PipesMessage,
+    PipesParams,
+)
+
+from gcp_pipes.orchestrator.auth import explain_auth_error
+from gcp_pipes.orchestrator.context import StepContext
+from gcp_pipes.orchestrator.dagster_internals import MessageHandler, metadata_map_from_external
+from gcp_pipes.orchestrator.event import request_body
+from gcp_pipes.orchestrator.http import CloudFunctionResponse, Outcome, invoke_cloud_function
+from gcp_pipes.protocol import (
+    CAN_BE_CANCELLED,
+    CANCEL_PARAMETER,
+    LEVELS,
+    OBSERVATION,
+    TIMEOUT_PARAMETER,
+    nearest_level,
+)
+
+_MARGIN = 10.0  # seconds that a response may come after the function's timeout
+_TIME_TO_START = 300.0  # seconds; Google Cloud stops waiting for an instance after 240
+_FIRST_DELAY = 0.5  # seconds before the first retry
+TIME_TO_CANCEL = 10.0  # seconds for the request that cancels, and then for the task to stop
+
+
+class CloudFunctionMessageHandler(MessageHandler):
+    """Dagster's message handler, which also records what the messages say of the call.
+
+    Args:
+        context: The context of the asset or op.
+        message_reader: Reads the messages.
+        max_log_lines: How many log lines of the call go into the event log. Further ones go to the
+            compute logs of the step.
+
+    Attributes:
+        params: Where the messages are: what the message reader sends to the message writer.
+        message_count: How many messages were received.
+        chunk_count: How many chunks they were in.
+        opened_extras: The extras of the message `opened`; None before it is received.
+        has_closed: Whether the message `closed` was received.
+        exception: The exception in the message `closed`, or None.
+        observations: The asset observations that the function reported.
+        rejected: Why Dagster rejected messages, one text for each.
+        lost: What is known of messages that were lost.
+        started: Set when the function has started, or cannot start any more.
+        finished: Set when the function has finished, or no more messages are expected.
+    """
+
+    def __init__(
+        self, context: StepContext, message_reader: dg.PipesMessageReader, max_log_lines: int
+    ) -> None:
+        super().__init__(context, message_reader)
+        self._max_log_lines = max_log_lines
+        self._log_lines = 0
+        self.params: PipesParams = {}
+        self.message_count = 0
+        self.chunk_count = 0
+        self.opened_extras: Mapping[str, Any] | None = None
+        self.exception: PipesException | None = None
+        self.observations: list[dg.AssetObservation] = []
+        self.rejected: list[str] = []
+        self.lost: list[str] = []
+        self.started = threading.Event()
+        self.finished = threading.Event()
+        self.has_closed = False
+
+    @contextmanager
+    def handle_messages(self) -> Iterator[PipesParams]:
+        """Read messages while the block runs."""
+        with super().handle_messages() as self.params:
+            yield self.params
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether the message `opened` was received."""
+        return self.opened_extras is not None
+
+    @property
+    def can_be_cancelled(self) -> bool:
+        """Whether the function accepts a request that cancels the call."""
+        return bool(self.opened_extras and self.opened_extras.get(CAN_BE_CANCELLED))
+
+    def handle_message(self, message: PipesMessage) -> None:
+        """Report the message to the run, and record what it says of the call.
+
+        Args:
+            message: The next message that the function wrote.
+        """
+        self.report_or_reject(message)
+        self.record(message)
+
+    def record(self, message: PipesMessage) -> None:
+        """Record what the message says of the call.
+
+        Args:
+            message: What the function wrote.
+        """
+        self.message_count += 1
+        params = message["params"] or {}
+        if message["method"] == "opened":
+            self.opened_extras = params.get("extras") or {}
+            self.started.set()
+        elif message["method"] == "closed":
+            self.exception = params.get("exception")
+            self.has_closed = True
+            self.started.set()
+            self.finished.set()
+
+    def report_or_reject(self, message: PipesMessage) -> None:
+        """Report the message to the run. If Dagster rejects it, log and record why.
+
+        Args:
+            message: What the function wrote.
+        """
+        try:
+            self.report(message)
+        except Exception as error:
+            self.rejected.append(
+                f"Dagster rejects what the task reported by {message['method']}: {error} "
+                f"Correct it in the task. It reported {message['params']!r:.500}."
+            )
+            self._context.log.error(self.rejected[-1])
+
+    def report(self, message: PipesMessage) -> None:
+        """Report the message to the run.
+
+        Args:
+            message: What the function wrote. An observation is only added to the `observations`.
+
+        Raises:
+            ValueError: Dagster rejects a metadata value.
+        """
+        params = message["params"] or {}
+        match message["method"]:
+            case "log":
+                self._log(_level(params.get("level")), params["message"])
+            case "report_custom_message" if is_observation(params["payload"]):
+                self.observations.append(_observation(**params["payload"][OBSERVATION]))
+            case "report_asset_materialization" | "report_asset_check":
+                _check_metadata(params.get("metadata") or {})
+                super().handle_message(message)
+            case _:
+                super().handle_message(message)
+
+    def _log(self, level: str, text: str) -> None:
+        """Log a line in the run. Lines above the limit go to the compute logs of the step."""
+        self._log_lines += 1
+        if self._log_lines <= self._max_log_lines:
+            self._context.log.log(level, text)
+            return
+        if self._log_lines == self._max_log_lines + 1:
+            self.warn(
+                f"The cloud function has logged {self._max_log_lines} lines. Further lines are in "
+                "the compute logs of this step, in stderr. To change the limit, set "
+                "`max_log_lines` of the client."
+            )
+        sys.stderr.write(f"{level} - {text}\n")
+
+    def warn(self, text: str) -> None:
+        """Log a warning in the run.
+
+        Args:
+            text: The warning.
+        """
+        self._context.log.warning(text)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt to call the function, after all its messages have been read.
+
+    Attributes:
+        function_url: The function's URL.
+        number: The attempt's number, from 1.
+        session: The Pipes session, with what the function reported.
+        handler: What the messages said of the call.
+        response: The function's response, or that there was none.
+        trace: The ID of the trace that the request and the function's logs belong to.
+        auth_error: Why the function rejected the credentials, or None.
+        seconds: How long it took, with the reading of the last messages.
+    """
+
+    function_url: str
+    number: int
+    session: dg.PipesSession
+    handler: CloudFunctionMessageHandler
+    response: CloudFunctionResponse
+    trace: str
+    auth_error: str | None
+    seconds: float
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the task may have run. The function sends `opened` before it runs the task."""
+        return (
+            self.response.outcome is not Outcome.NOT_STARTED
+            or self.handler.has_opened
+            or bool(self.handler.lost)
+        )
+
+
+class CloudFunctionCaller:
+    """Makes the calls of one step; many can be in flight at the same time.
+
+    Args:
+        context: The context of the asset or op.
+        function_url: The function's URL.
+        http_session: Sends the requests.
+        context_injector: Sends the Dagster context to the function.
+        timeout: How long a call may take, in seconds. The function then stops the task.
+        retry_timeout: Seconds during which a call that did not start is retried. They start again
+            while another call of the step is running, since the function may have no free instance.
+    """
+
+    def __init__(
+        self,
+        context: StepContext,
+        function_url: str,
+        http_session: requests.Session,
+        context_injector: dg.PipesContextInjector,
+        *,
+        timeout: float,
+        retry_timeout: float,
+    ) -> None:
+        self._function_url = function_url
+        self._context = context
+        self._http_session = http_session
+        self._context_injector = context_injector
+        self._timeout = timeout
+        self._retry_timeout = retry_timeout
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()  # guards the attributes below
+        self._in_flight: set[CloudFunctionMessageHandler] = set()
+        self._last_finished = 0.0  # when the last attempt finished that had started the task
+        self._can_be_cancelled = False
+
+    def call(
+        self,
+        event: bytes,
+        context_data: PipesContextData,
+        make_handler: Callable[[], CloudFunctionMessageHandler],
+    ) -> Attempt:
+        """Call the function and wait until it has finished, or until `retry_timeout` is over.
+
+        A call that did not start is retried. One that may have started is not: if its response is
+        lost, the function's messages say how it ended.
+
+        Args:
+            event: The task's inputs, as `serialize` of `event` returned them.
+            context_data: The Pipes context.
+            make_handler: Makes the message handler of each attempt.
+
+        Returns:
+            The last attempt.
+        """
+        first_started = time.monotonic()
+        for number, delay in enumerate(_delays(self._retry_timeout / 4), start=1):
+            attempt = self._attempt(number, event, context_data, make_handler())
+            if attempt.has_started or not self._may_retry(first_started, delay):
+                break
+            attempt.handler.warn(
+                f"Attempt {number} did not reach the cloud function: {attempt.response.error} "
+                f"Retrying in {delay:.1f} s."
+            )
+            self._cancelled.wait(delay)
+        return attempt
+
+    def cancel(self) -> None:
+        """Start no further attempt, and send a request that cancels the calls in flight.
+
+        It is sent only to a function that accepts it, and takes no permission but to call it.
+        """
+        self._cancelled.set()
+        with self._lock:
+            handlers = list(self._in_flight)
+        if not any(handler.can_be_cancelled for handler in handlers) and not self._can_be_cancelled:
+            return
+        calls = [{**handler.params, "next_chunk": handler.chunk_count + 1} for handler in handlers]
+        response = invoke_cloud_function(
+            self._http_session,
+            url=self._function_url,
+            data=json.dumps({CANCEL_PARAMETER: calls}).encode(),
+            headers={},
+            timeout=TIME_TO_CANCEL,
+        )
+        if response.error:
+            self._context.log.warning(f"Could not cancel the cloud function: {response.error}")
+
+    def _attempt(
+        self,
+        number: int,
+        event: bytes,
+        context_data: PipesContextData,
+        handler: CloudFunctionMessageHandler,
+    ) -> Attempt:
+        """Make one attempt, under a key prefix of its own, and read all its messages."""
+        start = time.monotonic()
+        trace = uuid.uuid4().hex
+        try:
+            with self._open_session(context_data, handler) as session, self._track(handler):
+                try:
+                    response = self._post(event, session, trace)
+                    if response.outcome is Outcome.UNKNOWN:
+                        self._wait_for_messages(handler, response)
+                except BaseException:  # the run is being terminated
+                    self.cancel()
+                    handler.finished.wait(TIME_TO_CANCEL)
+                    raise
+        except DagsterPipesError as error:  # messages are missing, or could not be parsed
+            handler.lost.append(str(error))
+        auth_error = None
+        if response.status in (401, 403):
+            auth_error = explain_auth_error(self._http_session, response.status)
+        seconds = time.monotonic() - start
+        attempt = Attempt(
+            self._function_url, number, session, handler, response, trace, auth_error, seconds
+        )
+        if response.outcome is Outcome.UNKNOWN and handler.has_closed:
+            handler.warn(f"The response was lost ({response.error}). The messages are complete.")
+        with self._lock:
+            self._can_be_cancelled |= handler.can_be_cancelled
+            if attempt.has_started:
+                self._last_finished = time.monotonic()
+        return attempt
+
+    def _post(self, event: bytes, session: dg.PipesSession, trace: str) -> CloudFunctionResponse:
+        if self._cancelled.is_set():
+            return CloudFunctionResponse(Outcome.NOT_STARTED, None, "The step was cancelled.", 0.0)
+        parameters = {**session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self._timeout}
+        return invoke_cloud_function(
+            self._http_session,
+            url=self._function_url,
+            data=request_body(event, parameters),
+            headers={
+                "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
+                "Function-Execution-Id": session.context_data["run_id"],
+            },
+            timeout=self._timeout + _MARGIN,
+        )
+
+    @contextmanager
+    def _track(self, handler: CloudFunctionMessageHandler) -> Iterator[None]:
+        """Count the call as in flight while the block runs."""
+        with self._lock:
+            self._in_flight.add(handler)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_flight.remove(handler)
+
+    @contextmanager
+    def _open_session(
+        self, context_data: PipesContextData, handler: CloudFunctionMessageHandler
+    ) -> Iterator[dg.PipesSession]:
+        """As `dagster.open_pipes_session`, which does not accept another message handler."""
+        with (
+            self._context_injector.inject_context(context_data) as context_params,
+            handler.handle_messages() as message_params,
+        ):
+            yield dg.PipesSession(
+                context_data=context_data,
+                message_handler=handler,
+                context_injector_params=context_params,
+                message_reader_params=message_params,
+                context=self._context,
+            )
+
+    def _wait_for_messages(
+        self, handler: CloudFunctionMessageHandler, response: CloudFunctionResponse
+    ) -> None:
+        """Wait, after a lost response, until the messages say that the function has finished."""
+        if self._cancelled.is_set():
+            return
+        time_to_finish = max(self._timeout + _MARGIN - response.seconds, _MARGIN)
+        time_to_start = min(time_to_finish, _TIME_TO_START)
+        if not handler.finished.is_set():
+            handler.warn(
+                f"Lost the connection after {response.seconds:.1f} s ({response.error}). The "
+                "function may still be running, so it is not called again. Waiting up to "
+                f"{time_to_start:.0f} s for its first message, then up to {time_to_finish:.0f} s "
+                "for it to finish."
+            )
+        if handler.started.wait(time_to_start):
+            handler.finished.wait(time_to_finish)
+
+    def _may_retry(self, first_started: float, delay: float) -> bool:
+        """Whether a call that did not start may be retried after `delay` seconds."""
+        now = time.monotonic()
+        with self._lock:
+            is_running = any(handler.has_opened for handler in self._in_flight)
+        deadline = max(first_started, self._last_finished) + self._retry_timeout
+        return not self._cancelled.is_set() and (is_running or now + delay <= deadline)
+
+
+def _delays(longest: float) -> Iterator[float]:
+    """Seconds to wait before each retry: exponential backoff with jitter."""
+    delay = _FIRST_DELAY
+    while True:
+        yield delay * random.uniform(0.5, 1.0)  # noqa: S311  # nothing to keep secret
+        delay = max(min(2 * delay, longest), _FIRST_DELAY)
+
+
+def _level(name: str | None) -> str:
+    """The log level of Dagster's that is nearest to one of Python's, such as `Level 25`."""
+    name = (name or "INFO").upper()
+    number = logging.getLevelNamesMapping().get(name)
+    if number is None:
+        match = re.fullmatch(r"LEVEL (\d+)", name)
+        number = int(match[1]) if match else logging.INFO
+    return LEVELS[nearest_level(number)]
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    for key, value in metadata.items():
+        try:
+            metadata_map_from_external({key: value})
+        except Exception as error:
+            raise ValueError(
+                f"The metadata value {key!r} is not of the type {value['type']!r}; it is "
+                f"{value['raw_value']!r:.200}."
+            ) from error
+
+
+def is_observation(payload: Any) -> bool:
+    """Whether the payload of a custom message is an asset observation."""
+    return isinstance(payload, dict) and OBSERVATION in payload
+
+
+def _observation(
+    asset_key: str, metadata: Mapping[str, Any], data_version: str | None, partition: str | None
+) -> dg.AssetObservation:
+    tags = {} if data_version is None else {"dagster/data_version": data_version}
+    return dg.AssetObservation(
+        dg.AssetKey.from_escaped_user_string(asset_key),
+        metadata=metadata_map_from_external(metadata),
+        partition=partition,
+        tags=tags,
+    )

@@ -1,0 +1,291 @@
+"""Reads Pipes messages from a Cloud Storage bucket, where the cloud function writes them.
+
+The layout is that of `dagster_pipes.PipesBlobStoreMessageWriter`: chunks `<key_prefix>/1.json`,
+`<key_prefix>/2.json` and so on, each with one JSON message a line. The messages of `gcp_pipes` have
+a `number`, which shows whether any is missing or was stored twice.
+"""
+
+import copy
+import json
+import re
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+import dagster as dg
+import requests
+from dagster_pipes import DagsterPipesError, PipesParams
+from google.api_core.exceptions import NotFound
+from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.adapters import DEFAULT_POOLSIZE, BaseAdapter, HTTPAdapter
+
+from gcp_pipes.orchestrator.call import CloudFunctionMessageHandler
+from gcp_pipes.protocol import MESSAGE_NUMBER, chunk_name
+
+_ATTEMPT_TIMEOUT = 30.0  # seconds to wait for a response from Cloud Storage
+_RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
+_FIRST_INTERVAL = 0.005  # seconds, doubled with each request up to the interval of the reader
+_INTERVAL_PER_CALL = 0.1  # seconds, with many calls in flight: so there are ten requests a second
+_MOST_CONNECTIONS = 1_000  # kept to Cloud Storage, one for each call in flight
+_LONGEST_INTERVAL = 30.0  # seconds, however many calls are in flight
+_MOST_ERRORS = 10  # reported of one call: all messages often have the same
+
+
+class PipesCloudStorageMessageReader(dg.PipesMessageReader):
+    """Reads the messages of a cloud function into a Dagster run.
+
+    One reader serves any number of calls, also at the same time: each has its own key prefix and
+    its own thread. The reader needs `roles/storage.objectViewer` on the bucket:
+    `storage.objects.get`, and `storage.objects.list`, without which Cloud Storage responds 403
+    instead of 404 for a chunk that is not there yet.
+
+    Args:
+        bucket: Name of the bucket that the function writes messages to, without `gs://`.
+        client: The Cloud Storage client. It keeps its connections until it is closed.
+        interval: Longest time, in seconds, between two requests for the next chunk while the
+            function runs. When the call has returned, the rest is read at once.
+    """
+
+    def __init__(self, *, bucket: str, client: storage.Client, interval: float = 0.5) -> None:
+        self.bucket = bucket
+        self.client = client
+        self.interval = interval
+        self.first_interval = min(_FIRST_INTERVAL, interval)
+        _keep_connections(client._http)  # not public, but Google's guides use it
+
+    def for_many_calls(self, count: int) -> Self:
+        """The same reader, with an interval that grows with the number of calls in flight.
+
+        For a short call, it makes no more requests than there are chunks.
+
+        Args:
+            count: How many calls are in flight at the same time.
+        """
+        reader = copy.copy(self)
+        reader.interval = max(self.interval, min(count * _INTERVAL_PER_CALL, _LONGEST_INTERVAL))
+        reader.first_interval = reader.interval / 2
+        return reader
+
+    @property
+    def expected_writer_count(self) -> int:
+        """One: a call runs one function. The base class says so too, but warns each time."""
+        return 1
+
+    @contextmanager
+    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
+        """Read in the background while the block runs. All messages are read when it ends.
+
+        Errors in the messages are reported to the run at once, and all other messages are read.
+
+        Args:
+            handler: Handles the messages, in the order in which they were written.
+
+        Yields:
+            The parameters of the message writer: `bucket` and `key_prefix`.
+
+        Raises:
+            DagsterPipesError: Messages are missing, duplicated, or could not be read or parsed.
+        """
+        params = self.get_params()
+        reading = _Reading(self, params, handler)
+        thread = threading.Thread(target=reading.read, name="pipes-read", daemon=True)
+        thread.start()
+        try:
+            yield params
+        finally:
+            reading.call_has_returned.set()
+            thread.join()  # ends: every download has a time limit
+        if reading.errors:
+            raise DagsterPipesError("\n".join(reading.errors))
+
+    def get_params(self) -> PipesParams:
+        """The bucket, and a new key prefix for the messages of one call."""
+        return {"bucket": self.bucket, "key_prefix": uuid.uuid4().hex}
+
+    def download_messages_chunk(self, index: int, params: PipesParams) -> str | None:
+        """The chunk's text, or None if there is no such chunk (yet).
+
+        Transient failures are retried, for up to half a minute.
+
+        Args:
+            index: The chunk's number, from 1.
+            params: What `get_params` returned for this call.
+
+        Raises:
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage refused the download.
+            google.api_core.exceptions.RetryError: It failed until the time limit was reached.
+            UnicodeDecodeError: The chunk is not text.
+        """
+        blob = self.client.bucket(params["bucket"]).blob(chunk_name(params["key_prefix"], index))
+        try:
+            chunk: bytes = blob.download_as_bytes(timeout=_ATTEMPT_TIMEOUT, retry=_RETRY)
+        except NotFound:
+            return None
+        return chunk.decode()
+
+    def list_messages_chunks(self, params: PipesParams) -> list[int]:
+        """The numbers of all chunks that there are.
+
+        Args:
+            params: What `get_params` returned for this call.
+
+        Raises:
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage refused to list them.
+        """
+        blobs = self.client.list_blobs(
+            params["bucket"],
+            prefix=f"{params['key_prefix']}/",
+            timeout=_ATTEMPT_TIMEOUT,
+            retry=_RETRY,
+        )
+        found = (re.search(r"/(\d+)\.json$", blob.name) for blob in blobs)
+        return sorted(int(match[1]) for match in found if match)
+
+    def no_messages_debug_text(self) -> str:
+        """What to check if no message was received."""
+        return (
+            f"The messages bucket is gs://{self.bucket}. The function must open Pipes with "
+            "PipesCloudStorageMessageWriter, and needs roles/storage.objectCreator on the bucket."
+        )
+
+
+class _Reading:
+    """Reads one call's messages, in a thread of `read_messages`."""
+
+    def __init__(
+        self,
+        reader: PipesCloudStorageMessageReader,
+        params: PipesParams,
+        handler: dg.PipesMessageHandler,
+    ) -> None:
+        self._reader = reader
+        self._params = params
+        self._handler = handler
+        self._place = f"gs://{params['bucket']}/{params['key_prefix']}/"
+        self._next_chunk = 1
+        self._next_number = 1
+        self._has_closed = False
+        self.call_has_returned = threading.Event()
+        self.errors: list[str] = []
+
+    def read(self) -> None:
+        """Read chunk after chunk until the message `closed`, or until the call has returned."""
+        is_last_request = False
+        has_logged_error = False
+        interval = self._reader.first_interval
+        while not (self._has_closed or is_last_request):
+            is_last_request = self.call_has_returned.wait(interval)
+            interval = min(2 * interval, self._reader.interval)
+            try:
+                self._read_available()
+                if is_last_request and not self._has_closed:
+                    self._read_after_gaps()
+            except Exception as error:
+                text = (
+                    f"Could not read {self._place}{self._next_chunk}.json: {error}. Dagster needs "
+                    "roles/storage.objectViewer on the bucket."
+                )
+                if is_last_request:
+                    self._report(text)
+                elif not has_logged_error:  # the next request may succeed
+                    self._log(text)
+                    has_logged_error = True
+
+    def _read_available(self) -> None:
+        while not self._has_closed:
+            try:
+                chunk = self._reader.download_messages_chunk(self._next_chunk, self._params)
+            except UnicodeDecodeError as error:
+                self._report(f"{self._place}{self._next_chunk}.json is not text: {error}.")
+            else:
+                if chunk is None:
+                    return
+                self._handle(chunk)
+            self._next_chunk += 1
+
+    def _read_after_gaps(self) -> None:
+        for index in self._reader.list_messages_chunks(self._params):
+            if index > self._next_chunk:
+                self._report(f"{self._place}{self._next_chunk}.json is missing.")
+                self._next_chunk = index
+                self._read_available()
+
+    def _handle(self, chunk: str) -> None:
+        if isinstance(self._handler, CloudFunctionMessageHandler):
+            self._handler.chunk_count += 1
+        for line in chunk.split("\n"):
+            try:
+                message = json.loads(line)
+                is_closing = message["method"] == "closed"
+                is_next = self._is_next(message.get(MESSAGE_NUMBER))
+            except (ValueError, TypeError, KeyError) as error:
+                self._report_message("parse", line, error)
+                continue
+            if is_next:
+                self._has_closed |= is_closing
+                try:
+                    self._handler.handle_message(message)
+                except Exception as error:
+                    self._report_message("handle", line, error)
+
+    def _is_next(self, number: int | None) -> bool:
+        """Whether a message is new. One without a number counts as new."""
+        if number is None:
+            return True
+        if number < self._next_number:
+            self._report(f"Message {number} is duplicated in {self._place}{self._next_chunk}.json.")
+            return False
+        if number > self._next_number:
+            self._report(
+                f"Messages {self._next_number} to {number - 1} are missing: the next one is in "
+                f"{self._place}{self._next_chunk}.json."
+            )
+        self._next_number = number + 1
+        return True
+
+    def _report_message(self, verb: str, line: str, error: Exception) -> None:
+        self._report(
+            f"Could not {verb} a message in {self._place}{self._next_chunk}.json: {error!r}. The "
+            f"message begins with {line[:200]!r}."
+        )
+
+    def _report(self, text: str) -> None:
+        """Record an error, which makes the call fail, and log it in the run."""
+        if len(self.errors) < _MOST_ERRORS:
+            self.errors.append(text)
+            self._log(text)
+
+    def _log(self, text: str) -> None:
+        try:
+            raise DagsterPipesError(text)
+        except DagsterPipesError:
+            self._handler.report_pipes_framework_exception(
+                type(self._reader).__name__, sys.exc_info()
+            )
+
+
+def _keep_connections(session: object) -> None:
+    """Let a session keep a connection for each thread that reads, unless its pool was configured.
+
+    By default it keeps ten to a host: with more calls in flight, it would open and close a
+    connection for each request, with a warning. The session for access tokens gets the same.
+
+    Args:
+        session: The session of a Cloud Storage client.
+    """
+    if not isinstance(session, requests.Session):
+        return
+    # All adapters in one assignment: other threads may be making requests.
+    session.adapters = {prefix: _widened(each) for prefix, each in session.adapters.items()}
+    _keep_connections(getattr(session, "_auth_request_session", None))
+
+
+def _widened(adapter: BaseAdapter) -> BaseAdapter:
+    if type(adapter) is not HTTPAdapter or vars(adapter)["_pool_maxsize"] != DEFAULT_POOLSIZE:
+        return adapter
+    adapter.close()
+    return HTTPAdapter(pool_maxsize=_MOST_CONNECTIONS, max_retries=adapter.max_retries)

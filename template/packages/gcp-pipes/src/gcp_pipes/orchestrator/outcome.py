@@ -1,0 +1,300 @@
+"""Whether a call of a cloud function succeeded, and the metadata of the call."""
+
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote, urlencode
+
+import dagster as dg
+from dagster_pipes import PipesException
+
+from gcp_pipes.orchestrator.call import Attempt, CloudFunctionMessageHandler
+from gcp_pipes.orchestrator.context import (
+    StepContext,
+    assets_of_step,
+    checks_of_step,
+    is_observable,
+    required_assets,
+)
+from gcp_pipes.orchestrator.http import Outcome, is_redirect
+from gcp_pipes.orchestrator.urls import is_loopback
+
+_HINTS = {
+    None: "Check that FUNCTION_URL is the function's own URL and that the function is running.",
+    404: "Check that FUNCTION_URL is the function's own URL and that the function is deployed.",
+    429: "The function has no free instance: raise its maximum of instances or its concurrency.",
+    503: "The function could not start, or its instance crashed: see its logs.",
+    504: "The function timed out.",
+}
+
+_REDIRECTED = "Redirects are not followed: set FUNCTION_URL to the function's own https URL."
+
+_LOST = (
+    "Messages of the cloud function were lost. Check that nothing but the function writes to the "
+    "messages bucket, and that nothing but its lifecycle rule deletes from it."
+)
+
+
+class PipesCloudFunctionError(dg.Failure):
+    """A call of a cloud function failed. It fails the step."""
+
+
+def find_problem(
+    context: StepContext,
+    attempt: Attempt,
+    *,
+    no_messages_hint: str,
+    implicit_materializations: bool,
+) -> str | None:
+    """Why a call failed, or None if it succeeded.
+
+    Where the step's own code may make results, missing ones are left to `find_missing_results`.
+
+    Args:
+        context: The context of the asset or op.
+        attempt: The call's last attempt.
+        no_messages_hint: What to check if no message was received.
+        implicit_materializations: Whether an asset need not be reported as materialized.
+    """
+    failure = _find_failure(attempt)
+    problems = [failure] if failure else []
+    problems += attempt.handler.rejected
+    if attempt.handler.lost:
+        problems += [*([] if failure else [_LOST]), *attempt.handler.lost]
+    if problems:
+        return "\n\n".join(problems)
+    if silence := _find_silence(attempt.handler, no_messages_hint):
+        return silence
+    if not may_make_results(context) and (
+        missing := find_missing_results(context, attempt.handler, implicit_materializations)
+    ):
+        return missing
+    return _find_undeclared_checks(context, attempt.handler)
+
+
+def _find_failure(attempt: Attempt) -> str | None:
+    """What went wrong, by the function's messages or by its response."""
+    handler, response = attempt.handler, attempt.response
+    if handler.exception is not None:
+        summary = f"The cloud function raised an exception: {_first_line(handler.exception)}"
+        return f"{summary}\n\n{format_pipes_exception(handler.exception)}"
+    if response.outcome is Outcome.UNKNOWN:
+        if handler.has_closed:
+            return None
+        return (
+            f"The response of the cloud function was lost ({response.error}), and its messages do "
+            "not say how it ended. It may have done all or part of its work: see its logs."
+        )
+    if response.error is not None:
+        status = f"responded {response.status}" if response.status else "could not be reached"
+        return (
+            f"The cloud function {status}: {response.error} "
+            f"{attempt.auth_error or _hint(response.status)}"
+        )
+    return None
+
+
+def _hint(status: int | None) -> str:
+    """What to do about a response with this status, or about no response."""
+    if is_redirect(status):
+        return _REDIRECTED
+    return _HINTS.get(status, "See its logs.")
+
+
+def _find_silence(handler: CloudFunctionMessageHandler, no_messages_hint: str) -> str | None:
+    """Which message of the function is missing, `opened` or `closed`."""
+    if not handler.has_opened:
+        return f"The cloud function responded, but sent no message. {no_messages_hint}"
+    if not handler.has_closed:
+        return (
+            "The cloud function responded, but did not close its Pipes context. Use `with "
+            "open_pipes(...)` there."
+        )
+    return None
+
+
+def may_make_results(context: StepContext) -> bool:
+    """Whether the step's own code may make its results, and the function need not report them.
+
+    It may make an observation, and the evaluation of a check that is a step of its own. A
+    materialization is the function's own work.
+
+    Args:
+        context: The context of the asset, the asset check, or the op.
+    """
+    return is_observable(context) or not assets_of_step(context)
+
+
+def find_missing_results(
+    context: StepContext,
+    handler: CloudFunctionMessageHandler,
+    implicit_materializations: bool,
+) -> str | None:
+    """Why the results of the step are incomplete, or None if the function reported all.
+
+    Args:
+        context: The context of the asset, the asset check, or the op.
+        handler: What the messages said of the call.
+        implicit_materializations: Whether an asset need not be reported.
+    """
+    results = handler.get_reported_results()
+    assets = {each.asset_key for each in results if isinstance(each, dg.MaterializeResult)}
+    if is_observable(context):
+        assets.update(observation.asset_key for observation in handler.observations)
+    missing_assets = required_assets(context) - assets
+    if missing_assets and not implicit_materializations:
+        if is_observable(context):
+            return (
+                f"The cloud function did not report {_names(missing_assets)} as observed. Call "
+                "`report_asset_observation` of `gcp_pipes` in the task, or yield an ObserveResult "
+                "of your own."
+            )
+        return (
+            f"The cloud function did not report {_names(missing_assets)} as materialized. Call "
+            "`pipes.report_asset_materialization` in the task."
+        )
+    if missing_checks := checks_of_step(context) - _reported_checks(handler):
+        return (
+            f"The cloud function did not report the check {_names(missing_checks)}. Call "
+            "`pipes.report_asset_check` in the task."
+        )
+    return None
+
+
+def _find_undeclared_checks(
+    context: StepContext, handler: CloudFunctionMessageHandler
+) -> str | None:
+    if not context.has_assets_def:
+        return None
+    if undeclared := {key for key in _reported_checks(handler) if not _is_declared(context, key)}:
+        return (
+            f"The cloud function reported the check {_names(undeclared)}, which the asset does "
+            "not declare. Add it to the asset's `check_specs`, or to the component's `checks`."
+        )
+    return None
+
+
+def _reported_checks(handler: CloudFunctionMessageHandler) -> set[dg.AssetCheckKey]:
+    """The checks that the function reported.
+
+    Args:
+        handler: What the messages said of the call.
+    """
+    results = handler.get_reported_results()
+    return {check_key(each) for each in results if isinstance(each, dg.AssetCheckResult)}
+
+
+def check_key(result: dg.AssetCheckResult) -> dg.AssetCheckKey:
+    """The check that a reported result is of.
+
+    Args:
+        result: The result, which names its asset and its check.
+    """
+    assert result.asset_key is not None and result.check_name is not None  # noqa: S101, PT018
+    return dg.AssetCheckKey(result.asset_key, result.check_name)
+
+
+def _is_declared(context: StepContext, key: dg.AssetCheckKey) -> bool:
+    try:
+        context.assets_def.get_spec_for_check_key(key)
+    except KeyError:
+        return False
+    return True
+
+
+def _names(keys: Iterable[dg.AssetKey | dg.AssetCheckKey | None]) -> str:
+    return ", ".join(sorted(key.to_user_string() for key in keys if key is not None))
+
+
+def is_unreachable(attempt: Attempt) -> bool:
+    """True if the function is unreachable or rejects our credentials.
+
+    Args:
+        attempt: The call's last attempt.
+    """
+    status = attempt.response.status
+    return not attempt.has_started or status in (401, 403, 404) or is_redirect(status)
+
+
+def reason(attempt: Attempt, problem: str) -> str:
+    """Why a call failed, in one line: the exception's message, or the first line of `problem`.
+
+    Args:
+        attempt: The call's last attempt.
+        problem: Why it failed, in full.
+    """
+    exception = attempt.handler.exception
+    return _first_line(exception) if exception else problem.split("\n")[0]
+
+
+def _first_line(exception: PipesException) -> str:
+    return exception["message"].strip().split("\n")[0]
+
+
+def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:
+    """The metadata of a call, however it ended.
+
+    Args:
+        attempt: The call's last attempt.
+        project: The function's Google Cloud project, for the link to the logs.
+    """
+    values: dict[str, dg.MetadataValue] = {
+        "cloud_function_url": dg.MetadataValue.url(attempt.function_url),
+        "cloud_function_attempts": dg.MetadataValue.int(attempt.number),
+        "cloud_function_seconds": dg.MetadataValue.float(round(attempt.response.seconds, 3)),
+        "cloud_function_total_seconds": dg.MetadataValue.float(round(attempt.seconds, 3)),
+        "cloud_function_messages": dg.MetadataValue.int(attempt.handler.message_count),
+        "cloud_function_chunks": dg.MetadataValue.int(attempt.handler.chunk_count),
+        "cloud_function_trace": dg.MetadataValue.text(attempt.trace),
+    }
+    if attempt.response.status is not None:
+        values["cloud_function_status"] = dg.MetadataValue.int(attempt.response.status)
+    place = attempt.handler.params
+    if "bucket" in place and "key_prefix" in place:
+        values["cloud_function_prefix"] = dg.MetadataValue.path(
+            f"gs://{place['bucket']}/{place['key_prefix']}/"
+        )
+    if project is not None and not is_loopback(attempt.function_url):
+        values["cloud_function_logs"] = dg.MetadataValue.url(logs_url(project, attempt.trace))
+    return values
+
+
+def summarize(metadata: Mapping[str, dg.MetadataValue]) -> str:
+    """The metadata as text, with one value in each line.
+
+    Args:
+        metadata: What `describe` returned.
+    """
+    return "\n".join(
+        f"{name.removeprefix('cloud_function_')}: {value.value}" for name, value in metadata.items()
+    )
+
+
+def logs_url(project: str, trace: str) -> str:
+    """The page of Cloud Logging with what the function logged in one trace.
+
+    Args:
+        project: The ID of the function's Google Cloud project.
+        trace: The ID of the trace: 32 hexadecimal digits.
+    """
+    query = quote(f'trace="projects/{project}/traces/{trace}"', safe="")
+    return (
+        f"https://console.cloud.google.com/logs/query;query={query}"
+        f"?{urlencode({'project': project})}"
+    )
+
+
+def format_pipes_exception(exception: PipesException) -> str:
+    """The exception as Python prints it, with its cause or context first.
+
+    Args:
+        exception: The exception in the message `closed`, or its cause or context.
+    """
+    traceback = "".join(
+        ["Traceback (most recent call last):\n", *exception["stack"], exception["message"]]
+    )
+    if cause := exception["cause"]:
+        relation = "The above exception was the direct cause of the following exception:"
+        return f"{format_pipes_exception(cause)}\n{relation}\n\n{traceback}"
+    if context := exception["context"]:
+        relation = "During handling of the above exception, another exception occurred:"
+        return f"{format_pipes_exception(context)}\n{relation}\n\n{traceback}"
+    return traceback

@@ -1,0 +1,76 @@
+"""What an earlier attempt at a step has done already, by the event log."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from gcp_pipes.orchestrator.context import StepContext, required_assets
+from gcp_pipes.orchestrator.dagster_internals import is_called_directly
+
+_IS_RESUME_RETRY = "dagster/is_resume_retry"  # the tag of a run that was re-executed from failure
+
+
+def latest_evaluation(
+    context: StepContext, key: dg.AssetCheckKey
+) -> dg.AssetCheckEvaluation | None:
+    """The evaluation of a check by an earlier attempt, for all partitions that it had calls for.
+
+    Args:
+        context: The context of the assets.
+        key: The check.
+    """
+    for run_id in _attempts(context):
+        events = context.instance.all_logs(
+            run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        )
+        for entry in reversed(events):
+            evaluation: Any = entry.dagster_event and entry.dagster_event.event_specific_data
+            if evaluation and evaluation.asset_check_key == key and evaluation.partition is None:
+                found: dg.AssetCheckEvaluation = evaluation
+                return found
+    return None
+
+
+def missing_partitions(context: StepContext) -> list[str]:
+    """The partitions of the run, without those that an earlier attempt has materialized.
+
+    An earlier attempt is one of the step, or a run that this one re-executes from failure.
+
+    Args:
+        context: The context of the assets.
+    """
+    done: dict[dg.AssetKey, set[str | None]] = defaultdict(set)
+    for run_id in _attempts(context):
+        for event in _materializations(context.instance, run_id):
+            done[event.asset_key].add(event.partition)
+    assets = required_assets(context) or context.selected_asset_keys
+    complete = set.intersection(*(done[key] for key in assets)) if assets else set()
+    missing = [key for key in context.partition_keys if key not in complete]
+    if complete:
+        context.log.info(
+            f"{len(context.partition_keys) - len(missing)} of {len(context.partition_keys)} "
+            "partitions were materialized by an earlier attempt"
+        )
+    return missing
+
+
+def _attempts(context: StepContext) -> list[str]:
+    """The IDs of this run, if the step is retried, and of the runs that it re-executes."""
+    if is_called_directly(context):
+        return []
+    run_ids = [context.run.run_id] if context.retry_number else []
+    run: dg.DagsterRun | None = context.run
+    while run and run.parent_run_id and run.tags.get(_IS_RESUME_RETRY) == "true":
+        run_ids.append(run.parent_run_id)
+        run = context.instance.get_run_by_id(run.parent_run_id)
+    return run_ids
+
+
+def _materializations(
+    instance: dg.DagsterInstance, run_id: str
+) -> Iterator[dg.AssetMaterialization]:
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+        if entry.asset_materialization is not None:
+            yield entry.asset_materialization

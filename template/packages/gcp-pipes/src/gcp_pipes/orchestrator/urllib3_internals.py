@@ -1,0 +1,49 @@
+"""The parts of urllib3 that have no public name, overridden here and nowhere else.
+
+`tests/orchestrator/test_urllib3_internals.py` fails if a new version of urllib3 changes them.
+"""
+
+import time
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+
+_LONGEST_IDLE = 1.0  # seconds between two requests on a connection; gunicorn closes it after two
+
+
+class _Pool(HTTPConnectionPool):
+    """Connections to a host, of which none is reused that has been idle for long.
+
+    The server may be closing it at that moment. A request that is sent then is lost, and nobody
+    knows whether it reached the function.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._last_used: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)
+        now = time.monotonic()
+        if now - self._last_used.get(connection, now) > _LONGEST_IDLE:
+            connection.close()  # the request opens it again
+        return connection
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:
+            self._last_used[conn] = time.monotonic()
+        super()._put_conn(conn)
+
+
+class _HTTPSPool(_Pool, HTTPSConnectionPool):
+    """The same, encrypted."""
+
+
+def close_idle_connections(manager: PoolManager) -> None:
+    """Let each pool of a manager close connections that have been idle for a second.
+
+    Args:
+        manager: The manager, before its first request.
+    """
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _HTTPSPool}

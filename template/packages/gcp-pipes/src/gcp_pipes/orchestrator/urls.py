@@ -1,0 +1,49 @@
+"""What the URL of a function says about it."""
+
+import re
+from urllib.parse import urlsplit
+
+# What follows the name of a service in its host, the same for all services of a project and region:
+# the project's number and the region, or a hash of them. https://cloud.google.com/run/docs/triggering/https-request
+_AFTER_NAME = r"-[0-9]+\.[a-z0-9-]+\.run\.app|-[a-z0-9]+-[a-z0-9]+\.a\.run\.app"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` leads to this machine.
+
+    Args:
+        url: A URL with its scheme.
+    """
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def root_url(function_url: str) -> str:
+    """The URL of the service that a function is, which is the audience of identity tokens for it.
+
+    Functions under `cloudfunctions.net` share a host, so there it includes the function's name.
+
+    Args:
+        function_url: The function's URL.
+    """
+    parts = urlsplit(function_url)
+    root = f"{parts.scheme}://{parts.netloc}"
+    if parts.netloc.endswith(".cloudfunctions.net"):
+        return f"{root}/{parts.path.strip('/').split('/')[0]}"
+    return root
+
+
+def sibling_url(function_url: str, function: str) -> str | None:
+    """The URL of another function in the same project and region; None if it cannot be derived.
+
+    Args:
+        function_url: The URL of a function. On this machine, it serves for all functions.
+        function: The name of the other function.
+    """
+    if is_loopback(function_url):
+        return function_url
+    host = urlsplit(function_url).hostname or ""
+    if host.endswith(".cloudfunctions.net"):
+        return f"https://{host}/{function}"
+    if match := re.fullmatch(f".+?({_AFTER_NAME})", host):
+        return f"https://{function}{match[1]}"
+    return None

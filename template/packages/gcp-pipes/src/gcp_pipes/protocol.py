@@ -1,0 +1,41 @@
+"""What both sides agree on, in addition to Dagster's own Pipes protocol.
+
+A change here takes effect only when the function and the Dagster project are both deployed.
+"""
+
+CANCEL_PARAMETER = "DAGSTER_PIPES_CANCEL"
+"""In the body of a request that cancels calls: a list, with a JSON object for each call."""
+
+TIMEOUT_PARAMETER = "DAGSTER_PIPES_TIMEOUT"
+"""In the body of a call: its timeout, in seconds."""
+
+CAN_BE_CANCELLED = "can_be_cancelled"
+"""In the extras of the message `opened`: whether the call accepts a request that cancels it."""
+
+MESSAGE_NUMBER = "number"
+"""In each message: its number, from 1. A gap shows that a message was lost."""
+
+OBSERVATION = "gcp_pipes.asset_observation"
+"""In the payload of a custom message: an asset observation."""
+
+LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
+"""The log levels that Dagster has, by their numbers in Python's `logging`."""
+
+
+def chunk_name(key_prefix: str | None, number: int) -> str:
+    """The object that holds a chunk of messages, as `dagster_pipes` names it.
+
+    Args:
+        key_prefix: The key prefix of the call. None puts the chunks at the root of the bucket.
+        number: The number of the chunk, from 1.
+    """
+    return f"{key_prefix}/{number}.json" if key_prefix else f"{number}.json"
+
+
+def nearest_level(number: int) -> int:
+    """The log level of Dagster's that is nearest; of two, the lower one.
+
+    Args:
+        number: A log level of Python's.
+    """
+    return min(LEVELS, key=lambda known: abs(known - number))

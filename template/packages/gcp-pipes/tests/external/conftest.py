@@ -1,0 +1,92 @@
+"""The function of cloud_function/ on this machine, with emulated Cloud Storage."""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import functions_framework
+import pytest
+from dagster_pipes import (
+    DAGSTER_PIPES_CONTEXT_ENV_VAR,
+    DAGSTER_PIPES_MESSAGES_ENV_VAR,
+    encode_param,
+)
+from flask.testing import FlaskClient
+from google.cloud import storage
+from local_cloud.cloud import CLOUD_FUNCTION
+from local_cloud.fixtures import context_data
+
+import tasks
+
+EXAMPLE_TASKS = Path(__file__).parent / "example_tasks"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def storage_for_all_tests(emulated_storage: Mapping[str, str]) -> None:
+    """Cloud Storage is emulated."""
+
+
+@pytest.fixture(autouse=True)
+def example_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks in `example_tasks/`, beside those of the project: so these can come and go."""
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(EXAMPLE_TASKS)])
+
+
+@pytest.fixture
+def client() -> storage.Client:
+    """A client of the emulated Cloud Storage."""
+    return storage.Client()
+
+
+@pytest.fixture
+def web() -> FlaskClient:
+    """Sends requests to the function, as the Functions Framework serves it."""
+    web: FlaskClient = functions_framework.create_app(
+        "main", str(CLOUD_FUNCTION / "main.py")
+    ).test_client()
+    return web
+
+
+@pytest.fixture
+def bucket(client: storage.Client) -> storage.Bucket:
+    """The messages bucket."""
+    return next(client.list_buckets())
+
+
+@pytest.fixture
+def key_prefix() -> str:
+    """Where the messages of one call go."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def read_messages(bucket: storage.Bucket, key_prefix: str) -> Callable[[], list[dict[str, Any]]]:
+    """Reads the messages of the call, in order, as the orchestrator does."""
+
+    def read() -> list[dict[str, Any]]:
+        messages = []
+        index = 1
+        while (blob := bucket.blob(f"{key_prefix}/{index}.json")).exists():
+            messages += [json.loads(line) for line in blob.download_as_text().split("\n")]
+            index += 1
+        return messages
+
+    return read
+
+
+@pytest.fixture
+def make_event(bucket: storage.Bucket, key_prefix: str) -> Callable[..., dict[str, Any]]:
+    """Makes the event that Dagster sends: inputs, and the parameters of Pipes."""
+
+    def make(*asset_keys: str, **inputs: Any) -> dict[str, Any]:
+        data = context_data(asset_keys or ["counting"])
+        messages = {"bucket": bucket.name, "key_prefix": key_prefix}
+        return {
+            **inputs,
+            DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param({"data": data}),
+            DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param(messages),
+        }
+
+    return make

@@ -1,0 +1,15 @@
+"""A task that reports how many rows it was told of."""
+
+from dagster_pipes import PipesContext
+
+from gcp_pipes.external import Event, event_input
+
+
+def run(pipes: PipesContext, event: Event) -> None:
+    """Report the input `rows`, a number."""
+    pipes.report_asset_materialization(metadata={"rows": count(event_input(event, "rows"))})
+
+
+def count(rows: int) -> int:
+    """The number of `rows`, where it is one."""
+    return len(range(rows))

@@ -1,0 +1,72 @@
+"""What happens to a call whose run was terminated."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from google.cloud import storage
+
+Messages = list[dict[str, Any]]
+
+
+@pytest.fixture
+def cancel(web: FlaskClient, bucket: storage.Bucket, key_prefix: str) -> Callable[..., Any]:
+    """Tells the function to end the call, as Dagster does."""
+
+    def cancel(**changes: Any) -> Any:
+        call = {"bucket": bucket.name, "key_prefix": key_prefix, "next_chunk": 1, **changes}
+        return web.post("/", json={"DAGSTER_PIPES_CANCEL": [call]})
+
+    return cancel
+
+
+def test_a_task_is_stopped_when_it_has_something_to_say(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    read_messages: Callable[[], Messages],
+    cancel: Callable[..., Any],
+) -> None:
+    responses = []
+    event = make_event(task="chatty", seconds=0.01, times=3_000)
+    call = threading.Thread(target=lambda: responses.append(web.post("/", json=event)))
+    call.start()
+    while not read_messages():
+        time.sleep(0.01)
+
+    assert cancel().json == {"status": "cancelled"}
+    call.join(10)
+
+    [response] = responses
+    assert response.status_code == 500
+    messages = read_messages()
+    assert messages[-1]["params"]["exception"]["name"] == "TaskCancelledError"
+    numbers = [message["number"] for message in messages if "number" in message]
+    assert numbers == list(range(1, len(numbers) + 1))  # nothing is lost
+
+
+def test_a_call_that_is_cancelled_before_its_time_does_not_begin(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    read_messages: Callable[[], Messages],
+    cancel: Callable[..., Any],
+) -> None:
+    cancel()
+
+    assert web.post("/", json=make_event(rows=3)).status_code == 500
+    [message] = read_messages()
+    assert message["params"]["message"] == "The function received a request to cancel this call"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"bucket": "elsewhere"}, {"key_prefix": None}, {"next_chunk": "1"}]
+)
+def test_another_request_to_cancel_is_refused(
+    changes: dict[str, Any], cancel: Callable[..., Any]
+) -> None:
+    response = cancel(**changes)
+
+    assert response.status_code == 400
+    assert "is not a call with messages in gs://" in response.json["error"]

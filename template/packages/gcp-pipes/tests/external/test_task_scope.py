@@ -1,0 +1,142 @@
+"""What surrounds a task: its logs reach Dagster, and it ends in time."""
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from google.cloud import storage
+
+from gcp_pipes.external import PipesCloudStorageMessageWriter, TaskTimeoutError, run_task
+
+Messages = list[dict[str, Any]]
+RunTask = Callable[[Callable[[], None], float], None]
+
+
+@pytest.fixture
+def run_for(client: storage.Client) -> RunTask:
+    """Runs a task for so many seconds at most."""
+
+    def run_for(task: Callable[[], None], seconds: float) -> None:
+        writer = PipesCloudStorageMessageWriter(client)
+        run_task(task, seconds=seconds, message_writer=writer)
+
+    return run_for
+
+
+def test_what_a_library_logs_reaches_dagster(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    read_messages: Callable[[], Messages],
+) -> None:
+    logging.getLogger().setLevel(logging.INFO)  # as the Functions Framework does
+
+    assert web.post("/", json=make_event(task="chatty")).status_code == 200
+
+    logged = [message["params"] for message in read_messages() if message["method"] == "log"]
+    assert {"message": "Read 3 rows", "level": "INFO"} in logged
+    assert {"message": "Between two levels", "level": "INFO"} in logged
+    [error] = [each["message"] for each in logged if each["level"] == "ERROR"]
+    assert error.startswith("Could not read\nTraceback")
+    assert error.endswith("ValueError: no rows")
+
+
+def test_a_task_that_takes_too_long_is_stopped_and_dagster_is_told(
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    read_messages: Callable[[], Messages],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CLOUD_RUN_TIMEOUT_SECONDS", "1")
+
+    response = web.post("/", json=make_event(task="chatty", seconds=0.8))
+
+    assert response.status_code == 500
+    assert read_messages()[-1]["params"]["exception"]["name"] == "TaskTimeoutError"
+
+
+@pytest.mark.parametrize("variable", ["CLOUD_RUN_TIMEOUT_SECONDS", "FUNCTION_TIMEOUT"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "1 minute", "inf", "nan"])
+def test_a_malformed_timeout_is_named(
+    seconds: str,
+    variable: str,
+    web: FlaskClient,
+    make_event: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(variable, seconds)
+
+    response = web.post("/", json=make_event())
+
+    assert response.json is not None
+    assert f"{variable} must be" in response.json["error"]
+
+
+@pytest.mark.parametrize("timeout", ["5", 0, -1, True, None])
+def test_a_call_with_a_malformed_timeout_is_refused(
+    timeout: object, web: FlaskClient, make_event: Callable[..., dict[str, Any]]
+) -> None:
+    response = web.post("/", json=make_event(rows=3, DAGSTER_PIPES_TIMEOUT=timeout))
+
+    assert response.status_code == (200 if timeout is None else 400)
+
+
+DEADLINES = """
+from gcp_pipes.external import seconds_left
+print(seconds_left({}, function_timeout=3600))
+print(seconds_left({}, function_timeout=12))
+print(seconds_left({"DAGSTER_PIPES_TIMEOUT": 60}, function_timeout=3600))
+print(seconds_left({"DAGSTER_PIPES_TIMEOUT": 60.0}, function_timeout=30))
+"""
+
+
+def test_a_task_ends_at_the_timeout_of_its_call_or_before_that_of_the_function() -> None:
+    """In a process of its own, since the first requests of a process have waited for its start."""
+    printed = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", DEADLINES], check=True, capture_output=True, text=True
+    ).stdout
+
+    assert [float(line) for line in printed.split()] == pytest.approx([3590, 6, 60, 20], abs=0.1)
+
+
+def test_a_task_that_ends_in_time_is_left_alone(run_for: RunTask) -> None:
+    run_for(lambda: None, 0.05)
+    time.sleep(0.1)
+
+
+def test_a_task_that_catches_every_exception_is_stopped_too(run_for: RunTask) -> None:
+    """As Python's logging does, while it writes a line."""
+
+    def catch_all() -> None:
+        for _ in range(1_000):
+            with suppress(Exception):
+                time.sleep(0.01)
+
+    with pytest.raises(TaskTimeoutError):
+        run_for(catch_all, 0.2)
+
+
+def test_the_error_of_a_task_that_took_too_long_has_its_stack(run_for: RunTask) -> None:
+    def never_end() -> None:
+        while True:
+            time.sleep(0.01)
+
+    with pytest.raises(TaskTimeoutError, match=r"after 0\.05 s") as raised:
+        run_for(never_end, 0.05)
+
+    assert "never_end" in [entry.name for entry in raised.traceback]
+
+
+def test_what_a_task_raises_is_raised_with_its_traceback(run_for: RunTask) -> None:
+    def exit_at_once() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as raised:
+        run_for(exit_at_once, 5)
+
+    assert raised.traceback[-1].name == "exit_at_once"

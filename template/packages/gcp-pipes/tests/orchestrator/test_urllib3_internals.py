@@ -1,0 +1,56 @@
+"""Canaries: they fail if urllib3 changes a part that has no public name.
+
+Then look for the part in its sources, and correct `gcp_pipes/orchestrator/urllib3_internals.py`.
+"""
+
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+import requests
+from urllib3 import HTTPConnectionPool
+
+from gcp_pipes.orchestrator.auth import http_session
+
+
+@pytest.fixture
+def ports() -> Iterator[tuple[str, list[int]]]:
+    """The URL of a server, and the client's port of each request: one for each connection."""
+    ports: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            ports.append(self.client_address[1])
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", ports
+        server.shutdown()
+
+
+def post(session: requests.Session, url: str) -> None:
+    assert session.post(url, timeout=5).ok
+
+
+def test_a_connection_is_reused_unless_it_has_been_idle(ports: tuple[str, list[int]]) -> None:
+    url, used = ports
+    with http_session(url) as session:
+        post(session, url)
+        post(session, url)
+        time.sleep(1.1)
+        post(session, url)
+
+    first, second, third = used
+    assert first == second != third
+
+
+def test_the_overridden_methods_are_those_of_urllib3() -> None:
+    assert {"_get_conn", "_put_conn"} <= vars(HTTPConnectionPool).keys()
