@@ -25,7 +25,10 @@ MODULES = sorted(
 )
 ANSWER_SETS = sorted((TEMPLATE / "tests" / "answers").glob("*.yml"))
 
+PARTS_WITH_ENVIRONMENTS = {"orchestrator", "cloud_function"}
+
 Render = Callable[..., Path]
+Workshop = Callable[[Path], Path]
 
 
 def questions(template: Path = TEMPLATE) -> dict[str, dict[str, Any]]:
@@ -75,6 +78,41 @@ def render(copie_without_trust: Copie) -> Render:
 def project(render: Render) -> Path:
     """A project made of the defaults, shared by all tests that leave it as it is."""
     return render()
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A place for one project after the other, of which each finds the environments of the last."""
+    folder = tmp_path_factory.mktemp("workshop") / "a project"
+
+    def move(project: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        _delete_all_but_environments(folder)
+        _move_into(project, folder)
+        return folder
+
+    return move
+
+
+def _delete_all_but_environments(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name in (".venv", ".mypy_cache"):
+            continue
+        if path.name in PARTS_WITH_ENVIRONMENTS:
+            _delete_all_but_environments(path)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _move_into(source: Path, destination: Path) -> None:
+    for path in source.iterdir():
+        if path.name in PARTS_WITH_ENVIRONMENTS:
+            (destination / path.name).mkdir(exist_ok=True)
+            _move_into(path, destination / path.name)
+        else:
+            path.rename(destination / path.name)
 
 
 @functools.cache

@@ -56,7 +56,7 @@ def unowned_file(template: Path) -> None:
 
 
 def formatting_fault(template: Path) -> None:
-    replace(template / "template" / "cloud_function" / "main.py", '"0.1.0"', "'0.1.0'")
+    replace(template / "template" / "cloud_function" / "main.py", '"version.txt"', "'version.txt'")
 
 
 def unused_import(template: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from checks import ANSWERS_FILE, assert_sound, contents
-from conftest import ANSWER_SETS, TEMPLATE, Render, run
+from conftest import ANSWER_SETS, TEMPLATE, Render, Workshop, run
 
 # Each has something that the others lack: no answers, short names, long names, names of other parts
 # of the project, signs that mean something to shells, YAML, TOML or Markdown, and nothing but the
@@ -39,8 +39,10 @@ def test_a_rendered_project_is_sound(
 
 
 @pytest.mark.parametrize("name", RUN_WHOLE)
-def test_a_project_passes_its_own_checks_and_tests(name: str, render: Render) -> None:
-    project = render(read_answers(name))
+def test_a_project_passes_its_own_checks_and_tests(
+    name: str, render: Render, workshop: Workshop
+) -> None:
+    project = workshop(render(read_answers(name)))
     before = contents(project)
     commands = ("uv run just check", "uv run just test")
     assert checks_in_ci(project) in (commands, None)

@@ -18,6 +18,7 @@ from checks import ANSWERS_FILE, contents, owners
 from conftest import (
     RELEASES,
     TEMPLATE,
+    Workshop,
     add_second_asset,
     commit_all,
     copy_working_tree,
@@ -194,7 +195,7 @@ def test_an_untouched_project_becomes_like_a_fresh_one(version: str, make: Make)
 @pytest.mark.parametrize("work", [extend, replace_the_example])
 @pytest.mark.parametrize("version", [OLDER, *RELEASES])
 def test_the_work_of_the_owner_is_kept(
-    version: str, work: Callable[[Path], None], make: Make
+    version: str, work: Callable[[Path], None], make: Make, workshop: Workshop
 ) -> None:
     project = make(version)
     rendered = contents(project)
@@ -207,7 +208,7 @@ def test_the_work_of_the_owner_is_kept(
     fresh = make(folder="fresh")
     work(fresh)
     assert_up_to_date(project, before, fresh, added=before.keys() - rendered.keys())
-    assert_passes_its_own_checks_and_tests(project)
+    assert_passes_its_own_checks_and_tests(workshop(project))
 
 
 def test_a_project_tells_that_there_is_a_newer_version(make: Make) -> None:
@@ -228,7 +229,9 @@ def edit_what_changes(project: Path) -> None:
     )
 
 
-def test_a_line_that_both_have_changed_is_one_marked_conflict(make: Make) -> None:
+def test_a_line_that_both_have_changed_is_one_marked_conflict(
+    make: Make, workshop: Workshop
+) -> None:
     project = make(OLDER)
     edit_what_changes(project)
     commit_all(project, "Work")
@@ -249,7 +252,7 @@ def test_a_line_that_both_have_changed_is_one_marked_conflict(make: Make) -> Non
     assert_refused(project, f"{changed}:.*<<<<<<< before updating", "Decide between the two sides")
 
     (project / changed).write_text(conflict.sub(r"\2", files[changed]))
-    assert_passes_its_own_checks_and_tests(project)
+    assert_passes_its_own_checks_and_tests(workshop(project))
 
 
 def test_a_conflict_can_be_left_in_a_file_of_its_own(make: Make) -> None:
