@@ -37,7 +37,7 @@ def script(template: Path) -> Iterator[str]:
                 yield code
             case Block("python" | "yaml", path, _) if path:
                 yield f"cat > {path} <<'END_OF_FILE'\n{code}END_OF_FILE\n"
-            case Block("sh", "until you press Ctrl-C", "uv run just dd\n"):
+            case Block("sh", "until you press Ctrl-C", "uv run just dev\n"):
                 return
             case _:
                 raise AssertionError(f"a block that is not understood: {block}")
@@ -58,7 +58,7 @@ def test_the_tutorial_works_word_for_word(template: Path, tmp_path: Path) -> Non
 
     printed = run("bash", "-euc", "\n".join(script(template)), cwd=folder).stdout
 
-    [quoted] = re.findall(r"^Between the other lines stands `(.+?)`", PAGE.read_text(), re.M)
+    [quoted] = re.findall(r"^The output includes `(.+?)`", PAGE.read_text(), re.M)
     assert quoted in printed
     with running_dev(folder / "my-data-platform") as dev:
         assert {"people", "visits", "visitors"} <= dev.assets()
