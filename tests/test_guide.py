@@ -87,9 +87,9 @@ def test_the_settings_are_those_that_the_code_reads() -> None:
     of_the_function = set(filter(variable.fullmatch, texts(*sources)))
 
     # Google's own libraries read these.
-    assert first_cells("settings.md", "## Of Dagster") == of_dagster | {"GOOGLE_CLOUD_PROJECT"}
+    assert first_cells("settings.md", "## Dagster") == of_dagster | {"GOOGLE_CLOUD_PROJECT"}
     # The function sets this for the Functions Framework.
-    documented = first_cells("settings.md", "## Of the function")
+    documented = first_cells("settings.md", "## The function")
     assert documented == of_the_function - {"LOG_EXECUTION_ID"}
 
 
