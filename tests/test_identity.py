@@ -247,7 +247,7 @@ def test_a_token_for_another_audience_is_turned_away_and_the_step_says_so(
 
     error, *_ = report["errors"]
     assert "responded 401: Unauthorized" in error
-    assert f"for {AUDIENCE}. If the function is known by another URL, set FUNCTION_AUD" in error
+    assert f"for {AUDIENCE}. If the function has another audience, set FUNCTION_AUD" in error
 
 
 def test_an_account_that_may_not_call_the_function_is_named(project: Path, google: Google) -> None:
@@ -277,7 +277,7 @@ def test_an_expired_token_is_turned_away_and_the_step_says_so(
 
     error, *_ = report["errors"]
     assert "responded 401: Unauthorized" in error
-    assert re.search(r"which expired at \d{4}-.*\. Is this machine's clock right\?", error)
+    assert re.search(r"which expired at \d{4}-.*\. Check this machine's clock\.", error)
 
 
 def test_the_logs_of_a_call_can_be_found(project: Path, google: Google) -> None:

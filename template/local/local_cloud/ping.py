@@ -11,6 +11,8 @@ import sys
 import dagster as dg
 from local_cloud.materialize import reason
 
+from gcp_pipes.orchestrator.auth import CredentialsError, http_session
+
 
 def ping(package: str) -> dict[str, str | None]:
     """Ask for an identity token; then call the function, and read its messages.
@@ -22,14 +24,13 @@ def ping(package: str) -> dict[str, str | None]:
         `token` and `round_trip`, each None, or what is wrong.
     """
     settings = importlib.import_module(f"{package}.settings").Settings.from_environment()
-    identity = importlib.import_module(f"{package}.pipes.identity")
     try:
-        identity.http_session(
+        http_session(
             settings.function_url,
             audience=settings.function_audience,
             impersonate=settings.impersonate_service_account,
         ).close()
-    except identity.CredentialsError as error:
+    except CredentialsError as error:
         return {"token": str(error), "round_trip": None}
     return {"token": None, "round_trip": call_function(package)}
 

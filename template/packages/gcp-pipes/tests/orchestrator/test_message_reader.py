@@ -97,7 +97,7 @@ def test_a_message_that_cannot_be_parsed_is_an_error_that_names_its_chunk(
             store(params, 2, text)
             store(params, 3, chunk("good, too"))
 
-    with pytest.raises(DagsterPipesError, match=r"in gs://.*/2\.json could not be parsed"):
+    with pytest.raises(DagsterPipesError, match=r"Could not parse a message in gs://.*/2\.json"):
         read()
     assert received.texts == ["good", "good, too"]
     assert len(received.problems) == 1
