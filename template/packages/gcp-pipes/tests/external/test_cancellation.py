@@ -1,8 +1,10 @@
 """What happens to a call whose run was terminated."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable
+from types import GeneratorType
 from typing import Any
 
 import pytest
@@ -58,6 +60,31 @@ def test_a_call_that_is_cancelled_before_its_time_does_not_begin(
     assert web.post("/", json=make_event(rows=3)).status_code == 500
     [message] = read_messages()
     assert message["params"]["message"] == "The function received a request to cancel this call"
+
+
+def test_a_call_that_cannot_start_leaves_nothing_to_garbage_collection(
+    web: FlaskClient, make_event: Callable[..., dict[str, Any]], cancel: Callable[..., Any]
+) -> None:
+    """Python closes a generator while it collects garbage: to join a thread there is a deadlock."""
+    cancel()
+    gc.collect()
+    gc.disable()
+    try:
+        assert web.post("/", json=make_event(rows=3)).status_code == 500
+
+        deadline = time.monotonic() + 10
+        while uploading() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not uploading()
+        suspended = [each for each in gc.get_objects() if isinstance(each, GeneratorType)]
+        files = [each.gi_code.co_filename for each in suspended if each.gi_frame is not None]
+        assert [file for file in files if "gcp_pipes" in file] == []
+    finally:
+        gc.enable()
+
+
+def uploading() -> bool:
+    return any(thread.name == "pipes-upload" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize(

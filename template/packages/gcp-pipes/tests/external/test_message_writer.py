@@ -132,4 +132,4 @@ def test_params_of_another_kind_of_reader_are_refused(
     params: dict[str, Any], client: storage.Client
 ) -> None:
     with pytest.raises(DagsterPipesError, match="Use PipesCloudStorageMessageReader"):
-        PipesCloudStorageMessageWriter(client).make_channel(params)
+        PipesCloudStorageMessageWriter(client).open(params)

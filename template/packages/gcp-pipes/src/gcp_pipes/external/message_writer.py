@@ -12,10 +12,10 @@ reader knows that none is missing and none came twice.
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from io import StringIO
-from typing import IO
+from typing import IO, Self
 
 from dagster_pipes import (
     DagsterPipesError,
@@ -84,6 +84,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         self._closing = False
         self._is_complete = False
         self._process = os.getpid()
+        self._thread = threading.Thread(target=self._upload_until_closing, name="pipes-upload")
         self._uploading = threading.Lock()  # one chunk at a time; guards the attribute below
         self._chunk_count = 0
 
@@ -121,22 +122,24 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         if message["method"] == "opened":
             self._upload_waiting()
 
-    @contextmanager
-    def buffered_upload_loop(self) -> Iterator[None]:
-        """Upload in the background while the block runs; all is stored when the block is left.
+    # No generator: if the context cannot be opened or closed, nothing closes this, and Python would
+    # close a generator while it collects garbage, where to wait for a thread can be a deadlock.
+
+    def __enter__(self) -> Self:
+        """Upload in the background."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Store all messages that are left.
 
         Raises:
             MessagesNotStoredError: A message could not be stored.
         """
-        thread = threading.Thread(target=self._upload_until_closing, name="pipes-upload")
-        thread.start()
-        try:
-            yield
-        finally:
-            with self._state:
-                self._closing = True
-                self._state.notify_all()
-            thread.join()  # ends: every upload has a time limit
+        with self._state:
+            self._closing = True
+            self._state.notify_all()
+        self._thread.join()  # every upload has a time limit
         self._raise_upload_error()
 
     def upload_messages_chunk(self, payload: IO[str], index: int) -> None:
@@ -263,23 +266,10 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         if is_late:
             action()
 
-    @contextmanager
-    def open(self, params: PipesParams) -> Iterator[PipesCloudStorageMessageWriterChannel]:
-        """Open a channel for one request.
-
-        Args:
-            params: What the message reader sent: `bucket` (str) and, perhaps, `key_prefix` (str).
-
-        Raises:
-            DagsterPipesError: The params are unusable or name a bucket that is not allowed.
-            MessagesNotStoredError: A message could not be stored.
-        """
-        channel = self.make_channel(params)
-        with channel.buffered_upload_loop():
-            yield channel
-
-    def make_channel(self, params: PipesParams) -> PipesCloudStorageMessageWriterChannel:
-        """Make the channel that `params` describe, without starting its uploads.
+    def open(  # type: ignore[override]  # the base class has a generator
+        self, params: PipesParams
+    ) -> PipesCloudStorageMessageWriterChannel:
+        """A channel for one request; use it in a `with` block.
 
         Args:
             params: What the message reader sent: `bucket` (str) and, perhaps, `key_prefix` (str).
