@@ -14,18 +14,18 @@ test: uv
 	uv run ruff check
 	uv run ruff format --check
 	cd template && uv run ruff check --ignore N999 && uv run ruff format --check
-	uv run mypy tests benchmarks/rendering.py
+	uv run mypy tests scripts benchmarks/rendering.py
 	uv run zensical build --strict --clean
 	uv run pytest --numprocesses=2 --dist=loadfile
 
 # Write the pages of the guide that are made from the code, and build the guide into build/site.
 docs: uv
-	uv run python tests/reference.py
+	PYTHONPATH=tests uv run python scripts/reference.py
 	uv run zensical build --strict --clean
 
 # Take the pictures of the guide anew. It takes some minutes.
 pictures: uv
-	uv run python tests/pictures.py
+	PYTHONPATH=tests:tests/rendered uv run python scripts/pictures.py
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, many
 # partitions in one step beside the usual way, and a table's partitions that are written at once. It takes

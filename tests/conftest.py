@@ -23,7 +23,7 @@ TEMPLATE = Path(__file__).resolve().parent.parent
 MODULES = sorted(
     path for path in (TEMPLATE / "template").rglob("*.py") if "tests" not in path.parts
 )
-ANSWER_SETS = sorted((TEMPLATE / "tests" / "answers").glob("*.yml"))
+ANSWER_SETS = sorted((TEMPLATE / "tests" / "template" / "answers").glob("*.yml"))
 
 PARTS_WITH_ENVIRONMENTS = {"orchestrator", "cloud_function"}
 
@@ -174,17 +174,17 @@ def end(
     return process.returncode, printed
 
 
-def run_orchestrator_tests(project: Path) -> None:
-    """Run `tests/orchestrator/` in the environment of a project's orchestrator; check its types.
+def run_transport_tests(project: Path) -> None:
+    """Run `tests/transport/` in the environment of a project's orchestrator; check its types.
 
     Args:
         project: A rendered project, with the defaults for the names that are asked for.
     """
-    tests = TEMPLATE / "tests" / "orchestrator"
+    tests = TEMPLATE / "tests" / "transport"
     run("uv", "sync", cwd=project / "cloud_function")
     for task in ("scripted", "unruly"):
         shutil.copy(tests / "functions" / f"{task}.py", project / "cloud_function" / "tasks")
-    others = ("dagster-gcp[dataproc]", "psutil", "types-psutil")
+    others = ("dagster-gcp[dataproc]", "psutil", "pytest-xdist", "types-psutil")
     environment = ("uv", "run", *(f"--with={name}" for name in others))
     elsewhere = {"rendering.py", "tables.py"}  # checked where they run
     benchmarks = (TEMPLATE / "benchmarks").glob("*.py")
@@ -193,7 +193,8 @@ def run_orchestrator_tests(project: Path) -> None:
     run(
         *(*environment, "pytest", "--color=no", "-pno:cacheprovider", "-pno:logging"),
         *("-c", "pyproject.toml", f"--rootdir={tests}", f"--confcutdir={tests}"),
-        str(tests),
+        # Most of the time they wait, so that more of them can run than there are processors.
+        *("--numprocesses=3", "--dist=worksteal", str(tests)),
         cwd=project / "orchestrator",
         timeout=1800,
     )

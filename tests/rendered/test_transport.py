@@ -1,12 +1,19 @@
-"""The orchestrator's side in a rendered project, with the oldest Dagster that it allows."""
+"""The transport in a rendered project, with the newest and the oldest Dagster that it allows.
+
+The tests themselves are in the folder transport/.
+"""
 
 import re
 from pathlib import Path
 
-from conftest import Render, run, run_orchestrator_tests
+from conftest import Render, run, run_transport_tests
 
 
-def test_the_oldest_dagster_gets_all_that_the_function_says(render: Render) -> None:
+def test_the_transport_works_with_the_newest_dagster(render: Render) -> None:
+    run_transport_tests(render())
+
+
+def test_the_transport_works_with_the_oldest_dagster(render: Render) -> None:
     project = render()
     orchestrator = project / "orchestrator"
     assert pin_dagster(orchestrator / "pyproject.toml") == 3
@@ -14,7 +21,7 @@ def test_the_oldest_dagster_gets_all_that_the_function_says(render: Render) -> N
 
     run("uv", "run", "dg", "check", "defs", cwd=orchestrator)
     run("uv", "run", "pytest", cwd=orchestrator)
-    run_orchestrator_tests(project)
+    run_transport_tests(project)
 
 
 def pin_dagster(requirements: Path) -> int:

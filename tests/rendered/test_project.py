@@ -17,7 +17,7 @@ RUN_WHOLE = ("booleans", "defaults", "longest", "lookalikes", "punctuation", "sh
 
 def read_answers(name: str) -> dict[str, Any]:
     answers: dict[str, Any] = yaml.safe_load(
-        (TEMPLATE / "tests" / "answers" / f"{name}.yml").read_text()
+        (TEMPLATE / "tests" / "template" / "answers" / f"{name}.yml").read_text()
     )
     return answers
 

@@ -1,6 +1,6 @@
 """`dg` knows the component of a rendered project: its name, its files, and what is wrong in them.
 
-What the component does, and all that can be wrong, is tested in orchestrator/test_component.py.
+What the component does, and all that can be wrong, is tested in transport/test_component.py.
 """
 
 import json

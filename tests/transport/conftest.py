@@ -1,7 +1,7 @@
 """A served function and emulated storage, with proxies between all parts.
 
-These tests run in the orchestrator's environment of a rendered project: see test_orchestrator.py in
-the folder above.
+These tests run in the orchestrator's environment of a rendered project: see
+rendered/test_transport.py.
 """
 
 import logging
