@@ -1,4 +1,4 @@
-"""A running `just dd`, and what can be asked of its Dagster."""
+"""A running `just dev`, and what can be asked of its Dagster."""
 
 import json
 import os
@@ -27,7 +27,7 @@ repositoryLocationName: "orchestrator", repositoryName: "__repository__"
 
 
 class Dev:
-    """A running `just dd`, and what it has printed."""
+    """A running `just dev`, and what it has printed."""
 
     def __init__(self, project: Path, process: "subprocess.Popen[str]") -> None:
         self.project = project
@@ -186,8 +186,8 @@ class Dev:
 
 @contextmanager
 def running_dev(project: Path) -> Iterator[Dev]:
-    """Run `just dd` of a project while the block runs."""
-    dev = Dev(project, start("uv", "run", "just", "dd", cwd=project))
+    """Run `just dev` of a project while the block runs."""
+    dev = Dev(project, start("uv", "run", "just", "dev", cwd=project))
     try:
         dev.address("Dagster")
         yield dev

@@ -11,7 +11,7 @@ from dev import Dev, running_dev
 
 @pytest.fixture
 def dev(render: Render) -> Iterator[Dev]:
-    """A project of which `just dd` runs, and in which there are people."""
+    """A project of which `just dev` runs, and in which there are people."""
     with running_dev(render()) as dev:
         dev.materialize("people")
         yield dev

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 @pytest.fixture(scope="module")
 def dev(render: Render) -> Iterator[Dev]:
-    """A project of which `just dd` runs."""
+    """A project of which `just dev` runs."""
     with running_dev(render()) as dev:
         yield dev
 

@@ -1,4 +1,4 @@
-"""`just dd`: Dagster's web page beside the local cloud, following edits."""
+"""`just dev`: Dagster's web page beside the local cloud, following edits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from dev import DEFINITIONS_LOADED, FUNCTION_STARTED, PATIENCE, Dev, running_dev
 
 @pytest.fixture(scope="module")
 def dev(render: Render) -> Iterator[Dev]:
-    """A project of which `just dd` runs."""
+    """A project of which `just dev` runs."""
     with running_dev(render()) as dev:
         yield dev
 
@@ -121,7 +121,7 @@ def test_a_lake_without_a_function_to_call_is_refused(settings: str, render: Ren
     project = render()
     (project / "orchestrator" / ".env").write_text(settings)
 
-    with start("uv", "run", "just", "dd", cwd=project) as process:
+    with start("uv", "run", "just", "dev", cwd=project) as process:
         printed, _ = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 1

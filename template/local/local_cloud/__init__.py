@@ -1,4 +1,4 @@
 """The cloud on one machine: emulated storage, the function, and what runs them together.
 
-`demo` and `dev` are what `just demo` and `just dd` start; tests use `cloud`.
+`demo` and `dev` are what `just demo` and `just dev` start; tests use `cloud`.
 """

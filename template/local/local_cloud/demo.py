@@ -44,7 +44,7 @@ def main() -> int:
         return 1
     console.print(
         f"Done in {time.monotonic() - started:.1f} s. All that was started has been stopped, and "
-        "its temporary folder is gone. [bold]uv run just dd[/bold] keeps its tables, in .local/."
+        "its temporary folder is gone. [bold]uv run just dev[/bold] keeps its tables, in .local/."
     )
     return 1 if report["errors"] else 0
 

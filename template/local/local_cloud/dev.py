@@ -1,4 +1,4 @@
-"""Dagster's web page beside the local cloud, following edits: `just dd`.
+"""Dagster's web page beside the local cloud, following edits: `just dev`.
 
 An edit of the function starts it anew; an edit of the definitions makes Dagster load them anew.
 Tables and runs are kept in `.local/`. Where `FUNCTION_URL` is set, by the environment or by
