@@ -95,12 +95,7 @@ def http_session(
 
 
 def explain_auth_error(session: requests.Session, status: int) -> str:
-    """Why a function may have rejected the credentials of a request, and what to do.
-
-    Args:
-        session: The session that the request was sent with.
-        status: 401 or 403.
-    """
+    """Why a function may have rejected the credentials of a request, and what to do."""
     if not isinstance(session, AuthorizedSession):
         return (
             "The request had no identity token, since it was sent to this machine. Call the "

@@ -46,12 +46,6 @@ TIME_TO_CANCEL = 10.0  # seconds for the request that cancels, and then for the 
 class CloudFunctionMessageHandler(MessageHandler):
     """Dagster's message handler, which also records what the messages say of the call.
 
-    Args:
-        context: The context of the asset or op.
-        message_reader: Reads the messages.
-        max_log_lines: How many log lines of the call go into the event log. Further ones go to the
-            compute logs of the step.
-
     Attributes:
         params: Where the messages are: what the message reader sends to the message writer.
         message_count: How many messages were received.
@@ -101,20 +95,12 @@ class CloudFunctionMessageHandler(MessageHandler):
         return bool(self.opened_extras and self.opened_extras.get(CAN_BE_CANCELLED))
 
     def handle_message(self, message: PipesMessage) -> None:
-        """Report the message to the run, and record what it says of the call.
-
-        Args:
-            message: The next message that the function wrote.
-        """
+        """Report the message to the run, and record what it says of the call."""
         self.report_or_reject(message)
         self.record(message)
 
     def record(self, message: PipesMessage) -> None:
-        """Record what the message says of the call.
-
-        Args:
-            message: What the function wrote.
-        """
+        """Record what the message says of the call."""
         self.message_count += 1
         params = message["params"] or {}
         if message["method"] == "opened":
@@ -127,11 +113,7 @@ class CloudFunctionMessageHandler(MessageHandler):
             self.finished.set()
 
     def report_or_reject(self, message: PipesMessage) -> None:
-        """Report the message to the run. If Dagster rejects it, log and record why.
-
-        Args:
-            message: What the function wrote.
-        """
+        """Report the message to the run. If Dagster rejects it, log and record why."""
         try:
             self.report(message)
         except Exception as error:
@@ -142,14 +124,7 @@ class CloudFunctionMessageHandler(MessageHandler):
             self._context.log.error(self.rejected[-1])
 
     def report(self, message: PipesMessage) -> None:
-        """Report the message to the run.
-
-        Args:
-            message: What the function wrote. An observation is only added to the `observations`.
-
-        Raises:
-            ValueError: Dagster rejects a metadata value.
-        """
+        """Report the message to the run."""
         params = message["params"] or {}
         match message["method"]:
             case "log":
@@ -177,11 +152,7 @@ class CloudFunctionMessageHandler(MessageHandler):
         sys.stderr.write(f"{level} - {text}\n")
 
     def warn(self, text: str) -> None:
-        """Log a warning in the run.
-
-        Args:
-            text: The warning.
-        """
+        """Log a warning in the run."""
         self._context.log.warning(text)
 
 
@@ -220,17 +191,7 @@ class Attempt:
 
 
 class CloudFunctionCaller:
-    """Makes the calls of one step; many can be in flight at the same time.
-
-    Args:
-        context: The context of the asset or op.
-        function_url: The function's URL.
-        http_session: Sends the requests.
-        context_injector: Sends the Dagster context to the function.
-        timeout: How long a call may take, in seconds. The function then stops the task.
-        retry_timeout: Seconds during which a call that did not start is retried. They start again
-            while another call of the step is running, since the function may have no free instance.
-    """
+    """Makes the calls of one step; many can be in flight at the same time."""
 
     def __init__(
         self,
@@ -262,16 +223,9 @@ class CloudFunctionCaller:
     ) -> Attempt:
         """Call the function and wait until it has finished, or until `retry_timeout` is over.
 
-        A call that did not start is retried. One that may have started is not: if its response is
-        lost, the function's messages say how it ended.
-
-        Args:
-            event: The task's inputs, as `serialize` of `event` returned them.
-            context_data: The Pipes context.
-            make_handler: Makes the message handler of each attempt.
-
-        Returns:
-            The last attempt.
+        A call that did not start is retried, and for longer while another call of the step is
+        running, since the function may have no free instance. One that may have started is not
+        retried: if its response is lost, the function's messages say how it ended.
         """
         first_started = time.monotonic()
         for number, delay in enumerate(_delays(self._retry_timeout / 4), start=1):

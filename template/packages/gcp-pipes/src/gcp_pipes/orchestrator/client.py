@@ -300,12 +300,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
 
 def log_custom_messages(context: Context, done: dg.PipesClientCompletedInvocation) -> None:
-    """Log the custom messages of a call, where the asset has no code that reads them.
-
-    Args:
-        context: The context of the asset or op.
-        done: What `PipesCloudFunctionClient.run` returned.
-    """
+    """Log the custom messages of a call, where the asset has no code that reads them."""
     for payload in done.get_custom_messages():
         context.log.info(f"Custom message: {payload}")
 

@@ -77,12 +77,7 @@ class CloudFunctionAdapter(HTTPAdapter):
         super().__init__(pool_maxsize=_MOST_CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """As in the base class, with TCP keepalive.
-
-        Args:
-            args: As in the base class.
-            kwargs: As in the base class, except for `socket_options`, which are set here.
-        """
+        """As in the base class, with TCP keepalive."""
         super().init_poolmanager(*args, **kwargs, socket_options=_KEEPALIVE_OPTIONS)
         close_idle_connections(self.poolmanager)
 
@@ -95,15 +90,7 @@ def invoke_cloud_function(
     headers: Mapping[str, str],
     timeout: float,
 ) -> CloudFunctionResponse:
-    """Post `data` to the function at `url`. Redirects are not followed.
-
-    Args:
-        session: The session to send the request with.
-        url: The function's URL.
-        data: The body: a JSON object.
-        headers: Headers to send, in addition to the usual ones.
-        timeout: Seconds to wait for the response.
-    """
+    """Post `data` to the function at `url`. Redirects are not followed."""
     started = time.monotonic()
     try:
         response = session.post(
@@ -163,11 +150,7 @@ def _error_text(response: requests.Response) -> str:
 
 
 def is_redirect(status: int | None) -> bool:
-    """Whether a status is a redirect, which does not come from the function.
-
-    Args:
-        status: The HTTP status; None if there was no response.
-    """
+    """Whether a status is a redirect, which does not come from the function."""
     return status is not None and 300 <= status < 400
 
 

@@ -273,9 +273,6 @@ def _keep_connections(session: object) -> None:
 
     By default it keeps ten to a host: with more calls in flight, it would open and close a
     connection for each request, with a warning. The session for access tokens gets the same.
-
-    Args:
-        session: The session of a Cloud Storage client.
     """
     if not isinstance(session, requests.Session):
         return

@@ -47,12 +47,6 @@ def find_problem(
     """Why a call failed, or None if it succeeded.
 
     Where the step's own code may make results, missing ones are left to `find_missing_results`.
-
-    Args:
-        context: The context of the asset or op.
-        attempt: The call's last attempt.
-        no_messages_hint: What to check if no message was received.
-        implicit_materializations: Whether an asset need not be reported as materialized.
     """
     failure = _find_failure(attempt)
     problems = [failure] if failure else []
@@ -116,9 +110,6 @@ def may_make_results(context: StepContext) -> bool:
 
     It may make an observation, and the evaluation of a check that is a step of its own. A
     materialization is the function's own work.
-
-    Args:
-        context: The context of the asset, the asset check, or the op.
     """
     return is_observable(context) or not assets_of_step(context)
 
@@ -128,13 +119,7 @@ def find_missing_results(
     handler: CloudFunctionMessageHandler,
     implicit_materializations: bool,
 ) -> str | None:
-    """Why the results of the step are incomplete, or None if the function reported all.
-
-    Args:
-        context: The context of the asset, the asset check, or the op.
-        handler: What the messages said of the call.
-        implicit_materializations: Whether an asset need not be reported.
-    """
+    """Why the results of the step are incomplete, or None if the function reported all."""
     results = handler.get_reported_results()
     assets = {each.asset_key for each in results if isinstance(each, dg.MaterializeResult)}
     if is_observable(context):
@@ -173,21 +158,13 @@ def _find_undeclared_checks(
 
 
 def _reported_checks(handler: CloudFunctionMessageHandler) -> set[dg.AssetCheckKey]:
-    """The checks that the function reported.
-
-    Args:
-        handler: What the messages said of the call.
-    """
+    """The checks that the function reported."""
     results = handler.get_reported_results()
     return {check_key(each) for each in results if isinstance(each, dg.AssetCheckResult)}
 
 
 def check_key(result: dg.AssetCheckResult) -> dg.AssetCheckKey:
-    """The check that a reported result is of.
-
-    Args:
-        result: The result, which names its asset and its check.
-    """
+    """The check that a reported result is of."""
     assert result.asset_key is not None and result.check_name is not None  # noqa: S101, PT018
     return dg.AssetCheckKey(result.asset_key, result.check_name)
 
@@ -205,22 +182,13 @@ def _names(keys: Iterable[dg.AssetKey | dg.AssetCheckKey | None]) -> str:
 
 
 def is_unreachable(attempt: Attempt) -> bool:
-    """True if the function is unreachable or rejects our credentials.
-
-    Args:
-        attempt: The call's last attempt.
-    """
+    """True if the function is unreachable or rejects our credentials."""
     status = attempt.response.status
     return not attempt.has_started or status in (401, 403, 404) or is_redirect(status)
 
 
 def reason(attempt: Attempt, problem: str) -> str:
-    """Why a call failed, in one line: the exception's message, or the first line of `problem`.
-
-    Args:
-        attempt: The call's last attempt.
-        problem: Why it failed, in full.
-    """
+    """Why a call failed, in one line: the exception's message, or the first line of `problem`."""
     exception = attempt.handler.exception
     return _first_line(exception) if exception else problem.split("\n")[0]
 
@@ -230,12 +198,7 @@ def _first_line(exception: PipesException) -> str:
 
 
 def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:
-    """The metadata of a call, however it ended.
-
-    Args:
-        attempt: The call's last attempt.
-        project: The function's Google Cloud project, for the link to the logs.
-    """
+    """The metadata of a call, however it ended."""
     values: dict[str, dg.MetadataValue] = {
         "cloud_function_url": dg.MetadataValue.url(attempt.function_url),
         "cloud_function_attempts": dg.MetadataValue.int(attempt.number),
@@ -258,23 +221,14 @@ def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValu
 
 
 def summarize(metadata: Mapping[str, dg.MetadataValue]) -> str:
-    """The metadata as text, with one value in each line.
-
-    Args:
-        metadata: What `describe` returned.
-    """
+    """The metadata as text, with one value in each line."""
     return "\n".join(
         f"{name.removeprefix('cloud_function_')}: {value.value}" for name, value in metadata.items()
     )
 
 
 def logs_url(project: str, trace: str) -> str:
-    """The page of Cloud Logging with what the function logged in one trace.
-
-    Args:
-        project: The ID of the function's Google Cloud project.
-        trace: The ID of the trace: 32 hexadecimal digits.
-    """
+    """The page of Cloud Logging with what the function logged in one trace."""
     query = quote(f'trace="projects/{project}/traces/{trace}"', safe="")
     return (
         f"https://console.cloud.google.com/logs/query;query={query}"
@@ -283,11 +237,7 @@ def logs_url(project: str, trace: str) -> str:
 
 
 def format_pipes_exception(exception: PipesException) -> str:
-    """The exception as Python prints it, with its cause or context first.
-
-    Args:
-        exception: The exception in the message `closed`, or its cause or context.
-    """
+    """The exception as Python prints it, with its cause or context first."""
     traceback = "".join(
         ["Traceback (most recent call last):\n", *exception["stack"], exception["message"]]
     )

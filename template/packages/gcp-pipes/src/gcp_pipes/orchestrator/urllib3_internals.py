@@ -41,9 +41,5 @@ class _HTTPSPool(_Pool, HTTPSConnectionPool):
 
 
 def close_idle_connections(manager: PoolManager) -> None:
-    """Let each pool of a manager close connections that have been idle for a second.
-
-    Args:
-        manager: The manager, before its first request.
-    """
+    """Let each pool of a manager close connections that have been idle for a second."""
     manager.pool_classes_by_scheme = {"http": _Pool, "https": _HTTPSPool}

@@ -21,9 +21,6 @@ def root_url(function_url: str) -> str:
     """The URL of the service that a function is, which is the audience of identity tokens for it.
 
     Functions under `cloudfunctions.net` share a host, so there it includes the function's name.
-
-    Args:
-        function_url: The function's URL.
     """
     parts = urlsplit(function_url)
     root = f"{parts.scheme}://{parts.netloc}"
@@ -33,12 +30,7 @@ def root_url(function_url: str) -> str:
 
 
 def sibling_url(function_url: str, function: str) -> str | None:
-    """The URL of another function in the same project and region; None if it cannot be derived.
-
-    Args:
-        function_url: The URL of a function. On this machine, it serves for all functions.
-        function: The name of the other function.
-    """
+    """The URL of another function in the same project and region; None if it cannot be derived."""
     if is_loopback(function_url):
         return function_url
     host = urlsplit(function_url).hostname or ""

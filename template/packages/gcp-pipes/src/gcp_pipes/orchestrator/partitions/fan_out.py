@@ -33,12 +33,6 @@ class FanOut:
     """Makes the calls for some partitions.
 
     The threads are daemons: a process whose step was interrupted does not wait for a response.
-
-    Args:
-        call: Makes one of the calls.
-        partition_keys: The partitions, in the order in which their calls start.
-        cancel: Cancels the calls in flight.
-        max_in_flight: How many calls are in flight at the same time, at most.
     """
 
     def __init__(

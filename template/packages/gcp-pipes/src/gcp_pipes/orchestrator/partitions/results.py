@@ -39,12 +39,7 @@ _RESUMES = "dagster/is_resume_retry"  # the tag of a run that does again what fa
 
 
 class PartitionResults:
-    """Makes the events of each partition, and counts the partitions.
-
-    Args:
-        context: The context of the assets.
-        partition_keys: The partitions that there are calls for.
-    """
+    """Makes the events of each partition, and counts the partitions."""
 
     def __init__(self, context: StepContext, partition_keys: Sequence[str]) -> None:
         self._context = context
@@ -62,13 +57,7 @@ class PartitionResults:
         results: Sequence[Result],
         observations: Sequence[dg.AssetObservation],
     ) -> Iterator[PartitionEvent]:
-        """The events of a partition whose call succeeded.
-
-        Args:
-            partition_key: The partition.
-            results: What the function reported.
-            observations: What the function observed.
-        """
+        """The events of a partition whose call succeeded."""
         self._succeeded.add(partition_key)
         yield from observations
         for result in results:
@@ -82,13 +71,7 @@ class PartitionResults:
         self._log_progress()
 
     def fail(self, partition_key: str, problem: str, reason: str) -> None:
-        """Log and record that the call for a partition failed.
-
-        Args:
-            partition_key: The partition.
-            problem: Why, in full.
-            reason: Why, in one line.
-        """
+        """Log and record that the call for a partition failed."""
         self._failed[partition_key] = reason
         self._context.log.error(f"[{partition_key}] {problem}")
         self._log_progress()

@@ -15,12 +15,7 @@ _IS_RESUME_RETRY = "dagster/is_resume_retry"  # the tag of a run that was re-exe
 def latest_evaluation(
     context: StepContext, key: dg.AssetCheckKey
 ) -> dg.AssetCheckEvaluation | None:
-    """The evaluation of a check by an earlier attempt, for all partitions that it had calls for.
-
-    Args:
-        context: The context of the assets.
-        key: The check.
-    """
+    """The evaluation of a check by an earlier attempt, for all partitions that it had calls for."""
     for run_id in _attempts(context):
         events = context.instance.all_logs(
             run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
@@ -37,9 +32,6 @@ def missing_partitions(context: StepContext) -> list[str]:
     """The partitions of the run, without those that an earlier attempt has materialized.
 
     An earlier attempt is one of the step, or a run that this one re-executes from failure.
-
-    Args:
-        context: The context of the assets.
     """
     done: dict[dg.AssetKey, set[str | None]] = defaultdict(set)
     for run_id in _attempts(context):
