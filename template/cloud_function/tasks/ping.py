@@ -1,4 +1,4 @@
-"""Does nothing but answer: `just doctor` calls it, to see whether messages arrive."""
+"""Logs a line. `just doctor` calls it to check that messages are received."""
 
 from dagster_pipes import PipesContext
 
@@ -6,10 +6,10 @@ from gcp_pipes.external import Event
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Say that the function is there.
+    """Log a line.
 
     Args:
-        pipes: The Pipes context: it takes what Dagster is to know.
+        pipes: The Pipes context.
         event: Inputs: none.
     """
     pipes.log.info("pong")

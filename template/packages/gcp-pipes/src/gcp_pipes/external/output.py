@@ -1,10 +1,10 @@
-"""What a task prints, on its way to Dagster: standard output and standard error.
+"""Sends what a task prints to Dagster: standard output and standard error.
 
-`sys.stdout` and `sys.stderr` are replaced by streams that know, by context variables, which call
-each text belongs to. Libraries that are not written in Python, and child processes, write to the
-file descriptors instead. These lead to `tee.py`, a process that copies them to where they led
-before, and back to this process, which cannot tell calls apart here: with several in flight, such
-output is in the function's own log only.
+`sys.stdout` and `sys.stderr` are replaced by streams that find the call by context variables.
+Libraries in other languages, and child processes, write to the file descriptors instead. `tee.py`
+reads these, in a process of its own, and copies them to the original ones and back to this process.
+Here the calls cannot be told apart: with several in flight, such output is only in the function's
+own log.
 """
 
 import codecs
@@ -35,29 +35,19 @@ _logger = logging.getLogger(__name__)
 
 
 class _TaskStream(io.TextIOBase):
-    """Takes the place of standard output or standard error.
-
-    Args:
-        name: `stdout` or `stderr`.
-        original: The stream that it replaces.
-        to_console: Writes lines of a call to the function's own log.
-    """
+    """Replaces standard output or standard error."""
 
     def __init__(self, name: str, original: TextIO, to_console: Callable[[str, str], None]) -> None:
         super().__init__()
         self._name = name
         self._to_console = to_console
         self.original = original
-        self.console = original  # what no call gets is written here
+        self.console = original  # for text that belongs to no call
 
     def write_to(self, descriptor: int) -> None:
-        """Write what no call gets to a file descriptor.
-
-        Args:
-            descriptor: The file descriptor.
-        """
+        """Write text that belongs to no call to a file descriptor."""
         self.flush()
-        self.console = open(  # noqa: SIM115  # for the life of this process
+        self.console = open(  # noqa: SIM115  # while this process lives
             descriptor, "w", buffering=1, encoding=self.encoding, errors=self.errors, closefd=False
         )
 
@@ -75,7 +65,7 @@ class _TaskStream(io.TextIOBase):
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.original, attribute)
 
-    # The base class has these, so that they do not reach __getattr__.
+    # The base class defines these, so __getattr__ does not see them.
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -101,12 +91,7 @@ _tee: "_Tee | None" = None
 
 
 def replace_streams(to_console: Callable[[str, str], None]) -> None:
-    """Replace standard output and standard error, for the life of this process.
-
-    Args:
-        to_console: Writes lines that a call has printed, of a stream that is named, to the
-            function's own log.
-    """
+    """Replace standard output and standard error of this process."""
     for name in _NAMES.values():
         stream = getattr(sys, name)
         if not isinstance(stream, _TaskStream):
@@ -115,16 +100,12 @@ def replace_streams(to_console: Callable[[str, str], None]) -> None:
 
 
 def console(name: str) -> TextIO:
-    """The stream of the function's own log.
-
-    Args:
-        name: `stdout` or `stderr`.
-    """
+    """The stream of the function's own log."""
     return _streams[name].console if name in _streams else getattr(sys, name)
 
 
 def _write_to_descriptors() -> None:
-    """In a child process, write what Python prints to the descriptors: its parent gets it."""
+    """In a forked process, print to the descriptors, which the parent process reads."""
     for stream in _streams.values():
         stream.console = stream.original
 
@@ -133,18 +114,18 @@ os.register_at_fork(after_in_child=_write_to_descriptors)
 
 
 def capture_descriptors() -> None:
-    """From now on, know what is written to file descriptors, also by child processes."""
+    """Start to capture what is written to the file descriptors, also by child processes."""
     global _tee
     with _capturing:
         if _tee is None:
             try:
                 _tee = _Tee()
             except OSError as error:
-                _logger.warning(f"What libraries print does not reach Dagster: {error}")
+                _logger.warning(f"Could not capture what libraries print: {error}")
 
 
 def drain_descriptors() -> None:
-    """Wait until what the call in flight has written to the file descriptors is known."""
+    """Wait until everything that the call has written to the file descriptors is received."""
     if _tee is not None and only_call_in_flight():
         _tee.drain()
 
@@ -152,7 +133,7 @@ def drain_descriptors() -> None:
 class _Tee:
     """The process `tee.py`, with the pipes to it and from it.
 
-    It lasts as long as this process: child processes keep the pipes, and may outlive a call.
+    It runs as long as this process, since child processes may outlive a call.
     """
 
     def __init__(self) -> None:
@@ -180,16 +161,16 @@ class _Tee:
         threading.Thread(target=self._receive, name="pipes-output", daemon=True).start()
 
     def drain(self) -> None:
-        """Wait until what has been written so far has come back."""
+        """Wait until everything that was written so far is received."""
         with self._draining, suppress(OSError, queue.Empty):
-            _LIBC.fflush(None)  # of libraries in C, which collect what they print
+            _LIBC.fflush(None)  # the buffers of libraries in C
             for stream in _streams.values():
                 stream.original.flush()
             os.write(self._requests, b"?")
             self._copied.get(timeout=_TIME_TO_COPY)
 
     def _receive(self) -> None:
-        """Take the copies, as long as there are any."""
+        """Receive the copies."""
         new_decoder = codecs.getincrementaldecoder("utf-8")
         decoders = {number: new_decoder(errors="replace") for number in _NAMES}
         with os.fdopen(self._copies, "rb") as copies:
@@ -203,7 +184,7 @@ class _Tee:
                 if call and call.forwards_output:
                     with suppress(DagsterPipesError):
                         call.print(_NAMES[number], text, natively=True)
-        # The process was killed, or someone else has redirected both descriptors, as pytest does.
+        # The process was killed, or other code has redirected both descriptors, as pytest does.
         for number, descriptor in self._consoles.items():
             if os.path.samestat(os.fstat(number), self._pipes[number]):
                 os.dup2(descriptor, number)
