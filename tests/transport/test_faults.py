@@ -211,7 +211,7 @@ def test_uploads_that_all_fail_make_the_request_fail(
     run = materialize(lines=3)
 
     assert not run.success
-    assert "responded 500: MessagesNotStoredError: Could not store messages to Dagster" in run.failure
+    assert "responded 500: MessagesNotStoredError: Messages to Dagster could not" in run.failure
     assert "roles/storage.objectCreator" in run.failure
     assert len(calls.seen) == 1
 
@@ -258,7 +258,7 @@ def test_a_messages_bucket_that_does_not_exist_is_named(
         run = materialize(url=url, lines=3)
 
     assert not run.success
-    assert "Could not store messages to Dagster in gs://no-such-bucket/" in run.failure
+    assert "could not be stored in gs://no-such-bucket/" in run.failure
     assert "Check that the bucket exists" in run.failure
 
 
