@@ -1,4 +1,4 @@
-"""Reads and writes the tables of the data lake, and describes them for Dagster."""
+"""Where tables are in the data lake, how they get there, and how Dagster shows them."""
 
 import re
 import threading
@@ -16,18 +16,18 @@ from google.api_core.retry import Retry
 from gcp_pipes.external.delta import fit_to_table, partition_value
 
 _PREVIEW_ROWS = 5
-# delta-rs retries a commit while other writers commit other partitions.
+# A commit is retried with the files that are written, as long as others write other partitions.
 _MANY_ATTEMPTS = CommitProperties(max_commit_retries=100)
 _ONE_ATTEMPT = CommitProperties(max_commit_retries=0)
-_WRITERS = threading.BoundedSemaphore(4)  # more at the same time mostly conflict
+_WRITERS = threading.BoundedSemaphore(4)  # more at once would mostly get in each other's way
 
 
 def table_location(lake: str, asset_key: str) -> str:
-    """The location of the table of an asset: a folder for each part of the asset's key.
+    """Where in the lake the table of an asset is: in a folder for each part of the asset's key.
 
     Two keys never share a location, and none is outside the lake or in a folder of Delta's own.
-    Letters, digits, `-`, `_` and `.` stay as they are, except for a `_` or `.` at the start of a
-    part. Any other byte becomes `!` and its number in three digits. An empty part becomes `!`.
+    Letters, digits, `-`, `_` and `.` stay as they are, but for a `_` or `.` at the start of a part.
+    Any other byte becomes `!` and its number in three digits, and an empty part becomes `!`.
 
     Args:
         lake: `gs://bucket` or `gs://bucket/path`, or the path of a local folder.
@@ -44,15 +44,15 @@ def _escape(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class WrittenTable:
-    """A Delta table, or one partition of it, that was just written.
+    """A Delta table, just written, all of it or one partition.
 
     Attributes:
-        location: Its location.
-        version: Its new version.
-        row_count: The number of rows written.
+        location: Where it is.
+        version: The version that has it.
+        row_count: How many rows were written.
         schema: The columns, with the types in which they are stored.
-        preview: The first rows written.
-        is_partition: Whether only a partition was written.
+        preview: The first rows that were written.
+        is_partition: Whether it is but a partition that was written.
     """
 
     location: str
@@ -63,7 +63,7 @@ class WrittenTable:
     is_partition: bool = False
 
     def metadata(self) -> dict[str, PipesMetadataValue]:
-        """The metadata for Dagster, which knows the names that begin with `dagster/`."""
+        """What Dagster shows of the table. It knows the names that begin with `dagster/`."""
         columns = [{"name": name, "type": str(dtype)} for name, dtype in self.schema.items()]
         row_count = "dagster/partition_row_count" if self.is_partition else "dagster/row_count"
         return {
@@ -76,7 +76,7 @@ class WrittenTable:
 
 
 def read_table(location: str) -> pl.DataFrame:
-    """All rows of the Delta table at `location`.
+    """All rows of the Delta table at `location`, as they are now.
 
     Polars' own reader does not find a table in a local folder with a blank in its path.
 
@@ -97,17 +97,18 @@ def write_table(
     on_schema_change: Literal["replace", "refuse", "add_columns"] = "replace",
     timeout: float = 300,
 ) -> WrittenTable:
-    """Replace the Delta table at `location` with `df`. Earlier versions stay readable.
+    """Replace the Delta table at `location` with `df`; its earlier versions stay readable.
 
     Args:
         df: The rows of the new version.
         location: `gs://bucket/path`, or the path of a local folder.
-        on_schema_change: If the columns of `df` are not those of the table: `replace` them,
-            `refuse` to write, or `add_columns` to the table. Missing columns are then null.
-        timeout: Seconds to retry, while other writers commit to the table.
+        on_schema_change: What to do if the columns of `df` are not those of the table: `replace`
+            them, `refuse` to write, or `add_columns` to the table. Then those that `df` lacks are
+            null.
+        timeout: Seconds to retry for, while others write to the table.
 
     Raises:
-        WriteRefusedError: The rows do not match the table, or Delta does not support a type.
+        WriteRefusedError: The rows do not fit the table, or Delta does not have one of their types.
         deltalake.exceptions.DeltaError: The table could not be written.
     """
 
@@ -142,20 +143,20 @@ def write_partition(
 ) -> WrittenTable:
     """Replace one partition of the Delta table at `location` with `df`.
 
-    Other partitions may be written at the same time. The last write of one partition counts.
+    Others may write at the same time. Of two that write one partition, the last replaces the first.
 
     Args:
-        df: The rows of the partition. If there are none, the partition becomes empty.
+        df: The rows of the partition. Without any, the partition is emptied.
         location: `gs://bucket/path`, or the path of a local folder.
-        column: The column by which the table is partitioned.
+        column: The column that the table is partitioned by.
         value: Its value in all rows of `df`, as text.
-        on_schema_change: If the columns of `df` are not those of the table: `refuse` to write, or
-            `add_columns` to the table. Missing columns are then null.
-        timeout: Seconds to retry, while other writers commit to the table.
+        on_schema_change: What to do if the columns of `df` are not those of the table: `refuse` to
+            write, or `add_columns` to the table. Then those that either lacks are null.
+        timeout: Seconds to retry for, while others write to the table.
 
     Raises:
-        WriteRefusedError: The rows do not match the table or the partition, or Delta does not
-            support a type.
+        WriteRefusedError: The rows do not fit the table or the partition, or Delta does not have
+            one of their types.
         deltalake.exceptions.DeltaError: The partition could not be written.
     """
     identifier = '"' + column.replace('"', '""') + '"'
@@ -182,7 +183,7 @@ def write_partition(
 def _create(
     location: str, rows: pl.DataFrame, partition_by: list[str] | None = None
 ) -> pl.DataFrame:
-    # A retry would add the rows to a table that another writer has created in the meantime.
+    # A second attempt would add the rows to a table that another has created in the meantime.
     write_deltalake(
         location, rows, mode="error", partition_by=partition_by, commit_properties=_ONE_ATTEMPT
     )
@@ -196,7 +197,7 @@ def _retry(
     *,
     is_partition: bool = False,
 ) -> WrittenTable:
-    """Write to the current version of the table; retry while other writers conflict."""
+    """Write to the table as it is now, again and again while others are faster."""
 
     def attempt() -> WrittenTable:
         with _WRITERS:
@@ -218,8 +219,8 @@ def _retry(
         return Retry(_is_conflict, initial=0.1, maximum=5.0, timeout=timeout)(attempt)()
     except RetryError as error:
         raise CommitFailedError(
-            f"Could not write the table {location} within {timeout:g} s, since other writers kept "
-            f"committing: {error.cause}. Write to it from fewer calls at the same time."
+            f"The table {location} could not be written within {timeout:g} s, since others kept "
+            f"writing to it: {error.cause}. Write to it from fewer calls at once."
         ) from error.cause
 
 
@@ -232,7 +233,7 @@ def to_markdown(df: pl.DataFrame) -> str:
     """The rows of `df` as a Markdown table.
 
     Args:
-        df: A few rows. All of them are shown.
+        df: A few rows, for all of them are shown.
     """
 
     def row(values: Any) -> str:

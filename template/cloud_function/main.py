@@ -10,9 +10,9 @@ from google.cloud import storage
 import tasks
 from gcp_pipes.external import (
     PipesCloudStorageMessageWriter,
+    answer_errors_as_json,
     cancel_calls,
     configure_logging,
-    errors_as_json,
     find_task,
     forward_logs,
     is_cancellation,
@@ -38,7 +38,7 @@ def storage_client() -> storage.Client:
 
 
 @functions_framework.http
-@errors_as_json
+@answer_errors_as_json
 def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
     """Run the task that the request is for, or cancel calls.
 

@@ -3,15 +3,15 @@
 import math
 import os
 
-_LONGEST_TIMEOUT = 3600.0  # seconds: the limit of Google Cloud
+_LONGEST_TIMEOUT = 3600.0  # seconds: no function of Google Cloud may take more
 
 
 class SettingsError(Exception):
-    """A setting is missing or invalid."""
+    """A setting is missing or malformed."""
 
 
 def messages_bucket() -> str:
-    """The name of the messages bucket, from `MESSAGES_BUCKET`.
+    """Name of the bucket that takes the messages to Dagster, from `MESSAGES_BUCKET`.
 
     Raises:
         SettingsError: The variable is not set.
@@ -19,20 +19,20 @@ def messages_bucket() -> str:
     bucket = os.environ.get("MESSAGES_BUCKET")
     if not bucket:
         raise SettingsError(
-            "MESSAGES_BUCKET is not set. In the function's environment variables, set it to the "
-            "name of the bucket from which Dagster reads messages."
+            "MESSAGES_BUCKET is not set. Set it, in the function's environment variables, to the "
+            "name of the bucket that Dagster reads messages from."
         )
     return bucket
 
 
 def function_timeout() -> float:
-    """The function's own timeout, in seconds.
+    """The function's own timeout in seconds: how long a request may take.
 
-    From `CLOUD_RUN_TIMEOUT_SECONDS`, which Google Cloud may set, or `FUNCTION_TIMEOUT`, which the
-    deployment sets. The default is the longest timeout of Google Cloud.
+    From `CLOUD_RUN_TIMEOUT_SECONDS`, which Google Cloud may set, or else from `FUNCTION_TIMEOUT`,
+    which the deployment sets. Without either, it is the longest timeout that there can be.
 
     Raises:
-        SettingsError: The variable is not a positive number.
+        SettingsError: A variable is set to something that is no positive number.
     """
     for variable in ("CLOUD_RUN_TIMEOUT_SECONDS", "FUNCTION_TIMEOUT"):
         if text := os.environ.get(variable):
@@ -51,10 +51,10 @@ def function_timeout() -> float:
 
 
 def forward_output() -> bool:
-    """Whether what tasks print is sent to Dagster, from `FORWARD_OUTPUT`. The default is true.
+    """Whether Dagster gets what tasks print, from `FORWARD_OUTPUT`: `true`, unless it is `false`.
 
     Raises:
-        SettingsError: The variable is neither true nor false.
+        SettingsError: The variable is set to something else.
     """
     text = os.environ.get("FORWARD_OUTPUT") or "true"
     if text not in ("true", "false"):

@@ -50,7 +50,7 @@ def make_older(template: Path) -> None:
     )
     replace(function / "pyproject.toml.jinja", '"polars>=1.34,<3"', '"polars>=1.29,<2"')
     replace(orchestrator / ".env.example.jinja", "MESSAGES_BUCKET=", "BUCKET=")
-    replace(function / "tasks" / "people.py", "new fake people", "some people")
+    replace(function / "tasks" / "people.py", "freshly invented people", "some people")
     replace(template / "template" / "README.md.jinja", "## Run it", "## How to run it")
     (external / "obsolete.py").write_text('"""Superseded in the next version."""\n')
     (orchestrator / "tests" / "test_settings.py").unlink()

@@ -1,4 +1,4 @@
-"""Fake people, as an example of a task. Replace it with your own."""
+"""Fake people, as an example of a task: replace it with your own."""
 
 import polars as pl
 from dagster_pipes import PipesContext
@@ -9,12 +9,12 @@ from lake import table_location, write_table
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Replace the asset's table in the data lake with new fake people.
+    """Replace the asset's table in the data lake with freshly invented people.
 
     Args:
-        pipes: The Pipes context: the asset of the call, logs, and reports to Dagster.
+        pipes: The Pipes context: it says what the call is for, and takes what Dagster is to know.
         event: Inputs: `dl_bucket`, the data lake, `gs://bucket` or the absolute path of a folder;
-            `rows`, the number of people (default 1,000).
+            `rows`, how many people to invent (1,000 unless told).
     """
     dl_bucket = event_input(event, "dl_bucket")
     pipes.log.debug(f"Storing data in bucket {dl_bucket}")
@@ -32,12 +32,12 @@ def run(pipes: PipesContext, event: Event) -> None:
 
 
 def get_fake_data(rows: int) -> pl.DataFrame:
-    """Make fake people.
+    """Invent as many people as `rows` says.
 
     Args:
-        rows: How many. Their IDs are 1, 2, 3, ...
+        rows: How many. Their IDs are the numbers from 1 on.
     """
-    fake = Faker(use_weighting=False)  # much faster
+    fake = Faker(use_weighting=False)  # much faster, and as good for names that nobody has
     return pl.DataFrame(
         {
             "id": range(1, rows + 1),

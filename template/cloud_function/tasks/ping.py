@@ -1,4 +1,4 @@
-"""Logs a line. `just doctor` calls it to check that messages are received."""
+"""Does nothing but answer: `just doctor` calls it, to see whether messages arrive."""
 
 from dagster_pipes import PipesContext
 
@@ -6,10 +6,10 @@ from gcp_pipes.external import Event
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Log a line.
+    """Say that the function is there.
 
     Args:
-        pipes: The Pipes context.
+        pipes: The Pipes context: it takes what Dagster is to know.
         event: Inputs: none.
     """
     pipes.log.info("pong")

@@ -1,4 +1,4 @@
-"""Fake visits, as an example of a task with a partition for each day. Replace it, too."""
+"""Fake visits, a day's at a time, as an example of a task with partitions: replace it, too."""
 
 import random
 
@@ -13,10 +13,10 @@ def run(pipes: PipesContext, event: Event) -> None:
     """Replace the visits of the partition's day in the asset's table in the data lake.
 
     Args:
-        pipes: The Pipes context: the asset and partition of the call, logs, and reports to Dagster.
+        pipes: The Pipes context: it says what the call is for, and takes what Dagster is to know.
         event: Inputs: `dl_bucket`, the data lake, `gs://bucket` or the absolute path of a folder;
-            `visits`, the number of visits in a day (default 100); `visitors`, the number of people
-            who may visit (default 1,000).
+            `visits`, how many there are in a day (100 unless told); `visitors`, how many people may
+            come (1,000 unless told).
     """
     lake = event_input(event, "dl_bucket")
     day = pipes.partition_key
@@ -34,14 +34,14 @@ def run(pipes: PipesContext, event: Event) -> None:
 
 
 def get_fake_visits(day: str, visits: int, visitors: int) -> pl.DataFrame:
-    """Make fake visits of people with the IDs from 1 to `visitors`. A day always has the same.
+    """Invent visits of people with the IDs from 1 to `visitors`: the same for a day each time.
 
     Args:
         day: The day, as `YYYY-MM-DD`.
-        visits: How many visits.
-        visitors: How many people may visit.
+        visits: How many visits to invent.
+        visitors: How many people may come.
     """
-    chance = random.Random(day)  # noqa: S311  # not secret
+    chance = random.Random(day)  # noqa: S311  # nothing to keep secret
     return pl.DataFrame(
         {
             "day": [day] * visits,

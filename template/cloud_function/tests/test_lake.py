@@ -211,22 +211,14 @@ def test_a_partition_in_another_time_zone_is_the_same_instant(tmp_path: Path) ->
         (
             frame(key=[DAY], n=1),
             "1 January",
-            "'1 January' is not a value of .* 'key', .* Date",
+            "'1 January' is no value of .* 'key', .* Date",
         ),
-        (
-            frame(key=[NOON], n=1),
-            "2026-01-01T12:00Z",
-            "not a value of the column 'key', .* Datetime",
-        ),
-        (frame(key=[1], n=1), "one", "not a value of the column 'key', which is Int64"),
-        (frame(key=[True], n=1), "yes", "not a value of the column 'key', which is Boolean"),
-        (frame(key=[1.5], n=1), "1.5", "not a value of the column 'key', which is Float64"),
-        (frame(key=[b"a"], n=1), "a", "not a value of the column 'key', which is Binary"),
-        (
-            frame(key=[Decimal("-1.5")], n=1),
-            "-1.5",
-            "not a value of the column 'key', which is Dec",
-        ),
+        (frame(key=[NOON], n=1), "2026-01-01T12:00Z", "no value of the column 'key', .* Datetime"),
+        (frame(key=[1], n=1), "one", "no value of the column 'key', which is Int64"),
+        (frame(key=[True], n=1), "yes", "no value of the column 'key', which is Boolean"),
+        (frame(key=[1.5], n=1), "1.5", "no value of the column 'key', which is Float64"),
+        (frame(key=[b"a"], n=1), "a", "no value of the column 'key', which is Binary"),
+        (frame(key=[Decimal("-1.5")], n=1), "-1.5", "no value of the column 'key', which is Dec"),
     ],
 )
 def test_rows_that_are_not_of_the_partition_are_refused(
@@ -345,8 +337,8 @@ def test_a_table_that_others_keep_writing_to_is_left_after_the_timeout(tmp_path:
     with pytest.raises(CommitFailedError) as error:
         write_partition(frame(key=["b"], n=[2]), location, column="key", value="b", timeout=0.5)
 
-    assert f"Could not write the table {location} within 0.5 s" in str(error.value)
-    assert "other writers kept committing: Failed to commit" in str(error.value)
+    assert f"The table {location} could not be written within 0.5 s" in str(error.value)
+    assert "others kept writing to it: Failed to commit" in str(error.value)
     assert read_table(location).rows() == [("a", 1)]
 
 
@@ -514,7 +506,7 @@ def test_a_type_that_delta_does_not_have_is_refused_with_what_to_cast_it_to(
     with pytest.raises(WriteRefusedError) as error:
         write_table(frame(value=written), location)
 
-    assert str(error.value).startswith("The column 'value' contains ")
+    assert str(error.value).startswith("The column 'value' holds ")
     assert f"Cast it to {advice}" in str(error.value)
     assert not list(tmp_path.iterdir())
     if cast is not None:

@@ -84,7 +84,7 @@ def test_records_are_found_by_the_trace_and_the_run_of_their_request(
             for entry in entries
             if entry["logging.googleapis.com/trace"] == f"projects/a-project/traces/{trace}"
         )
-        assert (begun["severity"], begun["message"]) == ("INFO", "The request started")
+        assert (begun["severity"], begun["message"]) == ("INFO", "The request has begun")
         assert succeeded["severity"] == "INFO"
         assert succeeded["message"].startswith("The request succeeded after ")
         labels = succeeded["logging.googleapis.com/labels"]

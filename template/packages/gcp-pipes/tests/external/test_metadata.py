@@ -76,7 +76,7 @@ def test_a_value_is_converted_to_json(value: Any, kind: str, raw_value: Any) -> 
     "value", [b"bytes", {1, 2}, object(), 1j, math.nan, np.float64("inf"), [math.nan], lambda: 1]
 )
 def test_what_has_no_json_form_is_refused_by_its_key(value: Any) -> None:
-    with pytest.raises(DagsterPipesError, match="'key' is not JSON-serializable: "):
+    with pytest.raises(DagsterPipesError, match="The metadata value 'key' has no JSON form: "):
         typed_metadata({"fine": 1, "key": value})
 
 

@@ -87,8 +87,8 @@ def test_a_task_can_be_named_in_the_event(
         ("no JSON", "must be a JSON object"),
         ("[1, 2]", "must be a JSON object"),
         ("{}", "lacks 'DAGSTER_PIPES_CONTEXT'"),
-        ('{"DAGSTER_PIPES_CONTEXT": 1, "DAGSTER_PIPES_MESSAGES": 1}', "parameters are invalid"),
-        ('{"DAGSTER_PIPES_CONTEXT": "x", "DAGSTER_PIPES_MESSAGES": "x"}', "are invalid"),
+        ('{"DAGSTER_PIPES_CONTEXT": 1, "DAGSTER_PIPES_MESSAGES": 1}', "parameters are unusable"),
+        ('{"DAGSTER_PIPES_CONTEXT": "x", "DAGSTER_PIPES_MESSAGES": "x"}', "are unusable"),
     ],
 )
 def test_a_request_that_is_not_from_dagster_is_refused(

@@ -21,7 +21,7 @@ from gcp_pipes.external.message_writer import (
 from gcp_pipes.external.observation import report_asset_observation
 from gcp_pipes.external.request import (
     Event,
-    errors_as_json,
+    answer_errors_as_json,
     event_input,
     open_pipes,
     read_event,
@@ -38,9 +38,9 @@ __all__ = [
     "PipesCloudStorageMessageWriterChannel",
     "TaskCancelledError",
     "TaskTimeoutError",
+    "answer_errors_as_json",
     "cancel_calls",
     "configure_logging",
-    "errors_as_json",
     "event_input",
     "find_task",
     "forward_logs",

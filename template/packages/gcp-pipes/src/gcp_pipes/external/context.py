@@ -1,4 +1,4 @@
-"""The Pipes context of a call: the parameter `pipes` of a task."""
+"""The Pipes context of a call: what its task is given as `pipes`."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -17,15 +17,15 @@ from gcp_pipes.external.metadata import as_json, typed_metadata
 
 
 class PipesCloudFunctionContext(PipesContext):
-    """Dagster's own Pipes context, which accepts more types and rejects invalid values by name.
+    """Dagster's own Pipes context, which takes more kinds of values and refuses wrong ones by name.
 
-    Metadata may have dates, decimals, paths, and more (see `typed_metadata`). `log` accepts any
-    level, and sends tracebacks, too.
+    Metadata may hold dates, decimals, paths and what else `typed_metadata` converts. `log` takes
+    any level, and sends tracebacks, too.
 
     Args:
         params_loader: Finds the parameters of Pipes.
         context_loader: Loads the context of the Dagster run.
-        message_writer: Sends the messages to Dagster.
+        message_writer: Takes the messages to Dagster.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PipesCloudFunctionContext(PipesContext):
         self.log.addFilter(make_ready_for_dagster)
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        """Close the context, also for an exception whose truth value is false.
+        """Close the context. An exception that counts as false, as an empty list does, is one, too.
 
         Args:
             exc_type: The class of the exception with which the block ended, or None.
@@ -61,9 +61,9 @@ class PipesCloudFunctionContext(PipesContext):
         """Report that an asset was materialized.
 
         Args:
-            metadata: Values by their names, each with or without its Pipes type.
+            metadata: Values as they are, or each with its Pipes type, by their names.
             data_version: The version of the data that was written.
-            asset_key: The asset. It is required if the call is for several.
+            asset_key: The asset; it has to be named if the call is for several.
 
         Raises:
             DagsterPipesError: An argument cannot be reported, or the asset was reported already.
@@ -80,14 +80,14 @@ class PipesCloudFunctionContext(PipesContext):
         metadata: Mapping[str, Any] | None = None,
         asset_key: str | None = None,
     ) -> None:
-        """Report the result of an asset check.
+        """Report what an asset check has found.
 
         Args:
             check_name: The check.
             passed: Whether it passed.
             severity: `ERROR` or `WARN`, of a check that failed.
-            metadata: Values by their names, each with or without its Pipes type.
-            asset_key: The asset. It is required if the call is for several.
+            metadata: Values as they are, or each with its Pipes type, by their names.
+            asset_key: The asset; it has to be named if the call is for several.
 
         Raises:
             DagsterPipesError: An argument cannot be reported.
@@ -106,12 +106,12 @@ class PipesCloudFunctionContext(PipesContext):
         )
 
     def report_custom_message(self, payload: Any) -> None:
-        """Send a message to the code of the asset.
+        """Send a message that the asset's own code reads.
 
         Args:
-            payload: JSON, or values that `typed_metadata` converts.
+            payload: JSON, or what `typed_metadata` converts.
 
         Raises:
-            DagsterPipesError: The payload is not JSON-serializable.
+            DagsterPipesError: The payload has no JSON form.
         """
         super().report_custom_message(as_json("The custom message", payload))

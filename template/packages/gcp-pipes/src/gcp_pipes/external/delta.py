@@ -1,6 +1,6 @@
-"""Casts rows to the columns of a Delta table and to the types that Delta supports.
+"""How rows are fitted to a Delta table: to its columns, and to the types that Delta has.
 
-A cast that would change a value is rejected.
+What would change a value on the way is refused.
 """
 
 from datetime import UTC, date, datetime
@@ -13,7 +13,7 @@ _STORED = (
     *(pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Float32, pl.Float64, pl.Decimal),
     *(pl.Boolean, pl.String, pl.Binary, pl.Date),
 )
-# By name, since older versions of Polars do not have all types.
+# By name, since older versions of Polars lack some types.
 _STORED_AS = {
     "UInt8": pl.Int16(),
     "UInt16": pl.Int32(),
@@ -35,13 +35,24 @@ _CAST_TO = {
 
 
 class WriteRefusedError(ValueError):
-    """The rows do not match the table. Nothing was written."""
+    """The rows do not fit the table. Nothing was written."""
 
 
 def fit_to_table(
     df: pl.DataFrame, table: DeltaTable | None, *, add_columns: bool = False
 ) -> pl.DataFrame:
-    """The rows of `df`, with the columns of a table and its types."""
+    """The rows of `df`, with the columns of a table and in its types.
+
+    Args:
+        df: The rows.
+        table: The table. None for a new one, which gets the columns of `df`.
+        add_columns: Whether the table gets the columns that only `df` has, and null in those that
+            only the table has.
+
+    Raises:
+        WriteRefusedError: The columns are not those of the table, a value would change in the type
+            of its column, or Delta does not have the type.
+    """
     columns = pl.Schema()
     if table is not None:
         columns = pl.Schema(table.schema().to_arrow())
@@ -65,7 +76,17 @@ def fit_to_table(
 
 
 def partition_value(rows: pl.DataFrame, column: str, text: str) -> Any:
-    """The value of a partition, which all its rows must have."""
+    """The value of a partition, which all its rows must have.
+
+    Args:
+        rows: The rows of the partition, fitted to the table.
+        column: The column that the table is partitioned by.
+        text: The value, as text.
+
+    Raises:
+        WriteRefusedError: The rows have no such column, its type cannot partition a table, the text
+            is no value of that type, or a row has another value.
+    """
     if column not in rows.columns:
         raise WriteRefusedError(
             f"The rows have no column {column!r} to partition the table by. Nothing was written. "
@@ -76,7 +97,7 @@ def partition_value(rows: pl.DataFrame, column: str, text: str) -> Any:
         value = _parse(text, dtype)
     except (KeyError, ValueError):
         raise WriteRefusedError(
-            f"{text!r} is not a value of the column {column!r}, which is {dtype}. Nothing was "
+            f"{text!r} is no value of the column {column!r}, which is {dtype}. Nothing was "
             "written. Partition by text, integers, dates, datetimes or booleans, and pass a date "
             "or datetime as ISO 8601, a boolean as true or false."
         ) from None
@@ -111,7 +132,7 @@ def _check_columns(
 
 
 def _same_kind(dtype: Any, target: Any) -> bool:
-    """Whether values keep their meaning when they are cast."""
+    """Whether values keep their meaning when they are cast, if they fit."""
     match dtype, target:
         case (pl.List() | pl.Array(), pl.List()):
             return _same_kind(dtype.inner, target.inner)
@@ -135,7 +156,7 @@ def _kind(dtype: pl.DataType) -> Any:
 
 
 def _stored_type(dtype: Any, column: str) -> pl.DataType:
-    """The type in which Delta can store all values of a type."""
+    """The type that Delta stores all values of a type in."""
     match dtype:
         case pl.List() | pl.Array():
             return pl.List(_stored_type(dtype.inner, column))
@@ -149,7 +170,7 @@ def _stored_type(dtype: Any, column: str) -> pl.DataType:
     name = type(dtype).__name__
     if name not in _STORED_AS:
         raise WriteRefusedError(
-            f"The column {column!r} contains {name}, which Delta does not support. Nothing was written. "
+            f"The column {column!r} holds {name}, which Delta does not have. Nothing was written. "
             f"Cast it to {_CAST_TO.get(name, 'String')}."
         )
     return _STORED_AS[name]

@@ -1,8 +1,8 @@
 """Which call a log record, or a printed line, belongs to.
 
-Context variables tell the calls apart. A thread that a task starts does not inherit them (before
-Python 3.14). What it logs or prints belongs to the call in flight if there is exactly one.
-Otherwise it is only in the function's own log.
+Context variables decide. A thread that a task starts has none of its task's (before Python 3.14):
+what it logs or prints belongs to the call in flight, if there is exactly one. Where there are more,
+it belongs to none, and is in the function's own log only.
 """
 
 import os
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from dagster_pipes import PipesContext
 
-_LONGEST_PART = 8192  # characters of an incomplete line that are kept
+_LONGEST_PART = 8192  # characters that wait for the end of their line
 
 
 @dataclass(eq=False)
@@ -24,8 +24,8 @@ class Call:
 
     Attributes:
         pipes: The Pipes context of the call.
-        forwards_output: Whether what the call prints is sent to Dagster.
-        log_fields: The fields of each of the call's records in the function's own log.
+        forwards_output: Whether Dagster takes what the call prints.
+        log_fields: What the function's own log says of each record of the call.
     """
 
     pipes: PipesContext
@@ -35,10 +35,19 @@ class Call:
     _parts: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     def print(self, stream: str, text: str, *, natively: bool = False) -> str:
-        """Add printed text, send complete lines to Dagster, and return them."""
+        """Take what was printed. Complete lines go to the compute logs of the run, if it takes any.
+
+        Args:
+            stream: `stdout` or `stderr`.
+            text: What was printed.
+            natively: Whether it was not printed by Python. Such lines are never joined with others.
+
+        Returns:
+            The lines that are complete now.
+        """
         with self._printing:
-            previous = self._parts.pop((stream, natively), "")
-            lines, end, part = (previous + text).rpartition("\n")
+            begun = self._parts.pop((stream, natively), "")
+            lines, end, part = (begun + text).rpartition("\n")
             if len(part) > _LONGEST_PART:
                 lines, end, part = lines + end + part, "", ""
             if part:
@@ -48,7 +57,7 @@ class Call:
             return lines + end
 
     def end_lines(self) -> Iterator[tuple[str, str]]:
-        """Complete each incomplete line; yield those that Python printed, with the stream."""
+        """Complete each line that was begun; yield those of Python, with the name of the stream."""
         for stream, natively in list(self._parts):
             line = self.print(stream, "\n", natively=natively)
             if not natively:
@@ -60,11 +69,11 @@ _changing = threading.Lock()
 _calls: tuple[Call, ...] = ()
 
 
-def _reset_in_child() -> None:
-    """In a process that a task forks: no call is in flight, and signals have default handlers.
+def _leave_calls_to_parent() -> None:
+    """In a child process that a task has forked: it has no call of its own, and ends on SIGTERM.
 
-    With the inherited handlers of gunicorn, the process would ignore SIGTERM, and
-    `multiprocessing.Pool` would wait for it forever.
+    It inherits the signal handlers of gunicorn, which would ignore SIGTERM. Then
+    `multiprocessing.Pool`, for one, would wait for its end for ever.
     """
     global _calls
     if _calls:
@@ -75,32 +84,40 @@ def _reset_in_child() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-os.register_at_fork(after_in_child=_reset_in_child)
+os.register_at_fork(after_in_child=_leave_calls_to_parent)
 
 
 def call_in_flight() -> Call | None:
-    """The call that the current code belongs to, if that is known."""
+    """The call that what is logged or printed here and now belongs to, if that is known."""
     try:
         call = _current.get()
     except LookupError:
         return only_call_in_flight()
-    return call if call in _calls else None  # a thread may outlive its call
+    return call if call in _calls else None  # a thread may outlive the call that started it
 
 
 def only_call_in_flight() -> Call | None:
-    """The call in flight, if there is exactly one."""
+    """The call that is in flight, if there is exactly one."""
     calls = _calls
     return calls[0] if len(calls) == 1 else None
 
 
 def is_in_flight_here(call: Call) -> bool:
-    """Whether this thread runs the call, by its context variables."""
+    """Whether this thread works for the call, by its context variables.
+
+    Args:
+        call: The call.
+    """
     return _current.get(None) is call
 
 
 @contextmanager
 def in_flight(call: Call) -> Iterator[None]:
-    """Make what the block logs and prints belong to the call."""
+    """Let what is logged or printed in the block belong to the call.
+
+    Args:
+        call: The call.
+    """
     global _calls
     with _changing:
         _calls = (*_calls, call)
@@ -115,7 +132,7 @@ def in_flight(call: Call) -> Iterator[None]:
 
 @contextmanager
 def not_forwarded() -> Iterator[None]:
-    """Make what the block logs and prints belong to no call."""
+    """Let what is logged or printed in the block belong to no call."""
     token = _current.set(None)
     try:
         yield

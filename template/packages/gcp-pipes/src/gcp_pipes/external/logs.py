@@ -1,4 +1,4 @@
-"""Sends Python's logging to Cloud Logging, and the records of calls to Dagster, too."""
+"""Python's own logging, brought to Cloud Logging, and what a task logs also to Dagster."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ from gcp_pipes.external.output import (
 )
 from gcp_pipes.protocol import LEVELS, nearest_level
 
-_REPR = reprlib.Repr()  # does not fail with a faulty __repr__
+_REPR = reprlib.Repr()  # it survives a faulty __repr__
 _REPR.maxstring = _REPR.maxother = 200
 
 _logger = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ _request_fields: ContextVar[dict[str, object]] = ContextVar("_request_fields")
 
 
 def configure_logging() -> None:
-    """Log INFO and above where the function is deployed, and WARNING and above on a laptop.
+    """Log from INFO on where the function is deployed, and warnings on a laptop.
 
-    Deployed, each record is one line of JSON on standard output, in the format of Cloud Logging:
-    https://cloud.google.com/logging/docs/structured-logging. Python's warnings are logged, and
-    uncaught exceptions of threads.
+    Deployed, each record is one line of JSON on standard output, as Cloud Logging takes it:
+    https://cloud.google.com/logging/docs/structured-logging. Python's warnings are logged, and so
+    are exceptions that end a thread.
     """
     root = logging.getLogger()
     root.setLevel(logging.INFO)
@@ -52,17 +52,22 @@ def configure_logging() -> None:
         handler.setLevel(logging.WARNING)
     root.handlers = [handler, _DagsterHandler()]
     logging.captureWarnings(True)
-    warnings.simplefilter("always", append=True)  # in each request, not only in the first
+    warnings.simplefilter("always", append=True)  # in every request, not only in the first one
     threading.excepthook = _log_uncaught
-    # The Functions Framework reads this after it has loaded the function. It would make a record of
-    # each argument of `print`. The records here have the same labels.
+    # The Functions Framework reads this when it has loaded the function. It would label what is
+    # printed, but makes a record of each argument of `print`; the records here have their labels.
     os.environ["LOG_EXECUTION_ID"] = "false"
     replace_streams(_print_to_console)
 
 
 @contextmanager
 def log_request(trace: str, execution_id: str | None = None) -> Iterator[None]:
-    """Add the trace of the request to what the block logs."""
+    """Let Cloud Logging show what the block logs together, and with the request.
+
+    Args:
+        trace: The request's ID in Cloud Trace.
+        execution_id: What the caller sent as `Function-Execution-Id`, for a label.
+    """
     project = os.environ.get("GOOGLE_CLOUD_PROJECT")
     name = f"projects/{project}/traces/{trace}" if project else trace
     labels = {"execution_id": execution_id} if execution_id else {}
@@ -70,7 +75,7 @@ def log_request(trace: str, execution_id: str | None = None) -> Iterator[None]:
         {"logging.googleapis.com/trace": name, "logging.googleapis.com/labels": labels}
     )
     try:
-        with not_forwarded():  # until the call is known
+        with not_forwarded():  # until the call is in flight
             yield
     finally:
         _request_fields.reset(token)
@@ -78,15 +83,15 @@ def log_request(trace: str, execution_id: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def forward_logs(pipes: PipesContext, *, output: bool = True) -> Iterator[None]:
-    """Send what the block logs and prints, and its warnings, to Dagster.
+    """Send what the block logs, its warnings, and what it prints to Dagster, too.
 
-    Log records keep their level. Printed lines go to the compute logs of the run. That includes
-    threads with a copy of the block's context variables, and, if no other call is in flight, all
-    other threads.
+    Log records keep their level. What is printed reaches the compute logs of the run. Whatever
+    happens in the block's own thread, or in one with a copy of its context variables, is its own;
+    with no other call in flight, so is all else that this process logs and prints.
 
     Args:
         pipes: The Pipes context of the call.
-        output: Whether to send what is written to standard output and standard error, by `print`,
+        output: Whether to send what is written to standard output and standard error: by `print`,
             by libraries, and by child processes.
     """
     fields = _request_fields.get({})
@@ -108,9 +113,13 @@ def forward_logs(pipes: PipesContext, *, output: bool = True) -> Iterator[None]:
 
 
 def make_ready_for_dagster(record: logging.LogRecord) -> bool:
-    """A filter: gives a record a level of Dagster's, and its text with traceback as message.
+    """Give a record a level that Dagster knows, and its text, with its traceback, as the message.
 
-    A record whose arguments do not fit its message is replaced by one that says so.
+    It is a filter for a logger that sends records to Dagster. A record whose arguments do not fit
+    its message becomes one that says so.
+
+    Args:
+        record: The record; it is changed.
     """
     record.levelno = nearest_level(record.levelno)
     record.levelname = LEVELS[record.levelno]  # libraries may have renamed the level
@@ -135,14 +144,14 @@ def _is_deployed() -> bool:
 
 
 def _log_uncaught(failed: threading.ExceptHookArgs) -> None:
-    """Log the exception that ended a thread, except for SystemExit, as Python does."""
+    """Log the exception that ended a thread; Python prints it, except for SystemExit."""
     if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
         name = failed.thread.name if failed.thread else "unknown"
         _logger.error(f"An exception ended the thread {name}.", exc_info=failed.exc_value)
 
 
 class _ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to the function's own log, and not to Dagster."""
+    """Writes to the function's own standard output, of which Dagster gets nothing."""
 
     @property
     def stream(self) -> TextIO:
@@ -154,7 +163,7 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
 
 
 class _CloudLoggingFormatter(logging.Formatter):
-    """Formats a record as a line of JSON, with the fields of its request."""
+    """A record as a line of JSON, with its request's fields; a traceback is part of the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = _text(record, super().format)
@@ -168,7 +177,7 @@ class _DagsterHandler(logging.Handler):
         if call := call_in_flight():
             try:
                 call.pipes.log.log(max(record.levelno, 1), "%s", _text(record, self.format))
-            except DagsterPipesError:  # messages cannot be stored, or the call has ended
+            except DagsterPipesError:  # messages cannot be stored, or are no longer taken
                 if is_in_flight_here(call):
                     raise
 
@@ -182,7 +191,7 @@ def _print_to_console(stream: str, text: str) -> None:
 
 
 def _structured(severity: str, message: str, **more: str) -> str:
-    if (fields := _request_fields.get(None)) is None:  # in a thread that a task started
+    if (fields := _request_fields.get(None)) is None:  # in a thread that a task has started
         call = call_in_flight()
         fields = call.log_fields if call else {}
     return json.dumps({"severity": severity, "message": message, **more, **fields})

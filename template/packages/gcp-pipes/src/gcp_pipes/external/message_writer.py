@@ -33,15 +33,15 @@ from gcp_pipes.external.in_flight import not_forwarded
 from gcp_pipes.external.storage import create_object
 from gcp_pipes.protocol import CAN_BE_CANCELLED, MESSAGE_NUMBER, chunk_name
 
-_CHUNK_SIZE = 1024 * 1024  # characters; a chunk of this size is uploaded at once
-_BUFFER_SIZE = 8 * _CHUNK_SIZE  # characters; with more in the buffer, `write_message` blocks
-_MOST_CANCELLATIONS = 10  # chunks that requests to cancel may have created
+_CHUNK_SIZE = 1024 * 1024  # characters; a chunk that grows to this is uploaded without delay
+_BUFFER_SIZE = 8 * _CHUNK_SIZE  # with as much waiting for upload, whoever writes more waits too
+_NAMES_TAKEN = 10  # of chunks, by whoever cancels the call
 _ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(60.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 
 
 class MessagesNotStoredError(DagsterPipesError):
-    """Could not store messages to Dagster: what the function does must not go unseen."""
+    """Messages to Dagster could not be stored: what the function does must not go unseen."""
 
 
 class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
@@ -59,7 +59,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         client: The Cloud Storage client to upload with.
         bucket: Name of the bucket, without `gs://`.
         key_prefix: What the names of the chunks begin with. None puts them at the bucket's root.
-        interval: Longest time, in seconds, before a message is uploaded.
+        interval: Longest time, in seconds, that a message waits for its upload to begin.
         on_cancelled: Called by a thread of the channel's when the call has been cancelled.
     """
 
@@ -95,32 +95,32 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             message: The message, with JSON-serializable content.
 
         Raises:
-            TypeError: The message has a value that is not JSON-serializable.
+            TypeError: The message holds a value that JSON has no form for.
             DagsterPipesError: The call has ended, or this is a process that the task has forked.
             MessagesNotStoredError: This or an earlier message could not be stored.
         """
-        if os.getpid() != self._process:  # before any lock, which may be held in the parent process
+        if os.getpid() != self._process:  # before any lock, which may never be released here
             raise DagsterPipesError(
                 "Pipes messages cannot be sent from a forked process: the threads that upload them "
                 "are not there. Return the value to the process of the task, and report it there, "
                 'or start processes by the method "spawn".'
             )
         with self._state:
-            self._state.wait_for(self._has_room)  # every upload has a time limit
+            self._state.wait_for(self._takes_messages)  # ends: every upload has a time limit
             self._raise_upload_error()
             if self._is_complete:
                 raise DagsterPipesError(
-                    "The call has ended: no further message can be sent to Dagster."
+                    "The call has ended: Dagster takes no further message of this task."
                 )
             number = self._taken_count + len(self._lines) + 1
             line = json.dumps({**message, MESSAGE_NUMBER: number})
-            self._lines.append(line)  # atomic, since a task may be stopped between any two steps
+            self._lines.append(line)  # the one step that counts: a task may be stopped after any
             self._size += len(line)
             self._is_complete = message["method"] == "closed"
             if self._size >= _CHUNK_SIZE:
                 self._state.notify_all()
         if message["method"] == "opened":
-            self._upload_buffer()
+            self._upload_waiting()
 
     # No generator: if the context cannot be opened or closed, nothing closes this, and Python would
     # close a generator while it collects garbage, where to wait for a thread can be a deadlock.
@@ -143,10 +143,10 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         self._raise_upload_error()
 
     def upload_messages_chunk(self, payload: IO[str], index: int) -> None:
-        """Store one chunk, exactly once.
+        """Store one chunk, and never twice.
 
-        Transient errors are retried. An object is never overwritten, so the function needs only the
-        permission `storage.objects.create`.
+        Transient failures are retried. An object that exists is never overwritten, which also
+        means that the function needs no right to delete: `storage.objects.create` is enough.
 
         Args:
             payload: The messages, one JSON object a line.
@@ -163,24 +163,24 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         try:
             create(self._bucket.blob(name), data, timeout=_ATTEMPT_TIMEOUT)
         except PreconditionFailed:
-            # After a failed attempt: that attempt has stored the chunk after all.
-            # On the first attempt: something else writes under this prefix.
+            # After a failed attempt this says that the attempt had stored the chunk after all.
+            # On the first attempt it says that someone else writes under this prefix.
             if not failed_attempts:
                 raise
 
     def _upload_until_closing(self) -> None:
         closing = False
-        # What this thread logs is not sent to Dagster: each failed upload would add a message.
-        # An error is raised in the thread that runs the task.
+        # What this thread logs is not forwarded: each failed upload would make one more message.
+        # An error is kept for the thread that runs the task.
         with not_forwarded(), suppress(MessagesNotStoredError):
             while not closing:
                 with self._state:
                     self._state.wait_for(self._is_due, timeout=self._interval)
                     closing = self._closing
-                self._upload_buffer()
+                self._upload_waiting()
 
-    def _upload_buffer(self) -> None:
-        """Store the messages in the buffer as one chunk. After an error, nothing more is stored."""
+    def _upload_waiting(self) -> None:
+        """Store all messages that wait, as one chunk. None is passed over if one is lost."""
         with self._uploading:
             with self._state:
                 self._raise_upload_error()
@@ -198,21 +198,21 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
                     self._raise_upload_error()
 
     def _store(self, chunk: str) -> None:
-        """Store a chunk under the next free name."""
-        for cancellations in range(_MOST_CANCELLATIONS):
+        """Store a chunk under the next name that is free."""
+        for names_taken in range(_NAMES_TAKEN):
             self._chunk_count += 1
             try:
                 self.upload_messages_chunk(StringIO(chunk), self._chunk_count)
             except PreconditionFailed:
-                # The first chunk exists: of another request, or of a cancellation before the call.
-                if self._chunk_count == 1 or cancellations == _MOST_CANCELLATIONS - 1:
+                # The first name is taken by another request, or by a cancellation before its time.
+                if self._chunk_count == 1 or names_taken == _NAMES_TAKEN - 1:
                     raise
                 if self._on_cancelled is not None:
                     self._on_cancelled()
             else:
                 return
 
-    def _has_room(self) -> bool:
+    def _takes_messages(self) -> bool:
         return self._size < _BUFFER_SIZE or self._upload_error is not None
 
     def _is_due(self) -> bool:
@@ -221,7 +221,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
     def _raise_upload_error(self) -> None:
         if self._upload_error is not None:
             raise MessagesNotStoredError(
-                f"Could not store messages to Dagster in gs://{self._bucket.name}/"
+                f"Messages to Dagster could not be stored in gs://{self._bucket.name}/"
                 f"{self._key_prefix or ''}: {self._upload_error}. Check that the bucket exists and "
                 "that the function's service account has roles/storage.objectCreator on it."
             ) from self._upload_error
@@ -230,14 +230,14 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
 class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessageWriterChannel]):
     """Sends messages to Dagster through a Cloud Storage bucket.
 
-    `PipesCloudStorageMessageReader` in Dagster chooses the bucket and a key prefix for each call,
-    and sends both with the request. A writer is for one call.
+    The orchestrator's `PipesCloudStorageMessageReader` chooses the bucket and a key prefix for each
+    call and sends both along with the request. A writer is for one call.
 
     Args:
         client: The Cloud Storage client to upload with.
-        bucket: The only bucket to write to: a request with another one is rejected. None allows
-            any bucket.
-        interval: Longest time, in seconds, before a message is uploaded.
+        bucket: The only bucket to write to; a request that names another is refused. None allows
+            whichever bucket the request names.
+        interval: Longest time, in seconds, that a message waits for its upload to begin.
     """
 
     def __init__(
@@ -251,19 +251,19 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         self._when_cancelled: Callable[[], None] | None = None
 
     def get_opened_extras(self) -> PipesExtras:
-        """The extras of the message `opened`: the call can be cancelled."""
+        """What Dagster is told as the call begins: that it can be cancelled."""
         return {CAN_BE_CANCELLED: True}
 
     def when_cancelled(self, action: Callable[[], None]) -> None:
-        """Set what to do, in another thread, when the writer notices that the call was cancelled.
+        """Do something, in another thread, as soon as Dagster is known to have cancelled the call.
 
         Args:
-            action: What to do. If the call is known to be cancelled, it is done at once.
+            action: What to do. It is done at once if that is known already.
         """
         with self._lock:
             self._when_cancelled = action
-            is_cancelled = self._is_cancelled
-        if is_cancelled:
+            is_late = self._is_cancelled
+        if is_late:
             action()
 
     def open(  # type: ignore[override]  # the base class has a generator
@@ -272,15 +272,15 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         """A channel for one request; use it in a `with` block.
 
         Args:
-            params: From the message reader: `bucket` (str) and, optionally, `key_prefix` (str).
+            params: What the message reader sent: `bucket` (str) and, perhaps, `key_prefix` (str).
 
         Raises:
-            DagsterPipesError: The params are invalid, or have a bucket that is not allowed.
+            DagsterPipesError: The params are unusable or name a bucket that is not allowed.
         """
         bucket, key_prefix = params.get("bucket"), params.get("key_prefix")
         if not isinstance(bucket, str) or not isinstance(key_prefix, str | None):
             raise DagsterPipesError(
-                "The Pipes message params must have a `bucket` and may have a `key_prefix`, both "
+                "The Pipes message params must hold a `bucket` and may hold a `key_prefix`, both "
                 f"strings; got {dict(params)}. Use PipesCloudStorageMessageReader in Dagster."
             )
         if self._bucket is not None and bucket != self._bucket:

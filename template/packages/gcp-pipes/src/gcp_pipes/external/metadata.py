@@ -20,27 +20,43 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "timestamp": (float, int),
     **dict.fromkeys(("asset", "dagster_run", "md", "notebook", "path", "text", "url"), (str,)),
 }
-"""The Python types of the raw value of a metadata type. Dagster checks all others."""
+"""What the raw value of a metadata type is; Dagster itself checks those that are not listed."""
 
 
 def typed_metadata(metadata: Mapping[str, Any]) -> dict[str, PipesMetadataValue]:
     """The metadata as JSON, each value with its Pipes type.
 
-    Besides JSON's own types, it accepts `datetime` (a timestamp if it has a time zone), `Path` (a
-    path), `date`, `time`, `timedelta`, `UUID` and `Enum` (text), `Decimal` (a number, or text if it
-    has too many digits), and scalars, arrays and series of NumPy, Polars and pandas, also in lists
-    and dictionaries.
+    Besides JSON's own values, it takes `datetime`, which becomes a timestamp if it has a time zone,
+    `Path`, which becomes a path, `date`, `time`, `timedelta`, `UUID` and `Enum`, which become text,
+    `Decimal`, which becomes a number, or text if it has too many digits for one, and the scalars,
+    arrays and series of NumPy, Polars and pandas. They may also be in lists and dictionaries.
+
+    Args:
+        metadata: Values as they are, or each with its Pipes type, as `type` and `raw_value`.
+
+    Raises:
+        DagsterPipesError: A value has no JSON form, or is not of the type that is given. The error
+            names its key.
     """
     return {_checked_key(key): _typed(key, value) for key, value in metadata.items()}
 
 
 def as_json(name: str, value: Any) -> Any:
-    """The value, with types of JSON only."""
+    """The value with what JSON has, and nothing else.
+
+    Args:
+        name: What to call the value in an error.
+        value: A value that may hold those that `typed_metadata` takes.
+
+    Raises:
+        DagsterPipesError: It holds a value that has no JSON form, a number that is not finite, or
+            itself.
+    """
     try:
         return json.loads(json.dumps(value, default=_json_form, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise DagsterPipesError(
-            f"{name} is not JSON-serializable: {error}. It is {value!r:.200}."
+            f"{name} has no JSON form: {error}. It is {value!r:.200}."
         ) from error
 
 
@@ -73,7 +89,7 @@ def _typed(key: str, value: Any) -> PipesMetadataValue:
 
 
 def _json_form(value: Any) -> Any:
-    """The JSON form of a value of another type; `json` calls it again with the result."""
+    """What JSON has for a value that is none of its own; `json` calls it again with the result."""
     match value:
         case date() | time():
             return value.isoformat()
@@ -84,11 +100,11 @@ def _json_form(value: Any) -> Any:
         case Enum():
             return value.value
     if str(getattr(value, "dtype", "")).startswith(("datetime64", "timedelta64")):
-        return str(value)  # NumPy's may be more precise
+        return str(value)  # NumPy's may be more precise than Python's
     for conversion in ("tolist", "to_list"):
         if hasattr(value, conversion):
             return getattr(value, conversion)()
-    raise TypeError(f"{type(value).__name__} is not JSON-serializable")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _number_or_text(value: Decimal) -> float | str:

@@ -1,4 +1,4 @@
-"""Reports asset observations."""
+"""What a task learns of an asset without materializing it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,18 +16,19 @@ def report_asset_observation(
     metadata: Mapping[str, Any] | None = None,
     data_version: str | None = None,
 ) -> None:
-    """Report an observation of an asset to Dagster. Pipes itself has no message for it.
+    """Report an observation of an asset to Dagster, for which Pipes has no message of its own.
 
-    In the call for a partition, the observation is of that partition.
+    It takes what `PipesContext.report_asset_materialization` takes. In the call for a partition,
+    the observation is of that partition.
 
     Args:
         pipes: The Pipes context.
-        asset_key: Any asset. The default is the asset of the call.
-        metadata: Values by their names, each with or without its Pipes type.
-        data_version: The version of the observed data.
+        asset_key: The asset, which need not be one of the step; the step's own unless given.
+        metadata: Values as they are, or each with its Pipes type.
+        data_version: The version of the data that was seen.
 
     Raises:
-        dagster_pipes.DagsterPipesError: A metadata value is invalid; the error names its key.
+        dagster_pipes.DagsterPipesError: A metadata value has no JSON form, or is not of its type.
     """
     pipes.report_custom_message(
         {
@@ -42,7 +43,7 @@ def report_asset_observation(
 
 
 def _partition_key(pipes: PipesContext) -> str | None:
-    """The partition of the call, if there is exactly one."""
+    """The partition of the call, if it is for one and no more."""
     if not pipes.is_partition_step:
         return None
     keys = pipes.partition_key_range

@@ -1,10 +1,10 @@
-"""Sends what a task prints to Dagster: standard output and standard error.
+"""What a task prints, on its way to Dagster: standard output and standard error.
 
-`sys.stdout` and `sys.stderr` are replaced by streams that find the call by context variables.
-Libraries in other languages, and child processes, write to the file descriptors instead. `tee.py`
-reads these, in a process of its own, and copies them to the original ones and back to this process.
-Here the calls cannot be told apart: with several in flight, such output is only in the function's
-own log.
+`sys.stdout` and `sys.stderr` are replaced by streams that know, by context variables, which call
+each text belongs to. Libraries that are not written in Python, and child processes, write to the
+file descriptors instead. These lead to `tee.py`, a process that copies them to where they led
+before, and back to this process, which cannot tell calls apart here: with several in flight, such
+output is in the function's own log only.
 """
 
 import codecs
@@ -35,19 +35,29 @@ _logger = logging.getLogger(__name__)
 
 
 class _TaskStream(io.TextIOBase):
-    """Replaces standard output or standard error."""
+    """Takes the place of standard output or standard error.
+
+    Args:
+        name: `stdout` or `stderr`.
+        original: The stream that it replaces.
+        to_console: Writes lines of a call to the function's own log.
+    """
 
     def __init__(self, name: str, original: TextIO, to_console: Callable[[str, str], None]) -> None:
         super().__init__()
         self._name = name
         self._to_console = to_console
         self.original = original
-        self.console = original  # for text that belongs to no call
+        self.console = original  # what no call gets is written here
 
     def write_to(self, descriptor: int) -> None:
-        """Write text that belongs to no call to a file descriptor."""
+        """Write what no call gets to a file descriptor.
+
+        Args:
+            descriptor: The file descriptor.
+        """
         self.flush()
-        self.console = open(  # noqa: SIM115  # while this process lives
+        self.console = open(  # noqa: SIM115  # for the life of this process
             descriptor, "w", buffering=1, encoding=self.encoding, errors=self.errors, closefd=False
         )
 
@@ -65,7 +75,7 @@ class _TaskStream(io.TextIOBase):
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.original, attribute)
 
-    # The base class defines these, so __getattr__ does not see them.
+    # The base class has these, so that they do not reach __getattr__.
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -91,7 +101,12 @@ _tee: "_Tee | None" = None
 
 
 def replace_streams(to_console: Callable[[str, str], None]) -> None:
-    """Replace standard output and standard error of this process."""
+    """Replace standard output and standard error, for the life of this process.
+
+    Args:
+        to_console: Writes lines that a call has printed, of a stream that is named, to the
+            function's own log.
+    """
     for name in _NAMES.values():
         stream = getattr(sys, name)
         if not isinstance(stream, _TaskStream):
@@ -100,12 +115,16 @@ def replace_streams(to_console: Callable[[str, str], None]) -> None:
 
 
 def console(name: str) -> TextIO:
-    """The stream of the function's own log."""
+    """The stream of the function's own log.
+
+    Args:
+        name: `stdout` or `stderr`.
+    """
     return _streams[name].console if name in _streams else getattr(sys, name)
 
 
 def _write_to_descriptors() -> None:
-    """In a forked process, print to the descriptors, which the parent process reads."""
+    """In a child process, write what Python prints to the descriptors: its parent gets it."""
     for stream in _streams.values():
         stream.console = stream.original
 
@@ -114,18 +133,18 @@ os.register_at_fork(after_in_child=_write_to_descriptors)
 
 
 def capture_descriptors() -> None:
-    """Start to capture what is written to the file descriptors, also by child processes."""
+    """From now on, know what is written to file descriptors, also by child processes."""
     global _tee
     with _capturing:
         if _tee is None:
             try:
                 _tee = _Tee()
             except OSError as error:
-                _logger.warning(f"Could not capture what libraries print: {error}")
+                _logger.warning(f"What libraries print does not reach Dagster: {error}")
 
 
 def drain_descriptors() -> None:
-    """Wait until everything that the call has written to the file descriptors is received."""
+    """Wait until what the call in flight has written to the file descriptors is known."""
     if _tee is not None and only_call_in_flight():
         _tee.drain()
 
@@ -133,7 +152,7 @@ def drain_descriptors() -> None:
 class _Tee:
     """The process `tee.py`, with the pipes to it and from it.
 
-    It runs as long as this process, since child processes may outlive a call.
+    It lasts as long as this process: child processes keep the pipes, and may outlive a call.
     """
 
     def __init__(self) -> None:
@@ -161,16 +180,16 @@ class _Tee:
         threading.Thread(target=self._receive, name="pipes-output", daemon=True).start()
 
     def drain(self) -> None:
-        """Wait until everything that was written so far is received."""
+        """Wait until what has been written so far has come back."""
         with self._draining, suppress(OSError, queue.Empty):
-            _LIBC.fflush(None)  # the buffers of libraries in C
+            _LIBC.fflush(None)  # of libraries in C, which collect what they print
             for stream in _streams.values():
                 stream.original.flush()
             os.write(self._requests, b"?")
             self._copied.get(timeout=_TIME_TO_COPY)
 
     def _receive(self) -> None:
-        """Receive the copies."""
+        """Take the copies, as long as there are any."""
         new_decoder = codecs.getincrementaldecoder("utf-8")
         decoders = {number: new_decoder(errors="replace") for number in _NAMES}
         with os.fdopen(self._copies, "rb") as copies:
@@ -184,7 +203,7 @@ class _Tee:
                 if call and call.forwards_output:
                     with suppress(DagsterPipesError):
                         call.print(_NAMES[number], text, natively=True)
-        # The process was killed, or other code has redirected both descriptors, as pytest does.
+        # The process was killed, or someone else has redirected both descriptors, as pytest does.
         for number, descriptor in self._consoles.items():
             if os.path.samestat(os.fstat(number), self._pipes[number]):
                 os.dup2(descriptor, number)

@@ -1,4 +1,4 @@
-"""Makes a Pipes context of an HTTP request, and an HTTP response of an error."""
+"""From an HTTP request to a Pipes context, and from an error to an HTTP response."""
 
 import functools
 import logging
@@ -23,7 +23,7 @@ from gcp_pipes.external.deadline import function_is_ready, request_handled
 from gcp_pipes.external.logs import log_request
 from gcp_pipes.external.message_writer import MessagesNotStoredError
 
-_TRACE_HEADERS = {  # with the format of the value
+_TRACE_HEADERS = {  # each with the form of its value
     "traceparent": r"[0-9a-f]{2}-([0-9a-f]{32})-",
     "X-Cloud-Trace-Context": r"([0-9a-f]{32})(/|$)",
 }
@@ -31,7 +31,7 @@ _TRACE_HEADERS = {  # with the format of the value
 _logger = logging.getLogger(__name__)
 
 Event = Mapping[str, Any]
-"""The body of a request: the inputs of the task, and the parameters of Pipes."""
+"""The body of a request: the inputs of the task, beside the two parameters of Pipes."""
 
 Handler = Callable[[flask.Request], flask.typing.ResponseReturnValue]
 
@@ -45,7 +45,7 @@ def read_event(request: flask.Request) -> Event:
         request: The request. Its content type does not matter.
 
     Raises:
-        BadRequest: The body is not a JSON object.
+        BadRequest: The body is anything else.
     """
     event = request.get_json(force=True, silent=True)
     if not isinstance(event, dict):
@@ -58,7 +58,7 @@ def event_input(event: Event, name: str) -> Any:
 
     Args:
         event: The request's body.
-        name: The input's name in the `event` of the asset.
+        name: The input's name, as it is in the `event` of the asset.
 
     Raises:
         BadRequest: The event has no such input.
@@ -73,12 +73,12 @@ def open_pipes(
 ) -> PipesCloudFunctionContext:
     """Open the Pipes context of one request; use it in a `with` block.
 
-    Unlike `dagster_pipes.open_dagster_pipes`, it has no global state: each request has its own
-    context, however many are in flight.
+    Unlike `dagster_pipes.open_dagster_pipes`, this leaves no trace in the process: each request has
+    a context of its own, however many are served at once.
 
     Args:
         event: The request's body, with the parameters that the Pipes client added.
-        message_writer: Sends the messages to Dagster.
+        message_writer: Takes the messages to Dagster.
 
     Raises:
         BadRequest: The event does not come from a Pipes client, or from one that uses a different
@@ -94,12 +94,12 @@ def open_pipes(
         raise BadRequest(f"The event lacks {error}. {_CALLER}") from error
     except (TypeError, AttributeError, ValueError, zlib.error, DagsterPipesError) as error:
         raise BadRequest(
-            f"The event's Pipes parameters are invalid ({error}). {_CALLER}"
+            f"The event's Pipes parameters are unusable ({error}). {_CALLER}"
         ) from error
 
 
 def trace_id(request: flask.Request) -> str:
-    """The request's trace ID in Cloud Trace and Cloud Logging, or `local` if there is none.
+    """The request's id in Cloud Trace and Cloud Logging, or `local` where there is none.
 
     Google's front end sends it as `traceparent` (`00-TRACE-SPAN-FLAGS`, W3C Trace Context) and as
     `X-Cloud-Trace-Context` (`TRACE/SPAN;o=OPTIONS`).
@@ -113,39 +113,39 @@ def trace_id(request: flask.Request) -> str:
     return "local"
 
 
-def errors_as_json(handler: Handler) -> Handler:
-    """Respond 400 to a bad request and 500 to any other error, with `{"error": ...}` as the body.
+def answer_errors_as_json(handler: Handler) -> Handler:
+    """Answer 400 for a bad request and 500 for any other error, with `{"error": ...}` as the body.
 
-    How a request ended is logged, with the traceback of an unexpected error, but without the
-    contents of the request. Dagster has the traceback, too, if the error left the `with` block of a
-    Pipes context.
+    How a request ended is logged, with the traceback of an unexpected error, and with nothing else
+    of what the request was about. Dagster has the traceback too if the error left the `with` block
+    of a Pipes context.
 
     Args:
-        handler: Responds to a request, or raises an error.
+        handler: Answers a request, or raises an error.
     """
     function_is_ready()
 
     @functools.wraps(handler)
-    def respond(request: flask.Request) -> flask.typing.ResponseReturnValue:
+    def answer(request: flask.Request) -> flask.typing.ResponseReturnValue:
         started = time.monotonic()
         execution_id = request.headers.get("Function-Execution-Id")
         with request_handled(), log_request(trace_id(request), execution_id):
-            _logger.info("The request started")
+            _logger.info("The request has begun")
             try:
                 response = handler(request)
             except BadRequest as error:
-                _logger.warning("The request was rejected: see the response")
+                _logger.warning("The request was refused: the answer says why")
                 return {"error": error.description}, 400
-            except BaseException as error:  # SystemExit would end the server
+            except BaseException as error:  # a SystemExit, too, would end the server
                 _logger.exception("The request failed after %.3f s", time.monotonic() - started)
-                return {"error": _describe(error)}, 500
+                return {"error": _in_words(error)}, 500
             _logger.info("The request succeeded after %.3f s", time.monotonic() - started)
             return response
 
-    return respond
+    return answer
 
 
-def _describe(error: BaseException) -> str:
-    """The class of an error, and its text, even if `str` fails."""
+def _in_words(error: BaseException) -> str:
+    """The name of the error's class, and its text, even where that cannot be made."""
     text = "".join(traceback.format_exception_only(error)).strip()
     return text.removeprefix(f"{type(error).__module__}.")

@@ -1,4 +1,4 @@
-"""How the function uses Cloud Storage: it creates objects, and never overwrites one."""
+"""Cloud Storage as the function uses it: objects are created, and never overwritten."""
 
 from google.api_core.exceptions import (
     Forbidden,
@@ -13,7 +13,7 @@ _MOST_CONNECTIONS = 1_000  # kept for further requests
 
 
 def keep_connections(client: storage.Client) -> storage.Client:
-    """Let a client keep a connection for each request in flight.
+    """Let a client keep a connection for each of many requests at once.
 
     By default it keeps ten, closes all others after use, and logs a warning for each.
 
@@ -26,7 +26,19 @@ def keep_connections(client: storage.Client) -> storage.Client:
 
 
 def create_object(blob: storage.Blob, text: str, *, timeout: float) -> None:
-    """Create an object of JSON lines, in one attempt. It needs `storage.objects.create`."""
+    """Create an object of JSON lines. This is one attempt; it takes `storage.objects.create`.
+
+    Args:
+        blob: The object.
+        text: What it will hold.
+        timeout: Seconds to wait for a response.
+
+    Raises:
+        google.api_core.exceptions.PreconditionFailed: The object exists.
+        google.api_core.exceptions.ServiceUnavailable: A resumable upload, as large objects have it,
+            lost its session. The next attempt opens a new one.
+        google.api_core.exceptions.GoogleAPICallError: Cloud Storage refused the upload.
+    """
     try:
         blob.upload_from_string(
             text,
@@ -36,11 +48,9 @@ def create_object(blob: storage.Blob, text: str, *, timeout: float) -> None:
             retry=None,
         )
     except Forbidden as error:
-        # Cloud Storage may check the permissions for replacing an object before the precondition.
-        if any(
-            permission in str(error)
-            for permission in ("storage.objects.delete", "storage.objects.get")
-        ):
+        # To replace an object takes more rights than to create one. Cloud Storage may check them
+        # before it checks the precondition.
+        if any(right in str(error) for right in ("storage.objects.delete", "storage.objects.get")):
             raise PreconditionFailed(str(error)) from error
         raise
     except GoogleAPICallError as error:

@@ -1,7 +1,8 @@
-"""Copies what is written to two pipes to the original outputs, and to the function's process.
+"""Copies what is written to two pipes to where it led before, and to the function's process.
 
-`output.py` starts it as a process. With a thread instead, a library that holds Python's lock while
-it fills a pipe would deadlock, and the last output of a process that crashes would be lost.
+It is a program of its own, started by `output.py`. A thread of the function could not do this: a
+library that holds Python's lock while it fills a pipe would wait for that thread for ever. And what
+a process writes just before it crashes is copied nevertheless.
 """
 
 import json
@@ -13,22 +14,25 @@ import sys
 from contextlib import suppress
 
 HEADER = struct.Struct("!BI")
-"""Precedes each piece of output: its file descriptor, 1 or 2, and its size in bytes."""
+"""What comes before each piece of output: its file descriptor, 1 or 2, and its size in bytes."""
 
 EVERYTHING_COPIED = HEADER.pack(0, 0)
-"""The response to a request: everything that was written before it has been copied."""
+"""Sent when all that was written before it was asked for has been copied."""
 
-_SIZE = 65_536  # bytes of one read
+_SIZE = 65_536  # bytes read at once
 
 
 def main(sources: dict[int, tuple[int, int]], requests: int, copies: int) -> None:
-    """Copy until the write ends of all sources are closed.
+    """Copy until nothing can be written to the sources any more.
 
-    `sources` has, for the read end of each pipe, the original output, and 1 or 2.
+    Args:
+        sources: By the end of a pipe to read: where its output led before, and 1 or 2.
+        requests: Each byte that can be read from it is a request for `EVERYTHING_COPIED`.
+        copies: Takes the copies.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the writers may write more
+    for number in (signal.SIGINT, signal.SIGTERM):  # the writers may have more to say
         signal.signal(number, signal.SIG_IGN)
-    pending = bytearray()  # copies that the function's process has not read yet
+    pending = bytearray()  # copies that wait for their reader, which may be slow
     with selectors.DefaultSelector() as selector:
         for descriptor in (requests, copies, *sources):
             os.set_blocking(descriptor, False)
@@ -52,7 +56,7 @@ def main(sources: dict[int, tuple[int, int]], requests: int, copies: int) -> Non
 
 
 def _copy(source: int, original: int, number: int, pending: bytearray) -> bool:
-    """Copy what is available; return False at the end of the pipe."""
+    """Copy what there is now; return whether there may be more, at some time."""
     while data := _read(source):
         _write(original, data)
         pending += HEADER.pack(number, len(data)) + data
@@ -60,7 +64,7 @@ def _copy(source: int, original: int, number: int, pending: bytearray) -> bool:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """What is available: None if there is nothing, no bytes at the end of the pipe."""
+    """What can be read: None if there is nothing now, no bytes if there never will be."""
     try:
         return os.read(descriptor, _SIZE)
     except BlockingIOError:
@@ -68,14 +72,14 @@ def _read(descriptor: int) -> bytes | None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """Write everything, unless the reader is gone."""
+    """Write all of it, unless its reader has ended."""
     with suppress(OSError):
         while data:
             data = data[os.write(descriptor, data) :]
 
 
 def _send(pending: bytearray, copies: int) -> None:
-    """Write as much as fits into the pipe; drop everything if the reader is gone."""
+    """Write as much as the pipe takes now; nothing is pending once its reader has ended."""
     try:
         while pending:
             del pending[: os.write(copies, pending[:_SIZE])]
