@@ -1,4 +1,4 @@
-"""The cloud function: receives a request from Dagster, runs a task, and sends messages back."""
+"""The cloud function: receives requests from Dagster, runs tasks, and sends messages back."""
 
 import functools
 from pathlib import Path
@@ -10,9 +10,9 @@ from google.cloud import storage
 import tasks
 from gcp_pipes.external import (
     PipesCloudStorageMessageWriter,
-    answer_errors_as_json,
     cancel_calls,
     configure_logging,
+    errors_as_json,
     find_task,
     forward_logs,
     is_cancellation,
@@ -25,7 +25,7 @@ from gcp_pipes.external import (
 )
 from settings import forward_output, function_timeout, messages_bucket
 
-_VERSION = Path(__file__).with_name("version.txt")  # in the bundle that is deployed
+_VERSION = Path(__file__).with_name("version.txt")  # only in the deployed bundle
 __version__ = _VERSION.read_text().strip() if _VERSION.exists() else "development"
 
 configure_logging()
@@ -38,12 +38,12 @@ def storage_client() -> storage.Client:
 
 
 @functions_framework.http
-@answer_errors_as_json
+@errors_as_json
 def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
-    """Run the task that the request is for, or cancel calls.
+    """Run the task of a request, or cancel calls.
 
     Args:
-        request: Its body has a task's inputs and the parameters of Pipes, or the calls to cancel.
+        request: The body has the task's inputs and the parameters of Pipes, or the calls to cancel.
     """
     event = read_event(request)
     if is_cancellation(event):

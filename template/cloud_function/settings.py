@@ -1,9 +1,9 @@
-"""The function's settings, from its environment."""
+"""Settings from the environment variables of the function."""
 
 import math
 import os
 
-_LONGEST_TIMEOUT = 3600.0  # seconds: no function of Google Cloud may take more
+_LONGEST_TIMEOUT = 3600.0  # seconds: the limit of Google Cloud
 
 
 class SettingsError(Exception):
@@ -11,7 +11,7 @@ class SettingsError(Exception):
 
 
 def messages_bucket() -> str:
-    """Name of the bucket that takes the messages to Dagster, from `MESSAGES_BUCKET`.
+    """The name of the bucket for messages to Dagster, from `MESSAGES_BUCKET`.
 
     Raises:
         SettingsError: The variable is not set.
@@ -19,20 +19,20 @@ def messages_bucket() -> str:
     bucket = os.environ.get("MESSAGES_BUCKET")
     if not bucket:
         raise SettingsError(
-            "MESSAGES_BUCKET is not set. Set it, in the function's environment variables, to the "
-            "name of the bucket that Dagster reads messages from."
+            "MESSAGES_BUCKET is not set. Set it to the name of the bucket that Dagster reads "
+            "messages from, in the function's environment variables."
         )
     return bucket
 
 
 def function_timeout() -> float:
-    """The function's own timeout in seconds: how long a request may take.
+    """The function's own timeout, in seconds.
 
-    From `CLOUD_RUN_TIMEOUT_SECONDS`, which Google Cloud may set, or else from `FUNCTION_TIMEOUT`,
-    which the deployment sets. Without either, it is the longest timeout that there can be.
+    From `CLOUD_RUN_TIMEOUT_SECONDS`, which Google Cloud may set, or `FUNCTION_TIMEOUT`, which the
+    deployment sets. Without either, it is the longest timeout that Google Cloud allows.
 
     Raises:
-        SettingsError: A variable is set to something that is no positive number.
+        SettingsError: The variable is not a positive number.
     """
     for variable in ("CLOUD_RUN_TIMEOUT_SECONDS", "FUNCTION_TIMEOUT"):
         if text := os.environ.get(variable):
@@ -51,10 +51,10 @@ def function_timeout() -> float:
 
 
 def forward_output() -> bool:
-    """Whether Dagster gets what tasks print, from `FORWARD_OUTPUT`: `true`, unless it is `false`.
+    """Whether to send what tasks print to Dagster, from `FORWARD_OUTPUT`. By default `true`.
 
     Raises:
-        SettingsError: The variable is set to something else.
+        SettingsError: The variable is neither `true` nor `false`.
     """
     text = os.environ.get("FORWARD_OUTPUT") or "true"
     if text not in ("true", "false"):

@@ -45,12 +45,12 @@ def make_older(template: Path) -> None:
     orchestrator = template / "template" / "orchestrator"
     replace(
         external / "request.py",
-        """The request's id in Cloud Trace and Cloud Logging, or `local` where there is none.""",
-        """The request's id in Cloud Trace.""",
+        """The request's ID in Cloud Trace and Cloud Logging, or `local` without one.""",
+        """The request's ID in Cloud Trace.""",
     )
     replace(function / "pyproject.toml.jinja", '"polars>=1.34,<3"', '"polars>=1.29,<2"')
     replace(orchestrator / ".env.example.jinja", "MESSAGES_BUCKET=", "BUCKET=")
-    replace(function / "tasks" / "people.py", "freshly invented people", "some people")
+    replace(function / "tasks" / "people.py", "new fake people", "some people")
     replace(template / "template" / "README.md.jinja", "## Run it", "## How to run it")
     (external / "obsolete.py").write_text('"""Superseded in the next version."""\n')
     (orchestrator / "tests" / "test_settings.py").unlink()
@@ -224,7 +224,7 @@ def edit_what_changes(project: Path) -> None:
     """Change a line that the newest version of the template changes too."""
     replace(
         project / EXTERNAL / "request.py",
-        """The request's id in Cloud Trace.""",
+        """The request's ID in Cloud Trace.""",
         """The request's id in Cloud Trace, as our auditors want it.""",
     )
 

@@ -1,4 +1,4 @@
-"""Fake people, as an example of a task: replace it with your own."""
+"""An example of a task, with fake people. Replace it with your own."""
 
 import polars as pl
 from dagster_pipes import PipesContext
@@ -9,12 +9,12 @@ from lake import table_location, write_table
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Replace the asset's table in the data lake with freshly invented people.
+    """Replace the asset's table in the data lake with new fake people.
 
     Args:
-        pipes: The Pipes context: it says what the call is for, and takes what Dagster is to know.
-        event: Inputs: `dl_bucket`, the data lake, `gs://bucket` or the absolute path of a folder;
-            `rows`, how many people to invent (1,000 unless told).
+        pipes: The Pipes context, with the asset. It sends logs and results to Dagster.
+        event: Inputs: `dl_bucket`, the data lake, is `gs://bucket` or the absolute path of a
+            folder. `rows` is the number of people (by default 1,000).
     """
     dl_bucket = event_input(event, "dl_bucket")
     pipes.log.debug(f"Storing data in bucket {dl_bucket}")
@@ -25,19 +25,16 @@ def run(pipes: PipesContext, event: Event) -> None:
     table = write_table(df, location)
     pipes.log.info(f"Wrote version {table.version} of the table")
 
-    pipes.report_asset_materialization(
-        metadata=table.metadata(),
-        data_version=str(table.version),
-    )
+    pipes.report_asset_materialization(metadata=table.metadata(), data_version=str(table.version))
 
 
 def get_fake_data(rows: int) -> pl.DataFrame:
-    """Invent as many people as `rows` says.
+    """Generate people with the IDs 1, 2 and so on.
 
     Args:
-        rows: How many. Their IDs are the numbers from 1 on.
+        rows: How many.
     """
-    fake = Faker(use_weighting=False)  # much faster, and as good for names that nobody has
+    fake = Faker(use_weighting=False)  # much faster: it ignores how common a name is
     return pl.DataFrame(
         {
             "id": range(1, rows + 1),

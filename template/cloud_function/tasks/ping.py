@@ -1,4 +1,4 @@
-"""Does nothing but answer: `just doctor` calls it, to see whether messages arrive."""
+"""Logs a message: `just doctor` calls it to check that messages arrive."""
 
 from dagster_pipes import PipesContext
 
@@ -6,10 +6,10 @@ from gcp_pipes.external import Event
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Say that the function is there.
+    """Log "pong".
 
     Args:
-        pipes: The Pipes context: it takes what Dagster is to know.
-        event: Inputs: none.
+        pipes: The Pipes context, which sends logs to Dagster.
+        event: It has no inputs.
     """
     pipes.log.info("pong")

@@ -1,4 +1,4 @@
-"""Fake visits, a day's at a time, as an example of a task with partitions: replace it, too."""
+"""An example of a task with partitions: fake visits of one day. Replace it with your own."""
 
 import random
 
@@ -10,13 +10,14 @@ from lake import read_table, table_location, write_partition
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Replace the visits of the partition's day in the asset's table in the data lake.
+    """Replace the visits of one day in the asset's table in the data lake.
 
     Args:
-        pipes: The Pipes context: it says what the call is for, and takes what Dagster is to know.
-        event: Inputs: `dl_bucket`, the data lake, `gs://bucket` or the absolute path of a folder;
-            `visits`, how many there are in a day (100 unless told); `visitors`, how many people may
-            come (1,000 unless told).
+        pipes: The Pipes context, with the asset and its partition, which is the day. It sends logs
+            and results to Dagster.
+        event: Inputs: `dl_bucket`, the data lake, is `gs://bucket` or the absolute path of a
+            folder. `visits` is the number of visits (by default 100), and `visitors` the number of
+            people who may visit (by default 1,000).
     """
     lake = event_input(event, "dl_bucket")
     day = pipes.partition_key
@@ -34,19 +35,19 @@ def run(pipes: PipesContext, event: Event) -> None:
 
 
 def get_fake_visits(day: str, visits: int, visitors: int) -> pl.DataFrame:
-    """Invent visits of people with the IDs from 1 to `visitors`: the same for a day each time.
+    """Generate visits of people with the IDs from 1 to `visitors`. A day has the same each time.
 
     Args:
         day: The day, as `YYYY-MM-DD`.
-        visits: How many visits to invent.
-        visitors: How many people may come.
+        visits: How many visits.
+        visitors: How many people may visit.
     """
-    chance = random.Random(day)  # noqa: S311  # nothing to keep secret
+    generator = random.Random(day)  # noqa: S311  # nothing secret
     return pl.DataFrame(
         {
             "day": [day] * visits,
-            "minute": sorted(chance.randrange(24 * 60) for _ in range(visits)),
-            "person_id": [chance.randint(1, visitors) for _ in range(visits)],
+            "minute": sorted(generator.randrange(24 * 60) for _ in range(visits)),
+            "person_id": [generator.randint(1, visitors) for _ in range(visits)],
         },
         schema={"day": pl.String, "minute": pl.Int64, "person_id": pl.Int64},
     ).with_columns(pl.col("day").str.to_date())

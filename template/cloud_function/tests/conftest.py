@@ -1,4 +1,4 @@
-"""Runs a task without a server, and without Dagster."""
+"""Runs tasks without a server and without Dagster."""
 
 import importlib
 import json
@@ -21,10 +21,7 @@ from local_cloud.fixtures import context_data
 
 @pytest.fixture
 def run_task(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Runs the task of an asset, with a Pipes context that writes its messages to a file.
-
-    What the task reported is returned, by the method of the message.
-    """
+    """Runs the task of an asset, and returns the params of its messages, by their methods."""
 
     def run(
         asset_key: str, event: dict[str, Any], partition_key: str | None = None
@@ -42,7 +39,7 @@ def run_task(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             PipesDefaultMessageWriter(),
         ) as pipes:
             importlib.import_module(f"tasks.{asset_key}").run(pipes, event)
-        said = map(json.loads, messages.read_text().splitlines())
-        return {message["method"]: message["params"] for message in said}
+        sent = map(json.loads, messages.read_text().splitlines())
+        return {message["method"]: message["params"] for message in sent}
 
     return run

@@ -1,4 +1,4 @@
-"""How tables get into the data lake, and what Dagster shows of them."""
+"""Reading and writing tables in the data lake."""
 
 import datetime as dt
 import re
@@ -37,7 +37,7 @@ STRUCT = series(pl.Struct({"a": pl.Int8}), {"a": 1})
 
 
 def at_once(count: int, write: Callable[[int], Any]) -> None:
-    """Calls `write` in as many threads, which start together."""
+    """Call `write` in `count` threads that start at the same time."""
     start = threading.Barrier(count)
 
     def wait_and_write(number: int) -> None:
@@ -81,7 +81,7 @@ KEYS = [
 
 
 def user_string(parts: list[str]) -> str:
-    """A key, as `pipes.asset_key` has it."""
+    """A key, as in `pipes.asset_key`."""
     return "/".join(part.replace("\\", "\\\\").replace("/", "\\/") for part in parts)
 
 
@@ -124,7 +124,7 @@ VALUES = ["x' OR 'a' = 'a", "O'Brien", "'s-Hertogenbosch", "''", "'", '"', "\\",
 VALUES += ["%", "%2F", "/", "=", "..", ".", "\0", "", " a", "a ", "null", "NULL", ";--", "😀"]
 VALUES += ["__HIVE_DEFAULT_PARTITION__", "x" * 200, "a:b", "*", "e\u0301", "é", "_", "{}"]
 
-# What delta-rs can put into a path, and read again; of a length that a folder's name can have.
+# delta-rs can write these into a path and read them again. A folder's name has a maximum length.
 columns = st.sampled_from(NAMES) | st.text(
     st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/:"), max_size=8
 )
@@ -155,7 +155,7 @@ def test_exactly_the_partition_is_replaced_whatever_its_column_and_value(
             write(value, *numbers)
 
         table = read_table(location)
-        # Not `select`, which takes `*` and what is between `^` and `$` for patterns.
+        # Not `select`: it interprets `*`, and text between `^` and `$`, as patterns.
         rows = zip(table.get_column(column), table.get_column("the number"), strict=True)
         expected = [(partition, number) for partition in kept for number in (1, 2)] + [(value, 5)]
         assert sorted(rows) == sorted(expected)
@@ -211,14 +211,14 @@ def test_a_partition_in_another_time_zone_is_the_same_instant(tmp_path: Path) ->
         (
             frame(key=[DAY], n=1),
             "1 January",
-            "'1 January' is no value of .* 'key', .* Date",
+            "'1 January' is not a value of .* 'key', .* Date",
         ),
-        (frame(key=[NOON], n=1), "2026-01-01T12:00Z", "no value of the column 'key', .* Datetime"),
-        (frame(key=[1], n=1), "one", "no value of the column 'key', which is Int64"),
-        (frame(key=[True], n=1), "yes", "no value of the column 'key', which is Boolean"),
-        (frame(key=[1.5], n=1), "1.5", "no value of the column 'key', which is Float64"),
-        (frame(key=[b"a"], n=1), "a", "no value of the column 'key', which is Binary"),
-        (frame(key=[Decimal("-1.5")], n=1), "-1.5", "no value of the column 'key', which is Dec"),
+        (frame(key=[NOON], n=1), "2026-01-01T12:00Z", "not a value of .* 'key', .* Datetime"),
+        (frame(key=[1], n=1), "one", "not a value of .* 'key', which is Int64"),
+        (frame(key=[True], n=1), "yes", "not a value of .* 'key', which is Boolean"),
+        (frame(key=[1.5], n=1), "1.5", "not a value of .* 'key', which is Float64"),
+        (frame(key=[b"a"], n=1), "a", "not a value of .* 'key', which is Binary"),
+        (frame(key=[Decimal("-1.5")], n=1), "-1.5", "not a value of .* 'key', which is Dec"),
     ],
 )
 def test_rows_that_are_not_of_the_partition_are_refused(
@@ -290,7 +290,7 @@ def test_of_writers_of_one_partition_one_is_the_last(
         def write(n: int, location: str = location) -> None:
             write_partition(frame(key=["a"] * 2, n=[n] * 2), location, column="key", value="a")
 
-        at_once(2, write)  # a third would replace what two had doubled
+        at_once(2, write)  # a third write could hide a duplicate
 
         written = read_table(location).filter(key="a")["n"]
         assert written.len() == 2
@@ -307,7 +307,7 @@ def test_of_writers_of_one_table_one_is_the_last(tmp_path: Path, first: list[int
         def write(n: int, location: str = location) -> None:
             write_table(frame(n=[n] * 2), location)
 
-        at_once(2, write)  # a third would replace what two had doubled
+        at_once(2, write)  # a third write could hide a duplicate
 
         assert read_table(location)["n"].len() == 2
         assert read_table(location)["n"].n_unique() == 1
@@ -331,7 +331,7 @@ def test_columns_added_at_once_are_all_there(tmp_path: Path) -> None:
 def test_a_table_that_others_keep_writing_to_is_left_after_the_timeout(tmp_path: Path) -> None:
     location = str(tmp_path / "table")
     write_partition(frame(key=["a"], n=[1]), location, column="key", value="a")
-    # Stands for a version that another has always written first.
+    # This simulates another writer that always commits this version first.
     (tmp_path / "table" / "_delta_log" / f"{1:020}.json").mkdir()
 
     with pytest.raises(CommitFailedError) as error:
@@ -506,7 +506,7 @@ def test_a_type_that_delta_does_not_have_is_refused_with_what_to_cast_it_to(
     with pytest.raises(WriteRefusedError) as error:
         write_table(frame(value=written), location)
 
-    assert str(error.value).startswith("The column 'value' holds ")
+    assert str(error.value).startswith("The column 'value' has the type ")
     assert f"Cast it to {advice}" in str(error.value)
     assert not list(tmp_path.iterdir())
     if cast is not None:
@@ -527,7 +527,7 @@ def test_other_columns_are_refused_unless_the_task_says_otherwise(tmp_path: Path
     changed = frame(key=["a"], n=["one"], same=[2], new=[True])
 
     pattern = (
-        r"^The columns are not those of the table .*/table: 'new' \(Boolean\) is new, "
+        r"^The columns do not match the table .*/table: 'new' \(Boolean\) is new, "
         r"'old' \(Int64\) is missing, 'n' is String, not Int64\. Nothing was written\."
     )
     with pytest.raises(WriteRefusedError, match=pattern):

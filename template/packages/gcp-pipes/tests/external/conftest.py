@@ -1,4 +1,4 @@
-"""The function of cloud_function/ on this machine, with emulated Cloud Storage."""
+"""Runs the function of cloud_function/ on this machine, with emulated Cloud Storage."""
 
 import json
 import uuid
@@ -30,7 +30,7 @@ def storage_for_all_tests(emulated_storage: Mapping[str, str]) -> None:
 
 @pytest.fixture(autouse=True)
 def example_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tasks in `example_tasks/`, beside those of the project: so these can come and go."""
+    """Add the tasks in `example_tasks/`, so the tests do not depend on the project's tasks."""
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(EXAMPLE_TASKS)])
 
 
@@ -42,7 +42,7 @@ def client() -> storage.Client:
 
 @pytest.fixture
 def web() -> FlaskClient:
-    """Sends requests to the function, as the Functions Framework serves it."""
+    """Sends requests to the function, which the Functions Framework serves."""
     web: FlaskClient = functions_framework.create_app(
         "main", str(CLOUD_FUNCTION / "main.py")
     ).test_client()
@@ -57,7 +57,7 @@ def bucket(client: storage.Client) -> storage.Bucket:
 
 @pytest.fixture
 def key_prefix() -> str:
-    """Where the messages of one call go."""
+    """The key prefix of the messages of one call."""
     return uuid.uuid4().hex
 
 
@@ -78,7 +78,7 @@ def read_messages(bucket: storage.Bucket, key_prefix: str) -> Callable[[], list[
 
 @pytest.fixture
 def make_event(bucket: storage.Bucket, key_prefix: str) -> Callable[..., dict[str, Any]]:
-    """Makes the event that Dagster sends: inputs, and the parameters of Pipes."""
+    """Makes an event as Dagster does, with inputs and the parameters of Pipes."""
 
     def make(*asset_keys: str, **inputs: Any) -> dict[str, Any]:
         data = context_data(asset_keys or ["counting"])

@@ -1,4 +1,4 @@
-"""What happens to a call whose run was terminated."""
+"""Requests that cancel calls, as Dagster sends them when a run is terminated."""
 
 import gc
 import threading
@@ -16,7 +16,7 @@ Messages = list[dict[str, Any]]
 
 @pytest.fixture
 def cancel(web: FlaskClient, bucket: storage.Bucket, key_prefix: str) -> Callable[..., Any]:
-    """Tells the function to end the call, as Dagster does."""
+    """Sends a request that cancels the call."""
 
     def cancel(**changes: Any) -> Any:
         call = {"bucket": bucket.name, "key_prefix": key_prefix, "next_chunk": 1, **changes}
@@ -25,7 +25,7 @@ def cancel(web: FlaskClient, bucket: storage.Bucket, key_prefix: str) -> Callabl
     return cancel
 
 
-def test_a_task_is_stopped_when_it_has_something_to_say(
+def test_a_task_is_stopped_when_it_sends_a_message(
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     read_messages: Callable[[], Messages],
@@ -46,10 +46,10 @@ def test_a_task_is_stopped_when_it_has_something_to_say(
     messages = read_messages()
     assert messages[-1]["params"]["exception"]["name"] == "TaskCancelledError"
     numbers = [message["number"] for message in messages if "number" in message]
-    assert numbers == list(range(1, len(numbers) + 1))  # nothing is lost
+    assert numbers == list(range(1, len(numbers) + 1))  # no message is lost
 
 
-def test_a_call_that_is_cancelled_before_its_time_does_not_begin(
+def test_a_call_that_is_cancelled_before_it_starts_does_not_start(
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     read_messages: Callable[[], Messages],
@@ -90,7 +90,7 @@ def uploading() -> bool:
 @pytest.mark.parametrize(
     "changes", [{"bucket": "elsewhere"}, {"key_prefix": None}, {"next_chunk": "1"}]
 )
-def test_another_request_to_cancel_is_refused(
+def test_an_invalid_request_to_cancel_is_rejected(
     changes: dict[str, Any], cancel: Callable[..., Any]
 ) -> None:
     response = cancel(**changes)

@@ -1,4 +1,4 @@
-"""What the function logs where it is deployed: as Cloud Logging takes it."""
+"""What a deployed function logs for Cloud Logging."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -23,10 +23,10 @@ ReadLog = Callable[[], list[dict[str, Any]]]
 
 @contextmanager
 def deployed(folder: Path) -> Iterator[Call]:
-    """Run the function as Google Cloud does, and post events to it, with headers.
+    """Run the function as Google Cloud does, with the tasks in `example_tasks/`.
 
     Args:
-        folder: Where to put the source, which adds the tasks in `example_tasks/` to the others.
+        folder: The folder for the source.
     """
     source = folder / "deployed.py"
     source.write_text(
@@ -51,11 +51,11 @@ def deployed(folder: Path) -> Iterator[Call]:
 
 @pytest.fixture
 def read_log(capfd: pytest.CaptureFixture[str]) -> ReadLog:
-    """Reads what was logged since the last time: each line a JSON object."""
+    """Reads what was logged since the last call: each line is a JSON object."""
     return lambda: [json.loads(line) for line in "".join(capfd.readouterr()).splitlines()]
 
 
-def test_records_are_found_by_the_trace_and_the_run_of_their_request(
+def test_records_have_the_trace_and_the_run_of_their_request(
     read_log: ReadLog,
     make_event: Callable[..., dict[str, Any]],
     bucket: storage.Bucket,
@@ -79,12 +79,12 @@ def test_records_are_found_by_the_trace_and_the_run_of_their_request(
     assert statuses == {200}
     entries = read_log()
     for trace in TRACES:
-        begun, succeeded = (
+        started, succeeded = (
             entry
             for entry in entries
             if entry["logging.googleapis.com/trace"] == f"projects/a-project/traces/{trace}"
         )
-        assert (begun["severity"], begun["message"]) == ("INFO", "The request has begun")
+        assert (started["severity"], started["message"]) == ("INFO", "The request started")
         assert succeeded["severity"] == "INFO"
         assert succeeded["message"].startswith("The request succeeded after ")
         labels = succeeded["logging.googleapis.com/labels"]
@@ -109,7 +109,7 @@ def test_an_error_is_one_record_with_its_traceback(
     assert not any("sesame" in json.dumps(entry) for entry in others)
 
 
-def test_a_refused_request_is_a_warning_without_what_it_held(
+def test_a_rejected_request_is_a_warning_without_its_content(
     read_log: ReadLog, tmp_path: Path
 ) -> None:
     with deployed(tmp_path) as call:

@@ -1,4 +1,4 @@
-"""Messages on their way to the bucket."""
+"""Messages that are written to the bucket."""
 
 import time
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_a_message_is_stored_while_the_task_still_runs(
         assert read_messages() == [{**message("early"), "number": 1}]
 
 
-def test_the_opening_message_is_stored_before_the_task_begins(
+def test_the_message_opened_is_stored_before_the_task_starts(
     client: storage.Client,
     bucket: storage.Bucket,
     key_prefix: str,
@@ -93,7 +93,7 @@ def test_without_a_key_prefix_chunks_are_at_the_root(
 def test_an_existing_chunk_is_not_overwritten_and_the_loss_is_an_error(
     client: storage.Client, bucket: storage.Bucket, key_prefix: str
 ) -> None:
-    bucket.blob(f"{key_prefix}/1.json").upload_from_string("of someone else")
+    bucket.blob(f"{key_prefix}/1.json").upload_from_string("of another request")
     writer = PipesCloudStorageMessageWriter(client)
 
     with (
@@ -102,7 +102,7 @@ def test_an_existing_chunk_is_not_overwritten_and_the_loss_is_an_error(
     ):
         channel.write_message(message("mine"))
 
-    assert bucket.blob(f"{key_prefix}/1.json").download_as_text() == "of someone else"
+    assert bucket.blob(f"{key_prefix}/1.json").download_as_text() == "of another request"
 
 
 def test_a_missing_bucket_is_an_error_that_names_it(client: storage.Client) -> None:
@@ -115,7 +115,7 @@ def test_a_missing_bucket_is_an_error_that_names_it(client: storage.Client) -> N
         channel.write_message(message("lost"))
 
 
-def test_a_value_that_is_no_json_is_refused_where_it_is_reported(
+def test_a_value_that_is_not_json_serializable_is_an_error_in_the_task(
     client: storage.Client, bucket: storage.Bucket, key_prefix: str
 ) -> None:
     writer = PipesCloudStorageMessageWriter(client)
@@ -128,8 +128,11 @@ def test_a_value_that_is_no_json_is_refused_where_it_is_reported(
 
 
 @pytest.mark.parametrize("params", [{}, {"bucket": 1}, {"bucket": "b", "key_prefix": 1}])
-def test_params_of_another_kind_of_reader_are_refused(
+def test_params_of_another_kind_of_reader_are_rejected(
     params: dict[str, Any], client: storage.Client
 ) -> None:
-    with pytest.raises(DagsterPipesError, match="Use PipesCloudStorageMessageReader"):
-        PipesCloudStorageMessageWriter(client).open(params)
+    with (
+        pytest.raises(DagsterPipesError, match="Use PipesCloudStorageMessageReader"),
+        PipesCloudStorageMessageWriter(client).open(params),
+    ):
+        pass

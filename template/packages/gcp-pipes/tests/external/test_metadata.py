@@ -1,4 +1,4 @@
-"""Python values as metadata."""
+"""Metadata of Python types."""
 
 import datetime as dt
 import math
@@ -20,7 +20,7 @@ ID = UUID(int=1)
 
 
 class Color(Enum):
-    """Something with names."""
+    """An enumeration."""
 
     RED = "red"
 
@@ -75,8 +75,8 @@ def test_a_value_is_converted_to_json(value: Any, kind: str, raw_value: Any) -> 
 @pytest.mark.parametrize(
     "value", [b"bytes", {1, 2}, object(), 1j, math.nan, np.float64("inf"), [math.nan], lambda: 1]
 )
-def test_what_has_no_json_form_is_refused_by_its_key(value: Any) -> None:
-    with pytest.raises(DagsterPipesError, match="The metadata value 'key' has no JSON form: "):
+def test_an_unsupported_value_is_an_error_with_its_key(value: Any) -> None:
+    with pytest.raises(DagsterPipesError, match="value 'key' is not JSON serializable: "):
         typed_metadata({"fine": 1, "key": value})
 
 
@@ -94,13 +94,13 @@ def test_what_has_no_json_form_is_refused_by_its_key(value: Any) -> None:
         ("timestamp", NOON.isoformat(), "must be a number"),
     ],
 )
-def test_a_value_of_a_wrong_type_is_refused_by_its_key(
+def test_a_value_of_a_wrong_type_is_an_error_with_its_key(
     kind: str, raw_value: Any, error: str
 ) -> None:
     with pytest.raises(DagsterPipesError, match=f"The metadata value 'key' must .*{error}|{error}"):
         typed_metadata({"key": {"type": kind, "raw_value": raw_value}})
 
 
-def test_a_key_that_is_no_text_is_refused() -> None:
+def test_a_key_that_is_not_text_is_an_error() -> None:
     with pytest.raises(DagsterPipesError, match="must be text; it is 3"):
         typed_metadata({3: "three"})  # type: ignore[dict-item]

@@ -1,4 +1,4 @@
-"""Requests to the function, and what Dagster and the caller learn of them."""
+"""Requests to the function, its responses, and its messages to Dagster."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ def methods(messages: Messages) -> list[str]:
 
 
 def error_of(response: TestResponse, status: int = 400) -> str:
-    """What an answer with this status says is wrong."""
+    """The error in a response with this status."""
     assert response.status_code == status
     assert response.json is not None
     return str(response.json["error"])
@@ -87,11 +87,11 @@ def test_a_task_can_be_named_in_the_event(
         ("no JSON", "must be a JSON object"),
         ("[1, 2]", "must be a JSON object"),
         ("{}", "lacks 'DAGSTER_PIPES_CONTEXT'"),
-        ('{"DAGSTER_PIPES_CONTEXT": 1, "DAGSTER_PIPES_MESSAGES": 1}', "parameters are unusable"),
-        ('{"DAGSTER_PIPES_CONTEXT": "x", "DAGSTER_PIPES_MESSAGES": "x"}', "are unusable"),
+        ('{"DAGSTER_PIPES_CONTEXT": 1, "DAGSTER_PIPES_MESSAGES": 1}', "parameters are invalid"),
+        ('{"DAGSTER_PIPES_CONTEXT": "x", "DAGSTER_PIPES_MESSAGES": "x"}', "are invalid"),
     ],
 )
-def test_a_request_that_is_not_from_dagster_is_refused(
+def test_a_request_that_is_not_from_dagster_is_rejected(
     body: str, error: str, web: FlaskClient
 ) -> None:
     response = web.post("/", data=body, content_type="application/json")
@@ -99,7 +99,7 @@ def test_a_request_that_is_not_from_dagster_is_refused(
     assert error in error_of(response)
 
 
-def test_another_messages_bucket_is_refused(
+def test_another_messages_bucket_is_rejected(
     web: FlaskClient, make_event: Callable[..., dict[str, Any]]
 ) -> None:
     event = {**make_event(), "DAGSTER_PIPES_MESSAGES": encode_param({"bucket": "elsewhere"})}
@@ -109,7 +109,7 @@ def test_another_messages_bucket_is_refused(
     assert "not to 'elsewhere'" in error_of(response)
 
 
-def test_an_unknown_task_is_refused_and_dagster_is_told(
+def test_an_unknown_task_is_rejected_and_reported_to_dagster(
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     read_messages: Callable[[], Messages],
@@ -120,7 +120,7 @@ def test_an_unknown_task_is_refused_and_dagster_is_told(
     assert "There is no task 'nonsense'" in read_messages()[-1]["params"]["exception"]["message"]
 
 
-def test_a_task_without_its_function_is_named(
+def test_a_task_without_run_is_an_error_with_its_name(
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     tmp_path: Path,
@@ -134,7 +134,7 @@ def test_a_task_without_its_function_is_named(
     assert "idle.py has no function run(pipes, event)" in error_of(response)
 
 
-def test_a_call_for_two_assets_has_to_name_its_task(
+def test_a_call_for_two_assets_must_name_its_task(
     web: FlaskClient, make_event: Callable[..., dict[str, Any]]
 ) -> None:
     response = web.post("/", json=make_event("people", "visits"))
@@ -142,7 +142,7 @@ def test_a_call_for_two_assets_has_to_name_its_task(
     assert "The event lacks `task`" in error_of(response)
 
 
-def test_a_missing_input_is_named(
+def test_a_missing_input_is_an_error_with_its_name(
     web: FlaskClient, make_event: Callable[..., dict[str, Any]]
 ) -> None:
     response = web.post("/", json=make_event())
@@ -150,7 +150,7 @@ def test_a_missing_input_is_named(
     assert "lacks the input 'rows'" in error_of(response)
 
 
-def test_a_task_that_raises_reaches_dagster_with_its_traceback(
+def test_an_exception_of_a_task_is_sent_to_dagster_with_its_traceback(
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     read_messages: Callable[[], Messages],
@@ -163,7 +163,7 @@ def test_a_task_that_raises_reaches_dagster_with_its_traceback(
     assert any("in count" in line for line in exception["stack"])
 
 
-def test_a_missing_setting_is_named(
+def test_a_missing_setting_is_an_error_with_its_name(
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
@@ -175,7 +175,7 @@ def test_a_missing_setting_is_named(
     assert "MESSAGES_BUCKET is not set" in error_of(response, 500)
 
 
-def test_the_instance_serves_on_after_a_request_that_is_not_from_dagster(
+def test_the_instance_still_serves_after_a_request_that_is_not_from_dagster(
     web: FlaskClient, make_event: Callable[..., dict[str, Any]]
 ) -> None:
     assert web.get("/").status_code == 400

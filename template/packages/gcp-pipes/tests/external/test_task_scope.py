@@ -1,4 +1,4 @@
-"""What surrounds a task: its logs reach Dagster, and it ends in time."""
+"""A task sends its logs to Dagster, and is stopped at its deadline."""
 
 import logging
 import subprocess
@@ -20,7 +20,7 @@ RunTask = Callable[[Callable[[], None], float], None]
 
 @pytest.fixture
 def run_for(client: storage.Client) -> RunTask:
-    """Runs a task for so many seconds at most."""
+    """Runs a task with a deadline, in seconds."""
 
     def run_for(task: Callable[[], None], seconds: float) -> None:
         writer = PipesCloudStorageMessageWriter(client)
@@ -29,7 +29,7 @@ def run_for(client: storage.Client) -> RunTask:
     return run_for
 
 
-def test_what_a_library_logs_reaches_dagster(
+def test_the_logs_of_a_library_are_sent_to_dagster(
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     read_messages: Callable[[], Messages],
@@ -46,7 +46,7 @@ def test_what_a_library_logs_reaches_dagster(
     assert error.endswith("ValueError: no rows")
 
 
-def test_a_task_that_takes_too_long_is_stopped_and_dagster_is_told(
+def test_a_task_is_stopped_at_its_deadline_and_this_is_reported_to_dagster(
     web: FlaskClient,
     make_event: Callable[..., dict[str, Any]],
     read_messages: Callable[[], Messages],
@@ -62,7 +62,7 @@ def test_a_task_that_takes_too_long_is_stopped_and_dagster_is_told(
 
 @pytest.mark.parametrize("variable", ["CLOUD_RUN_TIMEOUT_SECONDS", "FUNCTION_TIMEOUT"])
 @pytest.mark.parametrize("seconds", ["0", "-1", "1 minute", "inf", "nan"])
-def test_a_malformed_timeout_is_named(
+def test_an_invalid_timeout_is_an_error_with_its_name(
     seconds: str,
     variable: str,
     web: FlaskClient,
@@ -78,7 +78,7 @@ def test_a_malformed_timeout_is_named(
 
 
 @pytest.mark.parametrize("timeout", ["5", 0, -1, True, None])
-def test_a_call_with_a_malformed_timeout_is_refused(
+def test_a_call_with_an_invalid_timeout_is_rejected(
     timeout: object, web: FlaskClient, make_event: Callable[..., dict[str, Any]]
 ) -> None:
     response = web.post("/", json=make_event(rows=3, DAGSTER_PIPES_TIMEOUT=timeout))
@@ -95,8 +95,8 @@ print(seconds_left({"DAGSTER_PIPES_TIMEOUT": 60.0}, function_timeout=30))
 """
 
 
-def test_a_task_ends_at_the_timeout_of_its_call_or_before_that_of_the_function() -> None:
-    """In a process of its own, since the first requests of a process have waited for its start."""
+def test_the_deadline_is_the_timeout_of_the_call_or_before_the_timeout_of_the_function() -> None:
+    """In a new process, since the first requests of a process may have waited for its start."""
     printed = subprocess.run(  # noqa: S603
         [sys.executable, "-c", DEADLINES], check=True, capture_output=True, text=True
     ).stdout
@@ -104,13 +104,13 @@ def test_a_task_ends_at_the_timeout_of_its_call_or_before_that_of_the_function()
     assert [float(line) for line in printed.split()] == pytest.approx([3590, 6, 60, 20], abs=0.1)
 
 
-def test_a_task_that_ends_in_time_is_left_alone(run_for: RunTask) -> None:
+def test_a_task_that_ends_before_its_deadline_is_not_stopped(run_for: RunTask) -> None:
     run_for(lambda: None, 0.05)
     time.sleep(0.1)
 
 
-def test_a_task_that_catches_every_exception_is_stopped_too(run_for: RunTask) -> None:
-    """As Python's logging does, while it writes a line."""
+def test_a_task_that_catches_every_exception_is_stopped(run_for: RunTask) -> None:
+    """Python's logging catches every exception, for example."""
 
     def catch_all() -> None:
         for _ in range(1_000):
@@ -121,7 +121,7 @@ def test_a_task_that_catches_every_exception_is_stopped_too(run_for: RunTask) ->
         run_for(catch_all, 0.2)
 
 
-def test_the_error_of_a_task_that_took_too_long_has_its_stack(run_for: RunTask) -> None:
+def test_a_timeout_error_has_the_stack_of_the_task(run_for: RunTask) -> None:
     def never_end() -> None:
         while True:
             time.sleep(0.01)

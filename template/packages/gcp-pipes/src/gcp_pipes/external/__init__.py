@@ -1,6 +1,6 @@
-"""The side of Dagster Pipes where the work runs: requests in, messages out through Cloud Storage.
+"""The cloud function's side of Dagster Pipes. It does not require Dagster.
 
-Nothing here needs Dagster to be installed.
+It receives requests over HTTP, and writes messages to Cloud Storage.
 """
 
 from gcp_pipes.external.cancellation import (
@@ -21,7 +21,7 @@ from gcp_pipes.external.message_writer import (
 from gcp_pipes.external.observation import report_asset_observation
 from gcp_pipes.external.request import (
     Event,
-    answer_errors_as_json,
+    errors_as_json,
     event_input,
     open_pipes,
     read_event,
@@ -38,9 +38,9 @@ __all__ = [
     "PipesCloudStorageMessageWriterChannel",
     "TaskCancelledError",
     "TaskTimeoutError",
-    "answer_errors_as_json",
     "cancel_calls",
     "configure_logging",
+    "errors_as_json",
     "event_input",
     "find_task",
     "forward_logs",

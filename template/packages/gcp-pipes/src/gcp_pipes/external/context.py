@@ -1,4 +1,4 @@
-"""The Pipes context of a call: what its task is given as `pipes`."""
+"""The Pipes context of a call, which its task receives as `pipes`."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -12,20 +12,23 @@ from dagster_pipes import (
     PipesParamsLoader,
 )
 
-from gcp_pipes.external.logs import make_ready_for_dagster
-from gcp_pipes.external.metadata import as_json, typed_metadata
+from gcp_pipes.external.logs import prepare_for_dagster
+from gcp_pipes.external.metadata import to_json, typed_metadata
 
 
 class PipesCloudFunctionContext(PipesContext):
-    """Dagster's own Pipes context, which takes more kinds of values and refuses wrong ones by name.
+    """Dagster's Pipes context, with more types of metadata, and errors that name a wrong value.
 
-    Metadata may hold dates, decimals, paths and what else `typed_metadata` converts. `log` takes
-    any level, and sends tracebacks, too.
+    Metadata may contain JSON and, also in lists and dictionaries, `Path`, `date`, `datetime` (with
+    a time zone, it becomes a timestamp), `time`, `timedelta`, `UUID`, `Enum`, `Decimal` (text if a
+    number would lose digits), and scalars, arrays and series of NumPy, Polars and pandas.
+
+    `log` accepts any level, and sends tracebacks.
 
     Args:
-        params_loader: Finds the parameters of Pipes.
+        params_loader: Loads the parameters of Pipes.
         context_loader: Loads the context of the Dagster run.
-        message_writer: Takes the messages to Dagster.
+        message_writer: Writes the messages to Dagster.
     """
 
     def __init__(
@@ -36,16 +39,10 @@ class PipesCloudFunctionContext(PipesContext):
     ) -> None:
         super().__init__(params_loader, context_loader, message_writer)
         self.log.setLevel(1)
-        self.log.addFilter(make_ready_for_dagster)
+        self.log.addFilter(prepare_for_dagster)
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        """Close the context. An exception that counts as false, as an empty list does, is one, too.
-
-        Args:
-            exc_type: The class of the exception with which the block ended, or None.
-            exc_value: The exception.
-            traceback: Its traceback.
-        """
+        """Close the context. Report an exception even if it is falsy, which Dagster does not."""
         if exc_value is not None and not exc_value:
             wrapper = DagsterPipesError(f"The task raised {exc_type.__name__}.")
             wrapper.__cause__ = exc_value
@@ -61,12 +58,12 @@ class PipesCloudFunctionContext(PipesContext):
         """Report that an asset was materialized.
 
         Args:
-            metadata: Values as they are, or each with its Pipes type, by their names.
+            metadata: By name, values or dictionaries with a `type` and a `raw_value`.
             data_version: The version of the data that was written.
-            asset_key: The asset; it has to be named if the call is for several.
+            asset_key: The asset. Required if the call is for several.
 
         Raises:
-            DagsterPipesError: An argument cannot be reported, or the asset was reported already.
+            DagsterPipesError: An argument is invalid, or the asset was reported already.
         """
         super().report_asset_materialization(
             typed_metadata(metadata or {}), data_version, asset_key
@@ -80,17 +77,17 @@ class PipesCloudFunctionContext(PipesContext):
         metadata: Mapping[str, Any] | None = None,
         asset_key: str | None = None,
     ) -> None:
-        """Report what an asset check has found.
+        """Report the result of an asset check.
 
         Args:
-            check_name: The check.
+            check_name: The name of the check.
             passed: Whether it passed.
-            severity: `ERROR` or `WARN`, of a check that failed.
-            metadata: Values as they are, or each with its Pipes type, by their names.
-            asset_key: The asset; it has to be named if the call is for several.
+            severity: `ERROR` or `WARN`, if it failed.
+            metadata: By name, values or dictionaries with a `type` and a `raw_value`.
+            asset_key: The asset. Required if the call is for several.
 
         Raises:
-            DagsterPipesError: An argument cannot be reported.
+            DagsterPipesError: An argument is invalid.
         """
         if severity not in get_args(PipesAssetCheckSeverity):
             raise DagsterPipesError(
@@ -99,7 +96,7 @@ class PipesCloudFunctionContext(PipesContext):
             )
         super().report_asset_check(
             check_name,
-            passed.tolist() if hasattr(passed, "tolist") else passed,  # NumPy has its own booleans
+            passed.tolist() if hasattr(passed, "tolist") else passed,  # NumPy's booleans
             severity,
             typed_metadata(metadata or {}),
             asset_key,
@@ -109,9 +106,9 @@ class PipesCloudFunctionContext(PipesContext):
         """Send a message that the asset's own code reads.
 
         Args:
-            payload: JSON, or what `typed_metadata` converts.
+            payload: JSON, which may contain the same types as metadata.
 
         Raises:
-            DagsterPipesError: The payload has no JSON form.
+            DagsterPipesError: The payload is not JSON serializable.
         """
-        super().report_custom_message(as_json("The custom message", payload))
+        super().report_custom_message(to_json("The custom message", payload))

@@ -1,19 +1,30 @@
-"""How rows are fitted to a Delta table: to its columns, and to the types that Delta has.
+"""Writes rows to a Delta table, in its columns and types, and retries after conflicts.
 
-What would change a value on the way is refused.
+A write that would change a value is rejected.
 """
 
+import threading
 from datetime import UTC, date, datetime
 from typing import Any
 
 import polars as pl
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from google.api_core.exceptions import RetryError
+from google.api_core.retry import Retry
+
+_WRITERS = threading.BoundedSemaphore(4)  # more at the same time would mostly cause conflicts
+# Writers of different partitions can commit one after the other, with the files that they wrote.
+_MANY_ATTEMPTS = CommitProperties(max_commit_retries=100)
+# Otherwise a second attempt may add rows: delta-rs finds no conflict if another writer has created
+# the table, or has replaced an empty one.
+_ONE_ATTEMPT = CommitProperties(max_commit_retries=0)
 
 _STORED = (
     *(pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Float32, pl.Float64, pl.Decimal),
     *(pl.Boolean, pl.String, pl.Binary, pl.Date),
 )
-# By name, since older versions of Polars lack some types.
+# By name, since older versions of Polars do not have all types.
 _STORED_AS = {
     "UInt8": pl.Int16(),
     "UInt16": pl.Int32(),
@@ -38,21 +49,66 @@ class WriteRefusedError(ValueError):
     """The rows do not fit the table. Nothing was written."""
 
 
-def fit_to_table(
-    df: pl.DataFrame, table: DeltaTable | None, *, add_columns: bool = False
-) -> pl.DataFrame:
-    """The rows of `df`, with the columns of a table and in its types.
+def write_rows(
+    df: pl.DataFrame,
+    location: str,
+    *,
+    on_schema_change: str,
+    timeout: float,
+    partition: tuple[str, str] | None = None,
+) -> tuple[pl.DataFrame, int]:
+    """Replace a table, or one `partition` (column and value). Return the stored rows and version.
 
-    Args:
-        df: The rows.
-        table: The table. None for a new one, which gets the columns of `df`.
-        add_columns: Whether the table gets the columns that only `df` has, and null in those that
-            only the table has.
-
-    Raises:
-        WriteRefusedError: The columns are not those of the table, a value would change in the type
-            of its column, or Delta does not have the type.
+    After a conflict with another writer, it starts again with the new version of the table.
     """
+    replaces_schema = on_schema_change == "replace"
+    adds_columns = on_schema_change == "add_columns"
+    partition_by = [partition[0]] if partition else None
+
+    def write() -> tuple[pl.DataFrame, int]:
+        with _WRITERS:
+            try:
+                table = DeltaTable(location)
+            except TableNotFoundError:
+                table = None
+            rows = _fit(df, None if replaces_schema else table, add_columns=adds_columns)
+            predicate = _predicate(rows, *partition) if partition else None
+            if table is None:
+                write_deltalake(
+                    location,
+                    rows,
+                    mode="error",
+                    partition_by=partition_by,
+                    commit_properties=_ONE_ATTEMPT,
+                )
+                return rows, 0
+            write_deltalake(
+                table,
+                rows,
+                mode="overwrite",
+                partition_by=partition_by,
+                predicate=predicate,
+                schema_mode="overwrite" if replaces_schema else "merge",
+                commit_properties=_MANY_ATTEMPTS if partition else _ONE_ATTEMPT,
+            )
+            return rows, table.version()
+
+    try:
+        return Retry(_is_conflict, initial=0.1, maximum=5.0, timeout=timeout)(write)()
+    except RetryError as error:
+        raise CommitFailedError(
+            f"The table {location} could not be written within {timeout:g} s, because others kept "
+            f"writing to it: {error.cause}. Write to it from fewer calls at the same time."
+        ) from error.cause
+
+
+def _is_conflict(error: Exception) -> bool:
+    is_created = isinstance(error, DeltaError) and "table already exists" in str(error)
+    return is_created or isinstance(error, CommitFailedError)
+
+
+def _fit(df: pl.DataFrame, table: DeltaTable | None, *, add_columns: bool) -> pl.DataFrame:
+    """The rows with the columns and types of the table; a new table gets those of the rows."""
     columns = pl.Schema()
     if table is not None:
         columns = pl.Schema(table.schema().to_arrow())
@@ -75,18 +131,8 @@ def fit_to_table(
     )
 
 
-def partition_value(rows: pl.DataFrame, column: str, text: str) -> Any:
-    """The value of a partition, which all its rows must have.
-
-    Args:
-        rows: The rows of the partition, fitted to the table.
-        column: The column that the table is partitioned by.
-        text: The value, as text.
-
-    Raises:
-        WriteRefusedError: The rows have no such column, its type cannot partition a table, the text
-            is no value of that type, or a row has another value.
-    """
+def _predicate(rows: pl.DataFrame, column: str, text: str) -> str:
+    """The SQL condition for a partition, which all rows must be in."""
     if column not in rows.columns:
         raise WriteRefusedError(
             f"The rows have no column {column!r} to partition the table by. Nothing was written. "
@@ -97,7 +143,7 @@ def partition_value(rows: pl.DataFrame, column: str, text: str) -> Any:
         value = _parse(text, dtype)
     except (KeyError, ValueError):
         raise WriteRefusedError(
-            f"{text!r} is no value of the column {column!r}, which is {dtype}. Nothing was "
+            f"{text!r} is not a value of the column {column!r}, which is {dtype}. Nothing was "
             "written. Partition by text, integers, dates, datetimes or booleans, and pass a date "
             "or datetime as ISO 8601, a boolean as true or false."
         ) from None
@@ -105,10 +151,11 @@ def partition_value(rows: pl.DataFrame, column: str, text: str) -> Any:
     if others.height:
         raise WriteRefusedError(
             f"The column {column!r} is {others.item(0, column)!r} in {others.height} of "
-            f"{rows.height} rows, and the partition is {value!r}. Nothing was written. Write the "
+            f"{rows.height} rows, but the partition is {value!r}. Nothing was written. Write the "
             "rows of one partition at a time."
         )
-    return value
+    identifier, literal = column.replace('"', '""'), str(value).replace("'", "''")
+    return f"\"{identifier}\" = '{literal}'"
 
 
 def _check_columns(
@@ -125,14 +172,14 @@ def _check_columns(
     ]
     if different or ((new or missing) and not add_columns):
         raise WriteRefusedError(
-            f"The columns are not those of the table {location}: "
+            f"The columns do not match the table {location}: "
             f"{', '.join([*new, *missing, *different])}. Nothing was written. Change the rows; or, "
             "for columns that are new or missing, pass on_schema_change='add_columns'."
         )
 
 
 def _same_kind(dtype: Any, target: Any) -> bool:
-    """Whether values keep their meaning when they are cast, if they fit."""
+    """Whether values that fit into the target type keep their meaning in it."""
     match dtype, target:
         case (pl.List() | pl.Array(), pl.List()):
             return _same_kind(dtype.inner, target.inner)
@@ -156,7 +203,7 @@ def _kind(dtype: pl.DataType) -> Any:
 
 
 def _stored_type(dtype: Any, column: str) -> pl.DataType:
-    """The type that Delta stores all values of a type in."""
+    """The type of Delta that can store all values of a type."""
     match dtype:
         case pl.List() | pl.Array():
             return pl.List(_stored_type(dtype.inner, column))
@@ -170,8 +217,8 @@ def _stored_type(dtype: Any, column: str) -> pl.DataType:
     name = type(dtype).__name__
     if name not in _STORED_AS:
         raise WriteRefusedError(
-            f"The column {column!r} holds {name}, which Delta does not have. Nothing was written. "
-            f"Cast it to {_CAST_TO.get(name, 'String')}."
+            f"The column {column!r} has the type {name}, which Delta does not support. Nothing was "
+            f"written. Cast it to {_CAST_TO.get(name, 'String')}."
         )
     return _STORED_AS[name]
 

@@ -1,8 +1,8 @@
-"""Which call a log record, or a printed line, belongs to.
+"""Tracks the calls in flight, and which call a log record or a printed line belongs to.
 
-Context variables decide. A thread that a task starts has none of its task's (before Python 3.14):
-what it logs or prints belongs to the call in flight, if there is exactly one. Where there are more,
-it belongs to none, and is in the function's own log only.
+Context variables decide. Before Python 3.14, a thread that a task starts does not inherit them.
+What it logs or prints belongs to the call in flight if there is exactly one, and otherwise to none:
+it is then in the function's own log only.
 """
 
 import os
@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 
 from dagster_pipes import PipesContext
 
-_LONGEST_PART = 8192  # characters that wait for the end of their line
+_LONGEST_PART = 8192  # characters of an incomplete line that are held back
 
 
 @dataclass(eq=False)
 class Call:
-    """A call that is in flight.
+    """A call in flight.
 
     Attributes:
         pipes: The Pipes context of the call.
-        forwards_output: Whether Dagster takes what the call prints.
-        log_fields: What the function's own log says of each record of the call.
+        forwards_output: Whether what the call prints is sent to Dagster.
+        log_fields: Added to each record of the call in the function's own log.
     """
 
     pipes: PipesContext
@@ -35,21 +35,15 @@ class Call:
     _parts: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     def print(self, stream: str, text: str, *, natively: bool = False) -> str:
-        """Take what was printed. Complete lines go to the compute logs of the run, if it takes any.
+        """Send complete lines to Dagster, if the call forwards output, and return them.
 
-        Args:
-            stream: `stdout` or `stderr`.
-            text: What was printed.
-            natively: Whether it was not printed by Python. Such lines are never joined with others.
-
-        Returns:
-            The lines that are complete now.
+        Text that Python did not print (`natively`) is not joined with text that it did.
         """
         with self._printing:
-            begun = self._parts.pop((stream, natively), "")
-            lines, end, part = (begun + text).rpartition("\n")
+            text = self._parts.pop((stream, natively), "") + text
+            lines, end, part = text.rpartition("\n")
             if len(part) > _LONGEST_PART:
-                lines, end, part = lines + end + part, "", ""
+                lines, end, part = text, "", ""
             if part:
                 self._parts[stream, natively] = part
             if self.forwards_output and lines + end:
@@ -57,7 +51,7 @@ class Call:
             return lines + end
 
     def end_lines(self) -> Iterator[tuple[str, str]]:
-        """Complete each line that was begun; yield those of Python, with the name of the stream."""
+        """Complete all incomplete lines. Yield those of Python, with the names of their streams."""
         for stream, natively in list(self._parts):
             line = self.print(stream, "\n", natively=natively)
             if not natively:
@@ -69,11 +63,11 @@ _changing = threading.Lock()
 _calls: tuple[Call, ...] = ()
 
 
-def _leave_calls_to_parent() -> None:
-    """In a child process that a task has forked: it has no call of its own, and ends on SIGTERM.
+def _reset_forked_child() -> None:
+    """In a process that a task forked: it has no call, and ends on SIGTERM.
 
-    It inherits the signal handlers of gunicorn, which would ignore SIGTERM. Then
-    `multiprocessing.Pool`, for one, would wait for its end for ever.
+    It inherits the signal handlers of gunicorn, which would ignore SIGTERM. Then, for example,
+    `multiprocessing.Pool` would wait forever for the process to end.
     """
     global _calls
     if _calls:
@@ -84,11 +78,11 @@ def _leave_calls_to_parent() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-os.register_at_fork(after_in_child=_leave_calls_to_parent)
+os.register_at_fork(after_in_child=_reset_forked_child)
 
 
 def call_in_flight() -> Call | None:
-    """The call that what is logged or printed here and now belongs to, if that is known."""
+    """The call that the current log record or printed text belongs to, if known."""
     try:
         call = _current.get()
     except LookupError:
@@ -97,27 +91,19 @@ def call_in_flight() -> Call | None:
 
 
 def only_call_in_flight() -> Call | None:
-    """The call that is in flight, if there is exactly one."""
+    """The call in flight, if there is exactly one."""
     calls = _calls
     return calls[0] if len(calls) == 1 else None
 
 
-def is_in_flight_here(call: Call) -> bool:
-    """Whether this thread works for the call, by its context variables.
-
-    Args:
-        call: The call.
-    """
+def is_current(call: Call) -> bool:
+    """Whether the call is that of the current context variables."""
     return _current.get(None) is call
 
 
 @contextmanager
 def in_flight(call: Call) -> Iterator[None]:
-    """Let what is logged or printed in the block belong to the call.
-
-    Args:
-        call: The call.
-    """
+    """Assign what the block logs and prints to the call."""
     global _calls
     with _changing:
         _calls = (*_calls, call)
@@ -132,7 +118,7 @@ def in_flight(call: Call) -> Iterator[None]:
 
 @contextmanager
 def not_forwarded() -> Iterator[None]:
-    """Let what is logged or printed in the block belong to no call."""
+    """Assign what the block logs and prints to no call."""
     token = _current.set(None)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Python's own logging, brought to Cloud Logging, and what a task logs also to Dagster."""
+"""Sends what Python logs to Cloud Logging, and what a task logs to Dagster as well."""
 
 import json
 import logging
@@ -14,13 +14,7 @@ from typing import TextIO
 
 from dagster_pipes import DagsterPipesError, PipesContext
 
-from gcp_pipes.external.in_flight import (
-    Call,
-    call_in_flight,
-    in_flight,
-    is_in_flight_here,
-    not_forwarded,
-)
+from gcp_pipes.external.in_flight import Call, call_in_flight, in_flight, is_current, not_forwarded
 from gcp_pipes.external.output import (
     capture_descriptors,
     console,
@@ -29,7 +23,9 @@ from gcp_pipes.external.output import (
 )
 from gcp_pipes.protocol import LEVELS, nearest_level
 
-_REPR = reprlib.Repr()  # it survives a faulty __repr__
+_LABELS = "logging.googleapis.com/labels"
+
+_REPR = reprlib.Repr()  # it handles a __repr__ that raises
 _REPR.maxstring = _REPR.maxother = 200
 
 _logger = logging.getLogger(__name__)
@@ -37,11 +33,11 @@ _request_fields: ContextVar[dict[str, object]] = ContextVar("_request_fields")
 
 
 def configure_logging() -> None:
-    """Log from INFO on where the function is deployed, and warnings on a laptop.
+    """Log INFO and above in a deployed function, and warnings on a laptop.
 
-    Deployed, each record is one line of JSON on standard output, as Cloud Logging takes it:
-    https://cloud.google.com/logging/docs/structured-logging. Python's warnings are logged, and so
-    are exceptions that end a thread.
+    In a deployed function, each record is a line of JSON on standard output, as Cloud Logging
+    expects: https://cloud.google.com/logging/docs/structured-logging. Python's warnings are logged,
+    and so are exceptions that end a thread.
     """
     root = logging.getLogger()
     root.setLevel(logging.INFO)
@@ -52,28 +48,21 @@ def configure_logging() -> None:
         handler.setLevel(logging.WARNING)
     root.handlers = [handler, _DagsterHandler()]
     logging.captureWarnings(True)
-    warnings.simplefilter("always", append=True)  # in every request, not only in the first one
+    warnings.simplefilter("always", append=True)  # in every request, not only in the first
     threading.excepthook = _log_uncaught
-    # The Functions Framework reads this when it has loaded the function. It would label what is
-    # printed, but makes a record of each argument of `print`; the records here have their labels.
+    # The Functions Framework reads this after it has loaded the function. It would label printed
+    # text, but log each argument of `print` as a record. The records here have labels already.
     os.environ["LOG_EXECUTION_ID"] = "false"
     replace_streams(_print_to_console)
 
 
 @contextmanager
 def log_request(trace: str, execution_id: str | None = None) -> Iterator[None]:
-    """Let Cloud Logging show what the block logs together, and with the request.
-
-    Args:
-        trace: The request's ID in Cloud Trace.
-        execution_id: What the caller sent as `Function-Execution-Id`, for a label.
-    """
+    """Group what the block logs with its request in Cloud Logging."""
     project = os.environ.get("GOOGLE_CLOUD_PROJECT")
     name = f"projects/{project}/traces/{trace}" if project else trace
     labels = {"execution_id": execution_id} if execution_id else {}
-    token = _request_fields.set(
-        {"logging.googleapis.com/trace": name, "logging.googleapis.com/labels": labels}
-    )
+    token = _request_fields.set({"logging.googleapis.com/trace": name, _LABELS: labels})
     try:
         with not_forwarded():  # until the call is in flight
             yield
@@ -83,22 +72,19 @@ def log_request(trace: str, execution_id: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def forward_logs(pipes: PipesContext, *, output: bool = True) -> Iterator[None]:
-    """Send what the block logs, its warnings, and what it prints to Dagster, too.
+    """Send what the block logs and prints to Dagster, and Python's warnings.
 
-    Log records keep their level. What is printed reaches the compute logs of the run. Whatever
-    happens in the block's own thread, or in one with a copy of its context variables, is its own;
-    with no other call in flight, so is all else that this process logs and prints.
+    Log records keep their level. Printed text is in the compute logs of the run. The block's own
+    thread is included, and threads with a copy of its context variables; and if no other call is
+    in flight, everything else that this process logs and prints.
 
     Args:
         pipes: The Pipes context of the call.
-        output: Whether to send what is written to standard output and standard error: by `print`,
-            by libraries, and by child processes.
+        output: Whether to send what `print`, libraries and child processes write to standard output
+            and standard error.
     """
     fields = _request_fields.get({})
-    fields["logging.googleapis.com/labels"] = {
-        **fields.get("logging.googleapis.com/labels", {}),  # type: ignore[dict-item]
-        "dagster_run_id": pipes.run_id,
-    }
+    fields[_LABELS] = {**fields.get(_LABELS, {}), "dagster_run_id": pipes.run_id}  # type: ignore[dict-item]
     call = Call(pipes, output, fields)
     with in_flight(call):
         if output:
@@ -112,15 +98,8 @@ def forward_logs(pipes: PipesContext, *, output: bool = True) -> Iterator[None]:
                 _print_to_console(stream, line)
 
 
-def make_ready_for_dagster(record: logging.LogRecord) -> bool:
-    """Give a record a level that Dagster knows, and its text, with its traceback, as the message.
-
-    It is a filter for a logger that sends records to Dagster. A record whose arguments do not fit
-    its message becomes one that says so.
-
-    Args:
-        record: The record; it is changed.
-    """
+def prepare_for_dagster(record: logging.LogRecord) -> bool:
+    """Give a record a level that Dagster has, and include its traceback in the message."""
     record.levelno = nearest_level(record.levelno)
     record.levelname = LEVELS[record.levelno]  # libraries may have renamed the level
     record.msg, record.args = _text(record, logging.Formatter().format), ()
@@ -144,14 +123,14 @@ def _is_deployed() -> bool:
 
 
 def _log_uncaught(failed: threading.ExceptHookArgs) -> None:
-    """Log the exception that ended a thread; Python prints it, except for SystemExit."""
+    """Log the exception that ended a thread. By default, Python prints it, except SystemExit."""
     if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
         name = failed.thread.name if failed.thread else "unknown"
         _logger.error(f"An exception ended the thread {name}.", exc_info=failed.exc_value)
 
 
 class _ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to the function's own standard output, of which Dagster gets nothing."""
+    """Writes to the function's own standard output, which is not forwarded to Dagster."""
 
     @property
     def stream(self) -> TextIO:
@@ -163,27 +142,23 @@ class _ConsoleHandler(logging.StreamHandler[TextIO]):
 
 
 class _CloudLoggingFormatter(logging.Formatter):
-    """A record as a line of JSON, with its request's fields; a traceback is part of the message."""
-
     def format(self, record: logging.LogRecord) -> str:
         text = _text(record, super().format)
         return _structured(record.levelname, text, logger=record.name)
 
 
 class _DagsterHandler(logging.Handler):
-    """Sends the records of calls to Dagster."""
-
     def emit(self, record: logging.LogRecord) -> None:
         if call := call_in_flight():
             try:
                 call.pipes.log.log(max(record.levelno, 1), "%s", _text(record, self.format))
-            except DagsterPipesError:  # messages cannot be stored, or are no longer taken
-                if is_in_flight_here(call):
+            except DagsterPipesError:  # messages cannot be stored, or the call has ended
+                if is_current(call):
                     raise
 
 
 def _print_to_console(stream: str, text: str) -> None:
-    """Write what a task has printed to the function's own log, with the fields of its request."""
+    """Write what a task printed to the function's own log, with the fields of its request."""
     if _is_deployed():
         text = "".join(f"{_structured('DEFAULT', line)}\n" for line in text.splitlines())
     console(stream).write(text)
@@ -191,7 +166,8 @@ def _print_to_console(stream: str, text: str) -> None:
 
 
 def _structured(severity: str, message: str, **more: str) -> str:
-    if (fields := _request_fields.get(None)) is None:  # in a thread that a task has started
+    """A line of JSON for Cloud Logging."""
+    if (fields := _request_fields.get(None)) is None:  # in a thread that a task started
         call = call_in_flight()
         fields = call.log_fields if call else {}
     return json.dumps({"severity": severity, "message": message, **more, **fields})

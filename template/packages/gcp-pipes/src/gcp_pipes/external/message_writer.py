@@ -1,12 +1,11 @@
 """Writes Pipes messages to a Cloud Storage bucket, where the orchestrator reads them.
 
-Messages are collected into chunks, one object a chunk: `<key_prefix>/1.json`, `<key_prefix>/2.json`
-and so on, each with one JSON message a line. This is the layout of
-`dagster_pipes.PipesBlobStoreMessageWriter`, so that other Pipes readers understand it too. That one
-polls once a second, within the billed time, and after one failed upload loses all that follows.
+Messages are stored in chunks, one object each: `<key_prefix>/1.json`, `<key_prefix>/2.json` and so
+on, with one JSON message a line. Other Pipes readers understand this layout, which is that of
+`dagster_pipes.PipesBlobStoreMessageWriter`. We do not use that class: it polls once a second while
+the function is billed, and after a failed upload it loses all later messages.
 
-Beside what Pipes defines, each message has a `number`, counted from 1, by which the orchestrator's
-reader knows that none is missing and none came twice.
+Each message also has a `number`, from 1, so the reader notices missing and duplicate messages.
 """
 
 import json
@@ -33,34 +32,33 @@ from gcp_pipes.external.in_flight import not_forwarded
 from gcp_pipes.external.storage import create_object
 from gcp_pipes.protocol import CAN_BE_CANCELLED, MESSAGE_NUMBER, chunk_name
 
-_CHUNK_SIZE = 1024 * 1024  # characters; a chunk that grows to this is uploaded without delay
-_BUFFER_SIZE = 8 * _CHUNK_SIZE  # with as much waiting for upload, whoever writes more waits too
-_NAMES_TAKEN = 10  # of chunks, by whoever cancels the call
-_ATTEMPT_TIMEOUT = 30.0  # seconds without an answer from Cloud Storage
+_CHUNK_SIZE = 1024 * 1024  # characters; a chunk of this size is uploaded at once
+_BUFFER_SIZE = 8 * _CHUNK_SIZE  # when it is full, writing a message blocks
+_NAMES_TAKEN = 10  # how many chunk names in a row may exist already, by requests to cancel
+_ATTEMPT_TIMEOUT = 30.0  # seconds to wait for a response from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(60.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 
 
 class MessagesNotStoredError(DagsterPipesError):
-    """Messages to Dagster could not be stored: what the function does must not go unseen."""
+    """Messages to Dagster could not be stored. The call fails, since Dagster cannot see it."""
 
 
 class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
-    """The messages of one request, on their way to the bucket.
+    """Writes the messages of one call to the bucket.
 
-    The first message, `opened`, is stored before the task begins: where it is not, no work has been
-    done, and the call can safely be made again. From then on a background thread uploads what has
-    been written every `interval` seconds, or as soon as a full chunk is waiting, so that logs are
-    seen in Dagster while the task still runs.
+    The first message, `opened`, is stored before the task starts. If that fails, no work has been
+    done and the call can safely be retried. A background thread then uploads new messages every
+    `interval` seconds, or as soon as a chunk is full, so Dagster shows logs while the task runs.
 
-    If the name of a further chunk is taken, Dagster has cancelled the call: see `cancellation`. The
-    messages are then stored under the next name.
+    If the name of a later chunk exists already, Dagster has cancelled the call (see
+    `cancellation`). The messages are then stored under the next name.
 
     Args:
-        client: The Cloud Storage client to upload with.
+        client: The Cloud Storage client.
         bucket: Name of the bucket, without `gs://`.
-        key_prefix: What the names of the chunks begin with. None puts them at the bucket's root.
-        interval: Longest time, in seconds, that a message waits for its upload to begin.
-        on_cancelled: Called by a thread of the channel's when the call has been cancelled.
+        key_prefix: The prefix of the chunks' names. None puts them at the root of the bucket.
+        interval: How long a message waits for its upload, at most, in seconds.
+        on_cancelled: Called in a background thread when the call was cancelled.
     """
 
     def __init__(
@@ -76,16 +74,16 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         self._on_cancelled = on_cancelled
         self._key_prefix = key_prefix
         self._interval = interval
-        self._state = threading.Condition()  # guards the attributes from here to _closing
+        self._process = os.getpid()
+        self._thread = threading.Thread(target=self._upload_until_closing, name="pipes-upload")
+        self._state = threading.Condition()  # guards the attributes from here to _is_complete
         self._lines: list[str] = []
         self._size = 0
-        self._taken_count = 0  # of lines, for upload
+        self._taken_count = 0  # how many lines were taken for upload
         self._upload_error: Exception | None = None
         self._closing = False
         self._is_complete = False
-        self._process = os.getpid()
-        self._thread = threading.Thread(target=self._upload_until_closing, name="pipes-upload")
-        self._uploading = threading.Lock()  # one chunk at a time; guards the attribute below
+        self._uploading = threading.Lock()  # one upload at a time; guards the attribute below
         self._chunk_count = 0
 
     def write_message(self, message: PipesMessage) -> None:
@@ -95,26 +93,28 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             message: The message, with JSON-serializable content.
 
         Raises:
-            TypeError: The message holds a value that JSON has no form for.
-            DagsterPipesError: The call has ended, or this is a process that the task has forked.
+            TypeError: The message is not JSON serializable.
+            DagsterPipesError: The call has ended, or this is a forked process.
             MessagesNotStoredError: This or an earlier message could not be stored.
         """
-        if os.getpid() != self._process:  # before any lock, which may never be released here
+        if os.getpid() != self._process:  # first: a lock may have been copied while it was held
             raise DagsterPipesError(
-                "Pipes messages cannot be sent from a forked process: the threads that upload them "
-                "are not there. Return the value to the process of the task, and report it there, "
-                'or start processes by the method "spawn".'
+                "Pipes messages cannot be sent from a forked process: its upload threads exist "
+                "only in the parent. Return the value to the process of the task and report it "
+                'there, or start processes with the method "spawn".'
             )
         with self._state:
-            self._state.wait_for(self._takes_messages)  # ends: every upload has a time limit
+            self._state.wait_for(  # ends: every upload has a time limit
+                lambda: self._size < _BUFFER_SIZE or self._upload_error is not None
+            )
             self._raise_upload_error()
             if self._is_complete:
                 raise DagsterPipesError(
-                    "The call has ended: Dagster takes no further message of this task."
+                    "The call has ended: Dagster accepts no further messages from this task."
                 )
             number = self._taken_count + len(self._lines) + 1
             line = json.dumps({**message, MESSAGE_NUMBER: number})
-            self._lines.append(line)  # the one step that counts: a task may be stopped after any
+            self._lines.append(line)  # atomic: a task may be stopped before or after any line here
             self._size += len(line)
             self._is_complete = message["method"] == "closed"
             if self._size >= _CHUNK_SIZE:
@@ -122,8 +122,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         if message["method"] == "opened":
             self._upload_waiting()
 
-    # No generator: if the context cannot be opened or closed, nothing closes this, and Python would
-    # close a generator while it collects garbage, where to wait for a thread can be a deadlock.
+    # Not a generator: if the context cannot be opened or closed, nothing closes the channel. Python
+    # would close a generator during garbage collection, where waiting for a thread can deadlock.
 
     def __enter__(self) -> Self:
         """Upload in the background."""
@@ -131,7 +131,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Store all messages that are left.
+        """Store all remaining messages.
 
         Raises:
             MessagesNotStoredError: A message could not be stored.
@@ -139,48 +139,24 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         with self._state:
             self._closing = True
             self._state.notify_all()
-        self._thread.join()  # every upload has a time limit
+        self._thread.join()  # ends: every upload has a time limit
         self._raise_upload_error()
-
-    def upload_messages_chunk(self, payload: IO[str], index: int) -> None:
-        """Store one chunk, and never twice.
-
-        Transient failures are retried. An object that exists is never overwritten, which also
-        means that the function needs no right to delete: `storage.objects.create` is enough.
-
-        Args:
-            payload: The messages, one JSON object a line.
-            index: The chunk's number, from 1.
-
-        Raises:
-            google.api_core.exceptions.GoogleAPICallError: Cloud Storage refused the chunk.
-            google.api_core.exceptions.RetryError: It failed until the time limit was reached.
-        """
-        name = chunk_name(self._key_prefix, index)
-        data = payload.read()
-        failed_attempts: list[Exception] = []
-        create = _RETRY(create_object, on_error=failed_attempts.append)
-        try:
-            create(self._bucket.blob(name), data, timeout=_ATTEMPT_TIMEOUT)
-        except PreconditionFailed:
-            # After a failed attempt this says that the attempt had stored the chunk after all.
-            # On the first attempt it says that someone else writes under this prefix.
-            if not failed_attempts:
-                raise
 
     def _upload_until_closing(self) -> None:
         closing = False
-        # What this thread logs is not forwarded: each failed upload would make one more message.
-        # An error is kept for the thread that runs the task.
+        # Forwarding what this thread logs would make one more message for each failed upload.
+        # Errors are raised in the thread of the task.
         with not_forwarded(), suppress(MessagesNotStoredError):
             while not closing:
                 with self._state:
-                    self._state.wait_for(self._is_due, timeout=self._interval)
+                    self._state.wait_for(
+                        lambda: self._size >= _CHUNK_SIZE or self._closing, timeout=self._interval
+                    )
                     closing = self._closing
                 self._upload_waiting()
 
     def _upload_waiting(self) -> None:
-        """Store all messages that wait, as one chunk. None is passed over if one is lost."""
+        """Store all waiting messages as one chunk. After an error, store no more."""
         with self._uploading:
             with self._state:
                 self._raise_upload_error()
@@ -198,25 +174,41 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
                     self._raise_upload_error()
 
     def _store(self, chunk: str) -> None:
-        """Store a chunk under the next name that is free."""
+        """Store a chunk under the next free name."""
         for names_taken in range(_NAMES_TAKEN):
             self._chunk_count += 1
             try:
                 self.upload_messages_chunk(StringIO(chunk), self._chunk_count)
+                return
             except PreconditionFailed:
-                # The first name is taken by another request, or by a cancellation before its time.
+                # The first name exists if another request uses this prefix, or if the call was
+                # cancelled before it started.
                 if self._chunk_count == 1 or names_taken == _NAMES_TAKEN - 1:
                     raise
                 if self._on_cancelled is not None:
                     self._on_cancelled()
-            else:
-                return
 
-    def _takes_messages(self) -> bool:
-        return self._size < _BUFFER_SIZE or self._upload_error is not None
+    def upload_messages_chunk(self, payload: IO[str], index: int) -> None:
+        """Store one chunk, exactly once. Transient errors are retried.
 
-    def _is_due(self) -> bool:
-        return self._size >= _CHUNK_SIZE or self._closing
+        Args:
+            payload: The messages, one JSON object a line.
+            index: The number of the chunk, from 1.
+
+        Raises:
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the chunk.
+            google.api_core.exceptions.RetryError: It failed until the time limit.
+        """
+        text = payload.read()
+        failed_attempts: list[Exception] = []
+        create = _RETRY(create_object, on_error=failed_attempts.append)
+        try:
+            blob = self._bucket.blob(chunk_name(self._key_prefix, index))
+            create(blob, text, timeout=_ATTEMPT_TIMEOUT)
+        except PreconditionFailed:
+            # After a failed attempt, the object exists because that attempt stored it.
+            if not failed_attempts:
+                raise
 
     def _raise_upload_error(self) -> None:
         if self._upload_error is not None:
@@ -228,16 +220,16 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
 
 
 class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessageWriterChannel]):
-    """Sends messages to Dagster through a Cloud Storage bucket.
+    """Sends the messages of one call to Dagster through a Cloud Storage bucket.
 
     The orchestrator's `PipesCloudStorageMessageReader` chooses the bucket and a key prefix for each
-    call and sends both along with the request. A writer is for one call.
+    call, and sends both in the request.
 
     Args:
-        client: The Cloud Storage client to upload with.
-        bucket: The only bucket to write to; a request that names another is refused. None allows
-            whichever bucket the request names.
-        interval: Longest time, in seconds, that a message waits for its upload to begin.
+        client: The Cloud Storage client.
+        bucket: The only bucket to write to: requests with another bucket are rejected. None allows
+            any bucket.
+        interval: How long a message waits for its upload, at most, in seconds.
     """
 
     def __init__(
@@ -251,36 +243,36 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         self._when_cancelled: Callable[[], None] | None = None
 
     def get_opened_extras(self) -> PipesExtras:
-        """What Dagster is told as the call begins: that it can be cancelled."""
+        """What the message `opened` says of the call: that it can be cancelled."""
         return {CAN_BE_CANCELLED: True}
 
     def when_cancelled(self, action: Callable[[], None]) -> None:
-        """Do something, in another thread, as soon as Dagster is known to have cancelled the call.
+        """Call `action`, in another thread, as soon as the call is known to be cancelled.
 
         Args:
-            action: What to do. It is done at once if that is known already.
+            action: The function to call. If the call is cancelled already, it is called here.
         """
         with self._lock:
             self._when_cancelled = action
-            is_late = self._is_cancelled
-        if is_late:
+            is_cancelled = self._is_cancelled
+        if is_cancelled:
             action()
 
     def open(  # type: ignore[override]  # the base class has a generator
         self, params: PipesParams
     ) -> PipesCloudStorageMessageWriterChannel:
-        """A channel for one request; use it in a `with` block.
+        """The channel for one call; use it in a `with` block.
 
         Args:
-            params: What the message reader sent: `bucket` (str) and, perhaps, `key_prefix` (str).
+            params: What the message reader sent: `bucket` (str) and, optionally, `key_prefix`.
 
         Raises:
-            DagsterPipesError: The params are unusable or name a bucket that is not allowed.
+            DagsterPipesError: The params are invalid, or the bucket is not allowed.
         """
         bucket, key_prefix = params.get("bucket"), params.get("key_prefix")
         if not isinstance(bucket, str) or not isinstance(key_prefix, str | None):
             raise DagsterPipesError(
-                "The Pipes message params must hold a `bucket` and may hold a `key_prefix`, both "
+                "The Pipes message params must have a `bucket`, and may have a `key_prefix`, both "
                 f"strings; got {dict(params)}. Use PipesCloudStorageMessageReader in Dagster."
             )
         if self._bucket is not None and bucket != self._bucket:
@@ -293,10 +285,10 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             bucket,
             key_prefix,
             interval=self._interval,
-            on_cancelled=self._notice_cancellation,
+            on_cancelled=self._call_when_cancelled,
         )
 
-    def _notice_cancellation(self) -> None:
+    def _call_when_cancelled(self) -> None:
         with self._lock:
             self._is_cancelled = True
             action = self._when_cancelled

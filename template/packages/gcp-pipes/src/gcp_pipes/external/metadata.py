@@ -1,4 +1,4 @@
-"""Python values as metadata: what Dagster shows of an asset or a check."""
+"""Converts Python values to metadata of assets and checks."""
 
 import json
 import math
@@ -12,51 +12,31 @@ from uuid import UUID
 
 from dagster_pipes import PIPES_METADATA_TYPE_INFER, DagsterPipesError, PipesMetadataValue
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "float": (float, int),
-    "int": (int,),
-    "null": (type(None),),
-    "timestamp": (float, int),
-    **dict.fromkeys(("asset", "dagster_run", "md", "notebook", "path", "text", "url"), (str,)),
+_NUMBER: tuple[str, set[type]] = ("a number", {float, int})
+_TEXT: tuple[str, set[type]] = ("text", {str})
+_EXPECTED: dict[str, tuple[str, set[type]]] = {
+    "bool": ("true or false", {bool}),
+    "float": _NUMBER,
+    "int": ("a whole number", {int}),
+    "null": ("None", {type(None)}),
+    "timestamp": _NUMBER,
+    **dict.fromkeys(("asset", "dagster_run", "md", "notebook", "path", "text", "url"), _TEXT),
 }
-"""What the raw value of a metadata type is; Dagster itself checks those that are not listed."""
+"""What the raw value of each Pipes type must be. Dagster checks the types that are not here."""
 
 
 def typed_metadata(metadata: Mapping[str, Any]) -> dict[str, PipesMetadataValue]:
-    """The metadata as JSON, each value with its Pipes type.
-
-    Besides JSON's own values, it takes `datetime`, which becomes a timestamp if it has a time zone,
-    `Path`, which becomes a path, `date`, `time`, `timedelta`, `UUID` and `Enum`, which become text,
-    `Decimal`, which becomes a number, or text if it has too many digits for one, and the scalars,
-    arrays and series of NumPy, Polars and pandas. They may also be in lists and dictionaries.
-
-    Args:
-        metadata: Values as they are, or each with its Pipes type, as `type` and `raw_value`.
-
-    Raises:
-        DagsterPipesError: A value has no JSON form, or is not of the type that is given. The error
-            names its key.
-    """
+    """The metadata as JSON, each value with its Pipes type."""
     return {_checked_key(key): _typed(key, value) for key, value in metadata.items()}
 
 
-def as_json(name: str, value: Any) -> Any:
-    """The value with what JSON has, and nothing else.
-
-    Args:
-        name: What to call the value in an error.
-        value: A value that may hold those that `typed_metadata` takes.
-
-    Raises:
-        DagsterPipesError: It holds a value that has no JSON form, a number that is not finite, or
-            itself.
-    """
+def to_json(name: str, value: Any) -> Any:
+    """The value with JSON types only. Errors call it `name`."""
     try:
-        return json.loads(json.dumps(value, default=_json_form, allow_nan=False))
+        return json.loads(json.dumps(value, default=_convert, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise DagsterPipesError(
-            f"{name} has no JSON form: {error}. It is {value!r:.200}."
+            f"{name} is not JSON serializable: {error}. It is {value!r:.200}."
         ) from error
 
 
@@ -78,25 +58,27 @@ def _typed(key: str, value: Any) -> PipesMetadataValue:
         kind = "timestamp"
     if kind == "timestamp" and isinstance(value, datetime):
         value = value.timestamp()
-    raw_value = as_json(f"The metadata value {key!r}", value)
-    kinds = _KINDS.get(kind)
-    if kinds and type(raw_value) not in kinds:
+    raw_value = to_json(f"The metadata value {key!r}", value)
+    expected, types = _EXPECTED.get(kind, ("", {type(raw_value)}))
+    if type(raw_value) not in types:
         raise DagsterPipesError(
-            f"The metadata value {key!r} must be {_name(kinds)} to be of the type {kind!r}; it is "
+            f"The metadata value {key!r} must be {expected} to be of the type {kind!r}; it is "
             f"{value!r:.200}."
         )
     return {"type": kind, "raw_value": raw_value}  # type: ignore[typeddict-item]
 
 
-def _json_form(value: Any) -> Any:
-    """What JSON has for a value that is none of its own; `json` calls it again with the result."""
+def _convert(value: Any) -> Any:
+    """Convert a value that `json` cannot; `json` converts the result further if needed."""
     match value:
         case date() | time():
             return value.isoformat()
         case UUID() | PurePath() | timedelta():
             return str(value)
         case Decimal():
-            return _number_or_text(value)
+            number = float(value)
+            exact = math.isfinite(number) and Decimal(repr(number)) == value
+            return number if exact else str(value)
         case Enum():
             return value.value
     if str(getattr(value, "dtype", "")).startswith(("datetime64", "timedelta64")):
@@ -104,16 +86,4 @@ def _json_form(value: Any) -> Any:
     for conversion in ("tolist", "to_list"):
         if hasattr(value, conversion):
             return getattr(value, conversion)()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _number_or_text(value: Decimal) -> float | str:
-    number = float(value)
-    if math.isfinite(number) and Decimal(repr(number)) == value:
-        return number
-    return str(value)
-
-
-def _name(kinds: tuple[type, ...]) -> str:
-    names = {str: "text", int: "a whole number", bool: "true or false", type(None): "None"}
-    return "a number" if float in kinds else names[kinds[0]]
+    raise TypeError(f"Values of the type {type(value).__name__} are not supported")

@@ -1,4 +1,4 @@
-"""What a task learns of an asset without materializing it."""
+"""Reports asset observations, for which Pipes has no message of its own."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,35 +16,28 @@ def report_asset_observation(
     metadata: Mapping[str, Any] | None = None,
     data_version: str | None = None,
 ) -> None:
-    """Report an observation of an asset to Dagster, for which Pipes has no message of its own.
+    """Report an observation of an asset to Dagster.
 
-    It takes what `PipesContext.report_asset_materialization` takes. In the call for a partition,
-    the observation is of that partition.
+    In a call for one partition, it is an observation of that partition.
 
     Args:
         pipes: The Pipes context.
-        asset_key: The asset, which need not be one of the step; the step's own unless given.
-        metadata: Values as they are, or each with its Pipes type.
-        data_version: The version of the data that was seen.
+        asset_key: The asset, which may be outside the step. By default, the asset of the call.
+        metadata: By name, values or dictionaries with a `type` and a `raw_value`.
+        data_version: The version of the data that was observed.
 
     Raises:
-        dagster_pipes.DagsterPipesError: A metadata value has no JSON form, or is not of its type.
+        dagster_pipes.DagsterPipesError: A metadata value is not JSON serializable, or does not have
+            its type.
     """
-    pipes.report_custom_message(
-        {
-            OBSERVATION: {
-                "asset_key": asset_key or pipes.asset_key,
-                "metadata": typed_metadata(metadata or {}),
-                "data_version": data_version,
-                "partition": _partition_key(pipes),
-            }
-        }
-    )
-
-
-def _partition_key(pipes: PipesContext) -> str | None:
-    """The partition of the call, if it is for one and no more."""
-    if not pipes.is_partition_step:
-        return None
-    keys = pipes.partition_key_range
-    return keys["start"] if keys["start"] == keys["end"] else None
+    partition = None
+    if pipes.is_partition_step:
+        keys = pipes.partition_key_range
+        partition = keys["start"] if keys["start"] == keys["end"] else None
+    observation = {
+        "asset_key": asset_key or pipes.asset_key,
+        "metadata": typed_metadata(metadata or {}),
+        "data_version": data_version,
+        "partition": partition,
+    }
+    pipes.report_custom_message({OBSERVATION: observation})

@@ -1,10 +1,10 @@
-"""What a task prints, on its way to Dagster: standard output and standard error.
+"""Captures what a task prints to standard output and standard error.
 
-`sys.stdout` and `sys.stderr` are replaced by streams that know, by context variables, which call
-each text belongs to. Libraries that are not written in Python, and child processes, write to the
-file descriptors instead. These lead to `tee.py`, a process that copies them to where they led
-before, and back to this process, which cannot tell calls apart here: with several in flight, such
-output is in the function's own log only.
+`sys.stdout` and `sys.stderr` are replaced by streams that find the call of each text by context
+variables. Native libraries and child processes write to the file descriptors instead. These are
+redirected to `tee.py`, a process that copies the output to its original place and back to this
+process. The copies do not show which call they belong to: with several in flight, such output is in
+the function's own log only.
 """
 
 import codecs
@@ -35,27 +35,17 @@ _logger = logging.getLogger(__name__)
 
 
 class _TaskStream(io.TextIOBase):
-    """Takes the place of standard output or standard error.
-
-    Args:
-        name: `stdout` or `stderr`.
-        original: The stream that it replaces.
-        to_console: Writes lines of a call to the function's own log.
-    """
+    """Replaces standard output or standard error."""
 
     def __init__(self, name: str, original: TextIO, to_console: Callable[[str, str], None]) -> None:
         super().__init__()
         self._name = name
         self._to_console = to_console
         self.original = original
-        self.console = original  # what no call gets is written here
+        self.console = original  # for text that belongs to no call
 
-    def write_to(self, descriptor: int) -> None:
-        """Write what no call gets to a file descriptor.
-
-        Args:
-            descriptor: The file descriptor.
-        """
+    def redirect_console(self, descriptor: int) -> None:
+        """Write text that belongs to no call to a file descriptor."""
         self.flush()
         self.console = open(  # noqa: SIM115  # for the life of this process
             descriptor, "w", buffering=1, encoding=self.encoding, errors=self.errors, closefd=False
@@ -75,7 +65,7 @@ class _TaskStream(io.TextIOBase):
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.original, attribute)
 
-    # The base class has these, so that they do not reach __getattr__.
+    # The base class defines these, so __getattr__ is not called for them.
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -101,12 +91,7 @@ _tee: "_Tee | None" = None
 
 
 def replace_streams(to_console: Callable[[str, str], None]) -> None:
-    """Replace standard output and standard error, for the life of this process.
-
-    Args:
-        to_console: Writes lines that a call has printed, of a stream that is named, to the
-            function's own log.
-    """
+    """Replace the streams. `to_console` receives the name of a stream, and lines of a call."""
     for name in _NAMES.values():
         stream = getattr(sys, name)
         if not isinstance(stream, _TaskStream):
@@ -115,44 +100,42 @@ def replace_streams(to_console: Callable[[str, str], None]) -> None:
 
 
 def console(name: str) -> TextIO:
-    """The stream of the function's own log.
-
-    Args:
-        name: `stdout` or `stderr`.
-    """
+    """The stream of the function's own log: `stdout` or `stderr`."""
     return _streams[name].console if name in _streams else getattr(sys, name)
 
 
-def _write_to_descriptors() -> None:
-    """In a child process, write what Python prints to the descriptors: its parent gets it."""
+def _reset_forked_child() -> None:
+    """In a forked process, print to the file descriptors, which the parent captures."""
     for stream in _streams.values():
         stream.console = stream.original
 
 
-os.register_at_fork(after_in_child=_write_to_descriptors)
+os.register_at_fork(after_in_child=_reset_forked_child)
 
 
 def capture_descriptors() -> None:
-    """From now on, know what is written to file descriptors, also by child processes."""
+    """Capture what is written to the file descriptors, also by child processes, from now on."""
     global _tee
     with _capturing:
         if _tee is None:
             try:
                 _tee = _Tee()
             except OSError as error:
-                _logger.warning(f"What libraries print does not reach Dagster: {error}")
+                _logger.warning(
+                    f"The output of native libraries is not forwarded to Dagster: {error}"
+                )
 
 
 def drain_descriptors() -> None:
-    """Wait until what the call in flight has written to the file descriptors is known."""
+    """Wait until all output that the call in flight wrote to the file descriptors is captured."""
     if _tee is not None and only_call_in_flight():
         _tee.drain()
 
 
 class _Tee:
-    """The process `tee.py`, with the pipes to it and from it.
+    """The process `tee.py`, and the pipes to it and from it.
 
-    It lasts as long as this process: child processes keep the pipes, and may outlive a call.
+    It runs until this process ends, since child processes inherit the pipes and may outlive a call.
     """
 
     def __init__(self) -> None:
@@ -171,7 +154,7 @@ class _Tee:
             pass_fds=[*ends, *self._consoles.values()],
         )
         for number, name in _NAMES.items():
-            _streams[name].write_to(self._consoles[number])
+            _streams[name].redirect_console(self._consoles[number])
             os.dup2(pipes[number][1], number)
             os.close(pipes[number][1])
         for end in ends:
@@ -180,16 +163,16 @@ class _Tee:
         threading.Thread(target=self._receive, name="pipes-output", daemon=True).start()
 
     def drain(self) -> None:
-        """Wait until what has been written so far has come back."""
+        """Wait until all output written so far was received."""
         with self._draining, suppress(OSError, queue.Empty):
-            _LIBC.fflush(None)  # of libraries in C, which collect what they print
+            _LIBC.fflush(None)  # the buffers of C libraries
             for stream in _streams.values():
                 stream.original.flush()
             os.write(self._requests, b"?")
             self._copied.get(timeout=_TIME_TO_COPY)
 
     def _receive(self) -> None:
-        """Take the copies, as long as there are any."""
+        """Receive the copies until the pipe is closed."""
         new_decoder = codecs.getincrementaldecoder("utf-8")
         decoders = {number: new_decoder(errors="replace") for number in _NAMES}
         with os.fdopen(self._copies, "rb") as copies:
@@ -203,7 +186,7 @@ class _Tee:
                 if call and call.forwards_output:
                     with suppress(DagsterPipesError):
                         call.print(_NAMES[number], text, natively=True)
-        # The process was killed, or someone else has redirected both descriptors, as pytest does.
+        # The process was killed, or both descriptors were redirected elsewhere, as pytest does.
         for number, descriptor in self._consoles.items():
             if os.path.samestat(os.fstat(number), self._pipes[number]):
                 os.dup2(descriptor, number)

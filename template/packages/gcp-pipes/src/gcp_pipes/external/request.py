@@ -1,4 +1,4 @@
-"""From an HTTP request to a Pipes context, and from an error to an HTTP response."""
+"""Reads requests, opens their Pipes contexts, and turns errors into responses."""
 
 import functools
 import logging
@@ -19,11 +19,11 @@ from dagster_pipes import (
 from werkzeug.exceptions import BadRequest
 
 from gcp_pipes.external.context import PipesCloudFunctionContext
-from gcp_pipes.external.deadline import function_is_ready, request_handled
+from gcp_pipes.external.deadline import request_timer, set_ready
 from gcp_pipes.external.logs import log_request
 from gcp_pipes.external.message_writer import MessagesNotStoredError
 
-_TRACE_HEADERS = {  # each with the form of its value
+_TRACE_HEADERS = {  # and the pattern of their values
     "traceparent": r"[0-9a-f]{2}-([0-9a-f]{32})-",
     "X-Cloud-Trace-Context": r"([0-9a-f]{32})(/|$)",
 }
@@ -31,7 +31,7 @@ _TRACE_HEADERS = {  # each with the form of its value
 _logger = logging.getLogger(__name__)
 
 Event = Mapping[str, Any]
-"""The body of a request: the inputs of the task, beside the two parameters of Pipes."""
+"""The body of a request: the inputs of the task, and the parameters of Pipes."""
 
 Handler = Callable[[flask.Request], flask.typing.ResponseReturnValue]
 
@@ -39,13 +39,13 @@ _CALLER = "This function is called by a Dagster asset, through PipesCloudFunctio
 
 
 def read_event(request: flask.Request) -> Event:
-    """The request's body as a JSON object.
+    """Read the request's body as a JSON object.
 
     Args:
-        request: The request. Its content type does not matter.
+        request: The request. Its content type is ignored.
 
     Raises:
-        BadRequest: The body is anything else.
+        BadRequest: The body is not a JSON object.
     """
     event = request.get_json(force=True, silent=True)
     if not isinstance(event, dict):
@@ -54,14 +54,14 @@ def read_event(request: flask.Request) -> Event:
 
 
 def event_input(event: Event, name: str) -> Any:
-    """The value of the input `name`.
+    """The value of an input.
 
     Args:
         event: The request's body.
-        name: The input's name, as it is in the `event` of the asset.
+        name: The input's name, as in the `event` of the asset.
 
     Raises:
-        BadRequest: The event has no such input.
+        BadRequest: The event lacks the input.
     """
     if name not in event:
         raise BadRequest(f"The event lacks the input {name!r}. Add it to `event` in the asset.")
@@ -71,18 +71,18 @@ def event_input(event: Event, name: str) -> Any:
 def open_pipes(
     event: Event, *, message_writer: PipesMessageWriter[Any]
 ) -> PipesCloudFunctionContext:
-    """Open the Pipes context of one request; use it in a `with` block.
+    """Open the Pipes context of a request, for use in a `with` block.
 
-    Unlike `dagster_pipes.open_dagster_pipes`, this leaves no trace in the process: each request has
-    a context of its own, however many are served at once.
+    Unlike `dagster_pipes.open_dagster_pipes`, it has no global state, so an instance can handle
+    several requests at the same time.
 
     Args:
         event: The request's body, with the parameters that the Pipes client added.
-        message_writer: Takes the messages to Dagster.
+        message_writer: Writes the messages to Dagster.
 
     Raises:
-        BadRequest: The event does not come from a Pipes client, or from one that uses a different
-            kind of message reader or another bucket.
+        BadRequest: The parameters of Pipes are missing or invalid, or require another kind of
+            message writer or another bucket.
         MessagesNotStoredError: The first message could not be stored.
     """
     params_loader = PipesMappingParamsLoader(event)
@@ -94,58 +94,53 @@ def open_pipes(
         raise BadRequest(f"The event lacks {error}. {_CALLER}") from error
     except (TypeError, AttributeError, ValueError, zlib.error, DagsterPipesError) as error:
         raise BadRequest(
-            f"The event's Pipes parameters are unusable ({error}). {_CALLER}"
+            f"The event's Pipes parameters are invalid ({error}). {_CALLER}"
         ) from error
 
 
 def trace_id(request: flask.Request) -> str:
-    """The request's id in Cloud Trace and Cloud Logging, or `local` where there is none.
+    """The request's ID in Cloud Trace and Cloud Logging, or `local` without one.
 
-    Google's front end sends it as `traceparent` (`00-TRACE-SPAN-FLAGS`, W3C Trace Context) and as
+    Google Cloud sends it as `traceparent` (`00-TRACE-SPAN-FLAGS`, W3C Trace Context) and as
     `X-Cloud-Trace-Context` (`TRACE/SPAN;o=OPTIONS`).
 
     Args:
-        request: The request, with its headers.
+        request: The request.
     """
-    for header, form in _TRACE_HEADERS.items():
-        if match := re.match(form, request.headers.get(header, "")):
+    for header, pattern in _TRACE_HEADERS.items():
+        if match := re.match(pattern, request.headers.get(header, "")):
             return match[1]
     return "local"
 
 
-def answer_errors_as_json(handler: Handler) -> Handler:
-    """Answer 400 for a bad request and 500 for any other error, with `{"error": ...}` as the body.
+def errors_as_json(handler: Handler) -> Handler:
+    """Respond to errors with `{"error": ...}`, and status 400 for `BadRequest`, 500 for others.
 
-    How a request ended is logged, with the traceback of an unexpected error, and with nothing else
-    of what the request was about. Dagster has the traceback too if the error left the `with` block
-    of a Pipes context.
+    The start and the end of each request are logged, and the traceback of an unexpected error, but
+    nothing else about the request. Dagster receives the traceback if the error left the `with`
+    block of a Pipes context.
 
     Args:
-        handler: Answers a request, or raises an error.
+        handler: Handles a request.
     """
-    function_is_ready()
+    set_ready()
 
     @functools.wraps(handler)
-    def answer(request: flask.Request) -> flask.typing.ResponseReturnValue:
+    def handle(request: flask.Request) -> flask.typing.ResponseReturnValue:
         started = time.monotonic()
         execution_id = request.headers.get("Function-Execution-Id")
-        with request_handled(), log_request(trace_id(request), execution_id):
-            _logger.info("The request has begun")
+        with request_timer(), log_request(trace_id(request), execution_id):
+            _logger.info("The request started")
             try:
                 response = handler(request)
             except BadRequest as error:
-                _logger.warning("The request was refused: the answer says why")
+                _logger.warning("The request was rejected: see the response")
                 return {"error": error.description}, 400
-            except BaseException as error:  # a SystemExit, too, would end the server
+            except BaseException as error:  # a SystemExit would end the server
                 _logger.exception("The request failed after %.3f s", time.monotonic() - started)
-                return {"error": _in_words(error)}, 500
+                text = "".join(traceback.format_exception_only(error)).strip()
+                return {"error": text.removeprefix(f"{type(error).__module__}.")}, 500
             _logger.info("The request succeeded after %.3f s", time.monotonic() - started)
             return response
 
-    return answer
-
-
-def _in_words(error: BaseException) -> str:
-    """The name of the error's class, and its text, even where that cannot be made."""
-    text = "".join(traceback.format_exception_only(error)).strip()
-    return text.removeprefix(f"{type(error).__module__}.")
+    return handle

@@ -1,4 +1,4 @@
-"""Finds the task that a request is for."""
+"""Finds the task of a request."""
 
 import importlib
 import pkgutil
@@ -14,18 +14,24 @@ Task = Callable[[PipesContext, Event], None]
 
 
 def find_task(tasks: ModuleType, pipes: PipesContext, event: Event) -> Task:
-    """The function `run` of the task that the event names, or else of the one named like the asset.
+    """Find the task that the event names, or else the task with the name of the asset.
 
     Args:
-        tasks: The package of the tasks. Each of its modules is a task.
+        tasks: The package of the tasks. Each module is a task, with a function `run`.
         pipes: The Pipes context, with the asset of the call.
-        event: The request's body. Its input `task` is the name of a module; it is optional.
+        event: The request's body. Its optional input `task` is the name of a module.
 
     Raises:
-        BadRequest: There is no such task, or it has no `run`; or the event names none, and the call
-            is not for exactly one asset.
+        BadRequest: The task does not exist or has no `run`; or the event does not name a task, and
+            the call is not for exactly one asset.
     """
-    name = event.get("task") or _name_of_asset(pipes)
+    name = event.get("task")
+    if not name:
+        if not pipes.is_asset_step or len(pipes.asset_keys) != 1:
+            raise BadRequest(
+                "The event lacks `task`, which is required unless the call is for one asset."
+            )
+        name = to_asset_key_path(pipes.asset_key)[-1]
     names = sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
     if name not in names:
         raise BadRequest(f"There is no task {name!r}. The tasks are: {', '.join(names) or 'none'}.")
@@ -34,11 +40,3 @@ def find_task(tasks: ModuleType, pipes: PipesContext, event: Event) -> Task:
     if task is None:
         raise BadRequest(f"{tasks.__name__}/{name}.py has no function run(pipes, event). Add it.")
     return task
-
-
-def _name_of_asset(pipes: PipesContext) -> str:
-    if not pipes.is_asset_step or len(pipes.asset_keys) != 1:
-        raise BadRequest(
-            "The event lacks `task`, which is required unless the call is for one asset."
-        )
-    return to_asset_key_path(pipes.asset_key)[-1]

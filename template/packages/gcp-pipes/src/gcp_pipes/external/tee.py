@@ -1,8 +1,8 @@
-"""Copies what is written to two pipes to where it led before, and to the function's process.
+"""Copies the output that the function writes to two pipes to its original place, and back to it.
 
-It is a program of its own, started by `output.py`. A thread of the function could not do this: a
-library that holds Python's lock while it fills a pipe would wait for that thread for ever. And what
-a process writes just before it crashes is copied nevertheless.
+It is a separate program, started by `output.py`. A thread of the function could not do this: a
+library that fills a pipe while it holds the GIL would wait forever for that thread. A separate
+process also copies what the function wrote just before it crashed.
 """
 
 import json
@@ -14,25 +14,19 @@ import sys
 from contextlib import suppress
 
 HEADER = struct.Struct("!BI")
-"""What comes before each piece of output: its file descriptor, 1 or 2, and its size in bytes."""
+"""Before each piece of output: its file descriptor, 1 or 2, and its size in bytes."""
 
 EVERYTHING_COPIED = HEADER.pack(0, 0)
-"""Sent when all that was written before it was asked for has been copied."""
+"""The response to a request: all output written before the request was copied."""
 
 _SIZE = 65_536  # bytes read at once
 
 
 def main(sources: dict[int, tuple[int, int]], requests: int, copies: int) -> None:
-    """Copy until nothing can be written to the sources any more.
-
-    Args:
-        sources: By the end of a pipe to read: where its output led before, and 1 or 2.
-        requests: Each byte that can be read from it is a request for `EVERYTHING_COPIED`.
-        copies: Takes the copies.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the writers may have more to say
+    """Copy until all writers have closed the pipes. Each byte in `requests` is one request."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # processes may still write after them
         signal.signal(number, signal.SIG_IGN)
-    pending = bytearray()  # copies that wait for their reader, which may be slow
+    pending = bytearray()  # copies that the function has not read yet
     with selectors.DefaultSelector() as selector:
         for descriptor in (requests, copies, *sources):
             os.set_blocking(descriptor, False)
@@ -56,30 +50,26 @@ def main(sources: dict[int, tuple[int, int]], requests: int, copies: int) -> Non
 
 
 def _copy(source: int, original: int, number: int, pending: bytearray) -> bool:
-    """Copy what there is now; return whether there may be more, at some time."""
+    """Copy what can be read now. Return False if the pipe was closed."""
     while data := _read(source):
-        _write(original, data)
+        with suppress(OSError):  # nothing reads the original any more
+            rest = data
+            while rest:
+                rest = rest[os.write(original, rest) :]
         pending += HEADER.pack(number, len(data)) + data
     return data is None
 
 
 def _read(descriptor: int) -> bytes | None:
-    """What can be read: None if there is nothing now, no bytes if there never will be."""
+    """Read what is available: None if there is nothing yet, no bytes at the end."""
     try:
         return os.read(descriptor, _SIZE)
     except BlockingIOError:
         return None
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    """Write all of it, unless its reader has ended."""
-    with suppress(OSError):
-        while data:
-            data = data[os.write(descriptor, data) :]
-
-
 def _send(pending: bytearray, copies: int) -> None:
-    """Write as much as the pipe takes now; nothing is pending once its reader has ended."""
+    """Write what fits into the pipe now. Drop everything if the function has ended."""
     try:
         while pending:
             del pending[: os.write(copies, pending[:_SIZE])]

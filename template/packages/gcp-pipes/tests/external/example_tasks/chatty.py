@@ -11,7 +11,7 @@ logger = logging.getLogger("a.library")
 
 
 def run(pipes: PipesContext, event: Event) -> None:
-    """Log at several levels, then sleep for the input `seconds`, so many `times`."""
+    """Log at several levels. Then log and sleep for `seconds`, `times` times."""
     logger.info("Read %s rows", 3)
     try:
         raise ValueError("no rows")

@@ -1,4 +1,4 @@
-"""A task that reports how many rows it was told of."""
+"""A task that reports a number of rows."""
 
 from dagster_pipes import PipesContext
 
@@ -11,5 +11,5 @@ def run(pipes: PipesContext, event: Event) -> None:
 
 
 def count(rows: int) -> int:
-    """The number of `rows`, where it is one."""
+    """The number of rows. Raise a TypeError if it is not a number."""
     return len(range(rows))
