@@ -11,7 +11,8 @@ import pytest
 from flask.testing import FlaskClient
 from google.cloud import storage
 
-Messages = list[dict[str, Any]]
+MakeEvent = Callable[..., dict[str, Any]]
+ReadMessages = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
@@ -26,10 +27,7 @@ def cancel(web: FlaskClient, bucket: storage.Bucket, key_prefix: str) -> Callabl
 
 
 def test_a_task_is_stopped_when_it_sends_a_message(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
-    cancel: Callable[..., Any],
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages, cancel: Callable[..., Any]
 ) -> None:
     responses = []
     event = make_event(task="chatty", seconds=0.01, times=3_000)
@@ -50,10 +48,7 @@ def test_a_task_is_stopped_when_it_sends_a_message(
 
 
 def test_a_call_that_is_cancelled_before_it_starts_does_not_start(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
-    cancel: Callable[..., Any],
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages, cancel: Callable[..., Any]
 ) -> None:
     cancel()
 

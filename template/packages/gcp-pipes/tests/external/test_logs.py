@@ -17,6 +17,7 @@ EXAMPLE_TASKS = Path(__file__).parent / "example_tasks"
 TRACES = [f"{number:032x}" for number in range(1, 9)]
 RUN_ID = "11111111-2222-3333-4444-555555555555"
 
+MakeEvent = Callable[..., dict[str, Any]]
 Call = Callable[[dict[str, Any], dict[str, str]], int]
 ReadLog = Callable[[], list[dict[str, Any]]]
 
@@ -56,10 +57,7 @@ def read_log(capfd: pytest.CaptureFixture[str]) -> ReadLog:
 
 
 def test_records_have_the_trace_and_the_run_of_their_request(
-    read_log: ReadLog,
-    make_event: Callable[..., dict[str, Any]],
-    bucket: storage.Bucket,
-    tmp_path: Path,
+    read_log: ReadLog, make_event: MakeEvent, bucket: storage.Bucket, tmp_path: Path
 ) -> None:
     def call_with(trace: str) -> int:
         messages = encode_param({"bucket": bucket.name, "key_prefix": trace})
@@ -93,7 +91,7 @@ def test_records_have_the_trace_and_the_run_of_their_request(
 
 
 def test_an_error_is_one_record_with_its_traceback(
-    read_log: ReadLog, make_event: Callable[..., dict[str, Any]], tmp_path: Path
+    read_log: ReadLog, make_event: MakeEvent, tmp_path: Path
 ) -> None:
     event = make_event(rows="sesame")
 

@@ -10,6 +10,8 @@ from google.cloud import storage
 
 from gcp_pipes.external import PipesCloudStorageMessageWriter
 
+ReadMessages = Callable[[], list[dict[str, Any]]]
+
 
 def message(text: str) -> PipesMessage:
     return {
@@ -19,11 +21,16 @@ def message(text: str) -> PipesMessage:
     }
 
 
+def first_messages(read_messages: ReadMessages) -> list[dict[str, Any]]:
+    """Wait until messages are stored."""
+    deadline = time.monotonic() + 10
+    while not (messages := read_messages()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return messages
+
+
 def test_messages_arrive_in_order(
-    client: storage.Client,
-    bucket: storage.Bucket,
-    key_prefix: str,
-    read_messages: Callable[[], list[dict[str, Any]]],
+    client: storage.Client, bucket: storage.Bucket, key_prefix: str, read_messages: ReadMessages
 ) -> None:
     sent = [message(f"{number}: line\nbreak, ž, \u2028") for number in range(1_000)]
     writer = PipesCloudStorageMessageWriter(client, interval=0.01)
@@ -37,26 +44,17 @@ def test_messages_arrive_in_order(
 
 
 def test_a_message_is_stored_while_the_task_still_runs(
-    client: storage.Client,
-    bucket: storage.Bucket,
-    key_prefix: str,
-    read_messages: Callable[[], list[dict[str, Any]]],
+    client: storage.Client, bucket: storage.Bucket, key_prefix: str, read_messages: ReadMessages
 ) -> None:
     writer = PipesCloudStorageMessageWriter(client, interval=0.01)
 
     with writer.open({"bucket": bucket.name, "key_prefix": key_prefix}) as channel:
         channel.write_message(message("early"))
-        deadline = time.monotonic() + 10
-        while not read_messages() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert read_messages() == [{**message("early"), "number": 1}]
+        assert first_messages(read_messages) == [{**message("early"), "number": 1}]
 
 
 def test_the_message_opened_is_stored_before_the_task_starts(
-    client: storage.Client,
-    bucket: storage.Bucket,
-    key_prefix: str,
-    read_messages: Callable[[], list[dict[str, Any]]],
+    client: storage.Client, bucket: storage.Bucket, key_prefix: str, read_messages: ReadMessages
 ) -> None:
     writer = PipesCloudStorageMessageWriter(client, interval=3600)
 
@@ -66,19 +64,13 @@ def test_the_message_opened_is_stored_before_the_task_starts(
 
 
 def test_a_full_chunk_does_not_wait_for_the_interval(
-    client: storage.Client,
-    bucket: storage.Bucket,
-    key_prefix: str,
-    read_messages: Callable[[], list[dict[str, Any]]],
+    client: storage.Client, bucket: storage.Bucket, key_prefix: str, read_messages: ReadMessages
 ) -> None:
     writer = PipesCloudStorageMessageWriter(client, interval=3600)
 
     with writer.open({"bucket": bucket.name, "key_prefix": key_prefix}) as channel:
         channel.write_message(message("x" * 2_000_000))
-        deadline = time.monotonic() + 10
-        while not read_messages() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(read_messages()) == 1
+        assert len(first_messages(read_messages)) == 1
 
 
 def test_without_a_key_prefix_chunks_are_at_the_root(

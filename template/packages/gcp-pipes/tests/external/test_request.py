@@ -12,6 +12,8 @@ from werkzeug.test import TestResponse
 import tasks
 
 Messages = list[dict[str, Any]]
+MakeEvent = Callable[..., dict[str, Any]]
+ReadMessages = Callable[[], Messages]
 
 
 def methods(messages: Messages) -> list[str]:
@@ -30,9 +32,7 @@ def logged(messages: Messages) -> list[str]:
 
 
 def test_a_call_runs_the_task_and_reports_to_dagster(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
 ) -> None:
     response = web.post("/", json=make_event(rows=3))
 
@@ -52,11 +52,7 @@ def test_a_call_runs_the_task_and_reports_to_dagster(
     ],
 )
 def test_the_trace_of_the_request_is_in_the_log(
-    header: str,
-    value: str,
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
+    header: str, value: str, web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
 ) -> None:
     web.post("/", json=make_event(rows=3), headers={header: value})
 
@@ -64,9 +60,7 @@ def test_the_trace_of_the_request_is_in_the_log(
 
 
 def test_a_task_can_be_named_in_the_event(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
 ) -> None:
     event = make_event("other", task="counting", rows=3)
 
@@ -99,9 +93,7 @@ def test_a_request_that_is_not_from_dagster_is_rejected(
     assert error in error_of(response)
 
 
-def test_another_messages_bucket_is_rejected(
-    web: FlaskClient, make_event: Callable[..., dict[str, Any]]
-) -> None:
+def test_another_messages_bucket_is_rejected(web: FlaskClient, make_event: MakeEvent) -> None:
     event = {**make_event(), "DAGSTER_PIPES_MESSAGES": encode_param({"bucket": "elsewhere"})}
 
     response = web.post("/", json=event)
@@ -110,9 +102,7 @@ def test_another_messages_bucket_is_rejected(
 
 
 def test_an_unknown_task_is_rejected_and_reported_to_dagster(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
 ) -> None:
     response = web.post("/", json=make_event("nonsense"))
 
@@ -121,10 +111,7 @@ def test_an_unknown_task_is_rejected_and_reported_to_dagster(
 
 
 def test_a_task_without_run_is_an_error_with_its_name(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    web: FlaskClient, make_event: MakeEvent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "idle.py").write_text("")
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
@@ -134,26 +121,20 @@ def test_a_task_without_run_is_an_error_with_its_name(
     assert "idle.py has no function run(pipes, event)" in error_of(response)
 
 
-def test_a_call_for_two_assets_must_name_its_task(
-    web: FlaskClient, make_event: Callable[..., dict[str, Any]]
-) -> None:
+def test_a_call_for_two_assets_must_name_its_task(web: FlaskClient, make_event: MakeEvent) -> None:
     response = web.post("/", json=make_event("people", "visits"))
 
     assert "The event lacks `task`" in error_of(response)
 
 
-def test_a_missing_input_is_an_error_with_its_name(
-    web: FlaskClient, make_event: Callable[..., dict[str, Any]]
-) -> None:
+def test_a_missing_input_is_an_error_with_its_name(web: FlaskClient, make_event: MakeEvent) -> None:
     response = web.post("/", json=make_event())
 
     assert "lacks the input 'rows'" in error_of(response)
 
 
 def test_an_exception_of_a_task_is_sent_to_dagster_with_its_traceback(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
 ) -> None:
     response = web.post("/", json=make_event(rows="many"))
 
@@ -164,9 +145,7 @@ def test_an_exception_of_a_task_is_sent_to_dagster_with_its_traceback(
 
 
 def test_a_missing_setting_is_an_error_with_its_name(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
+    web: FlaskClient, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MESSAGES_BUCKET")
 
@@ -176,7 +155,7 @@ def test_a_missing_setting_is_an_error_with_its_name(
 
 
 def test_the_instance_still_serves_after_a_request_that_is_not_from_dagster(
-    web: FlaskClient, make_event: Callable[..., dict[str, Any]]
+    web: FlaskClient, make_event: MakeEvent
 ) -> None:
     assert web.get("/").status_code == 400
     assert web.post("/", json=make_event(rows=3)).status_code == 200

@@ -14,7 +14,8 @@ from google.cloud import storage
 
 from gcp_pipes.external import PipesCloudStorageMessageWriter, TaskTimeoutError, run_task
 
-Messages = list[dict[str, Any]]
+MakeEvent = Callable[..., dict[str, Any]]
+ReadMessages = Callable[[], list[dict[str, Any]]]
 RunTask = Callable[[Callable[[], None], float], None]
 
 
@@ -30,9 +31,7 @@ def run_for(client: storage.Client) -> RunTask:
 
 
 def test_the_logs_of_a_library_are_sent_to_dagster(
-    web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
 ) -> None:
     logging.getLogger().setLevel(logging.INFO)  # as the Functions Framework does
 
@@ -48,8 +47,8 @@ def test_the_logs_of_a_library_are_sent_to_dagster(
 
 def test_a_task_is_stopped_at_its_deadline_and_this_is_reported_to_dagster(
     web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
-    read_messages: Callable[[], Messages],
+    make_event: MakeEvent,
+    read_messages: ReadMessages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CLOUD_RUN_TIMEOUT_SECONDS", "1")
@@ -66,7 +65,7 @@ def test_an_invalid_timeout_is_an_error_with_its_name(
     seconds: str,
     variable: str,
     web: FlaskClient,
-    make_event: Callable[..., dict[str, Any]],
+    make_event: MakeEvent,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(variable, seconds)
@@ -79,7 +78,7 @@ def test_an_invalid_timeout_is_an_error_with_its_name(
 
 @pytest.mark.parametrize("timeout", ["5", 0, -1, True, None])
 def test_a_call_with_an_invalid_timeout_is_rejected(
-    timeout: object, web: FlaskClient, make_event: Callable[..., dict[str, Any]]
+    timeout: object, web: FlaskClient, make_event: MakeEvent
 ) -> None:
     response = web.post("/", json=make_event(rows=3, DAGSTER_PIPES_TIMEOUT=timeout))
 
