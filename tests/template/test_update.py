@@ -247,7 +247,7 @@ def test_a_line_that_both_have_changed_is_one_marked_conflict(
     )
     [(ours, theirs)] = conflict.findall(files[changed])
     assert "as our auditors want it" in ours
-    assert "or `local` where there is none" in theirs
+    assert "or `local` without one" in theirs
 
     assert_refused(project, f"{changed}:.*<<<<<<< before updating", "Decide between the two sides")
 
