@@ -1,6 +1,6 @@
-"""`dg` knows the component of a rendered project: its name, its files, and what is wrong in them.
+"""`dg` lists, scaffolds and checks the component in a rendered project.
 
-What the component does, and all that can be wrong, is tested in transport/test_component.py.
+The component itself, and its errors, are tested in transport/test_component.py.
 """
 
 import json
@@ -16,7 +16,7 @@ COMPONENT = "gcp_pipes.components.CloudFunctionAsset"
 
 @pytest.fixture(scope="module")
 def orchestrator(render: Render) -> Path:
-    """The Dagster project, in which a component was scaffolded, as `dg` does it."""
+    """The Dagster project, with a component that `dg` scaffolded."""
     orchestrator = render() / "orchestrator"
     run("uv", "run", "dg", "scaffold", "defs", COMPONENT, "reports/weekly", cwd=orchestrator)
     return orchestrator
@@ -24,7 +24,7 @@ def orchestrator(render: Render) -> Path:
 
 @pytest.fixture
 def definition(orchestrator: Path) -> Path:
-    """The scaffolded file, as it is at first."""
+    """The scaffolded file, in its initial state."""
     file = orchestrator / "src" / "my_data_platform" / "defs" / "reports" / "weekly" / "defs.yaml"
     file.write_text(
         f"type: {COMPONENT}\n\nattributes:\n  assets:\n    - key: weekly\n  task: weekly\n"
@@ -39,7 +39,7 @@ def test_the_component_is_listed(orchestrator: Path) -> None:
     assert components[COMPONENT].startswith("One asset, or several, materialized by a call")
 
 
-def test_the_scaffolded_file_is_one_asset_of_the_name_asked_for(orchestrator: Path) -> None:
+def test_the_scaffolded_file_has_one_asset_with_the_requested_name(orchestrator: Path) -> None:
     [file] = (orchestrator / "src").rglob("reports/weekly/defs.yaml")
 
     assert file.read_text().split("\n\n") == [
@@ -58,7 +58,7 @@ def test_the_scaffolded_file_is_one_asset_of_the_name_asked_for(orchestrator: Pa
         ("- key: weekly", "- {{key: a, kinds: 3}}", "defs.yaml:5 - {} attributes.assets.0.kinds 3"),
     ],
 )
-def test_a_wrong_line_is_named_by_its_number_and_its_field(
+def test_an_error_is_reported_with_its_line_and_field(
     old: str, new: str, place: str, orchestrator: Path, definition: Path
 ) -> None:
     replace(definition, old, new.format())
@@ -69,7 +69,7 @@ def test_a_wrong_line_is_named_by_its_number_and_its_field(
     assert place.format(COMPONENT) in printed
 
 
-def test_a_task_that_is_not_there_is_named_beside_those_that_are(
+def test_the_error_for_an_unknown_task_lists_the_tasks(
     orchestrator: Path, definition: Path
 ) -> None:
     status, printed = end("uv", "run", "dg", "check", "defs", cwd=orchestrator)
@@ -85,8 +85,8 @@ LOAD = "import dagster as dg, pathlib; dg.load_from_defs_folder(path_within_proj
 
 
 @pytest.fixture
-def mistaken(definition: Path) -> Iterator[Path]:
-    """The scaffolded file with two mistakes, beside another with one in each of two documents."""
+def file_with_errors(definition: Path) -> Iterator[Path]:
+    """Two errors in the scaffolded file; a second file with one error in each of two documents."""
     document = definition.read_text().replace("task: weekly", "task: ping")
     definition.write_text(
         document.replace("- key", "- kinds: polars\n      partition_def: 7\n      key")
@@ -98,7 +98,7 @@ def mistaken(definition: Path) -> Iterator[Path]:
     other.unlink()
 
 
-MISTAKES = [
+ERRORS = [
     "daily/defs.yaml:14: attributes.pol is not a field. Did you mean pool?",
     "daily/defs.yaml:22: attributes.timeout must be a number of seconds, more than 0 and "
     "up to 3600; it is 'long'.",
@@ -119,25 +119,25 @@ MISTAKES = [
     ],
     ids=["dg check defs", "without its check of YAML", "dg list defs", "Python", "just check"],
 )
-def test_the_mistakes_in_all_files_are_reported_wherever_definitions_are_loaded(
-    command: tuple[str, ...], orchestrator: Path, mistaken: Path
+def test_the_errors_in_all_files_are_reported_wherever_definitions_are_loaded(
+    command: tuple[str, ...], orchestrator: Path, file_with_errors: Path
 ) -> None:
     status, printed = end("uv", "run", *command, cwd=orchestrator)
 
     assert status == 1
     places = re.findall(r"/(\w+/defs\.yaml:.*)", printed)
-    assert len(places) == len(MISTAKES), printed
-    for place, mistake in zip(places, MISTAKES, strict=True):
-        assert place.startswith(mistake)
+    assert len(places) == len(ERRORS), printed
+    for place, error in zip(places, ERRORS, strict=True):
+        assert place.startswith(error)
 
 
-def test_a_misspelled_part_of_a_document_is_reported_with_all_other_mistakes(
-    orchestrator: Path, mistaken: Path
+def test_a_misspelled_part_of_a_document_is_reported_with_all_other_errors(
+    orchestrator: Path, file_with_errors: Path
 ) -> None:
-    mistaken.write_text(mistaken.read_text().replace("type: ", "tpye: ", 1))
+    file_with_errors.write_text(file_with_errors.read_text().replace("type: ", "tpye: ", 1))
 
     status, printed = end("uv", "run", "dg", "check", "defs", "--no-check-yaml", cwd=orchestrator)
 
     assert status == 1
     assert "daily/defs.yaml:1: tpye is not a field. Did you mean type?" in printed
-    assert len(re.findall(r"defs\.yaml:\d+: ", printed)) == 1 + len(MISTAKES)
+    assert len(re.findall(r"defs\.yaml:\d+: ", printed)) == 1 + len(ERRORS)

@@ -1,4 +1,4 @@
-"""`CloudFunctionAsset`: assets by a few lines of YAML, and what is said of a wrong line."""
+"""`CloudFunctionAsset`: assets defined in YAML, and the errors in the YAML."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -63,7 +63,7 @@ Resources = Mapping[str, Any]
 def loaded(
     attributes: str, component: type[CloudFunctionAsset] = CloudFunctionAsset
 ) -> Iterator[tuple[Any, dg.Definitions]]:
-    """The component, and its definitions, of a `defs.yaml` with these attributes."""
+    """The component in a `defs.yaml` with these attributes, and its definitions."""
     with create_defs_folder_sandbox() as sandbox:
         write(sandbox, attributes, component)
         with sandbox.load_component_and_build_defs(defs_path=Path("thing")) as found:
@@ -78,7 +78,7 @@ def write(sandbox: DefsFolderSandbox, attributes: str, component: type[CloudFunc
 
 @pytest.fixture
 def resources(client: PipesCloudFunctionClient, calls: FaultProxy) -> Resources:
-    """As in `defs/resources.py`, for the function of the tests."""
+    """The resources of the project, for the function under test."""
     settings = Settings(
         function_url=calls.url,
         lake_uri="/lake",
@@ -96,7 +96,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def test_a_few_lines_define_all_that_an_asset_can_have() -> None:
+def test_yaml_can_set_every_property_of_an_asset() -> None:
     with loaded(ALL_FIELDS) as (component, definitions):
         [asset] = assets(definitions)
     spec = asset.get_asset_spec(dg.AssetKey(["shop", "visits"]))
@@ -170,9 +170,9 @@ def test_one_call_materializes_several_assets_and_evaluates_their_checks(
     }
 
 
-@pytest.mark.parametrize("told", [["one", "other"], ["one"]])
-def test_an_asset_that_may_be_skipped_is_materialized_only_if_it_is_reported(
-    told: list[str], resources: Resources, instance: dg.DagsterInstance
+@pytest.mark.parametrize("reported", [["one", "other"], ["one"]])
+def test_a_skippable_asset_is_materialized_only_if_it_is_reported(
+    reported: list[str], resources: Resources, instance: dg.DagsterInstance
 ) -> None:
     attributes = f"""\
   assets:
@@ -180,17 +180,17 @@ def test_an_asset_that_may_be_skipped_is_materialized_only_if_it_is_reported(
     - key: other
       skippable: true
   task: scripted
-  event: {{ assets: {told} }}
+  event: {{ assets: {reported} }}
 """
     with loaded(attributes) as (_, definitions):
         result = materialize(definitions, resources, instance)
 
     assert result.success, result.failure_data_for_node("one")
     events = result.get_asset_materialization_events()
-    assert [event.asset_key for event in events] == [dg.AssetKey(key) for key in told]
+    assert [event.asset_key for event in events] == [dg.AssetKey(key) for key in reported]
 
 
-def test_a_run_of_many_partitions_calls_for_each(
+def test_a_run_of_many_partitions_makes_a_call_for_each(
     resources: Resources, instance: dg.DagsterInstance, calls: FaultProxy
 ) -> None:
     with loaded(PARTITIONED) as (_, definitions):
@@ -210,7 +210,7 @@ def test_a_run_of_many_partitions_calls_for_each(
     assert made == {f"2024-01-0{day}" for day in range(1, 6)}
 
 
-def test_the_function_learns_of_the_tags_that_are_named(
+def test_the_function_receives_the_run_tags_in_the_yaml(
     resources: Resources, instance: dg.DagsterInstance
 ) -> None:
     attributes = f"{ONE}  run_tags: [team]\n  event: {{ tell_context: true }}\n"
@@ -219,8 +219,8 @@ def test_the_function_learns_of_the_tags_that_are_named(
             definitions, resources, instance, tags={"team": "shop", "secret": "no"}
         )
 
-    said = [entry.user_message for entry in instance.all_logs(result.run_id)]
-    [context] = [message for message in said if '"run_tags"' in message]
+    logged = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    [context] = [message for message in logged if '"run_tags"' in message]
     assert '"run_tags": {"team": "shop"}' in context
 
 
@@ -241,7 +241,7 @@ class Shouting(CloudFunctionAsset):
 @pytest.mark.parametrize(
     ("attributes", "day"), [(ONE, None), (PARTITIONED, "2024-01-02")], ids=["plain", "partitioned"]
 )
-def test_a_subclass_can_make_the_spec_and_the_event(
+def test_a_subclass_can_override_the_spec_and_the_event(
     attributes: str, day: str | None, resources: Resources, instance: dg.DagsterInstance
 ) -> None:
     with loaded(attributes, Shouting) as (_, definitions):
@@ -363,8 +363,8 @@ WRONG = {
     "text for owners": (with_asset("owners: me@a.com"), 6, "owners", "must be a list"),
     "text for checks": (f"{ONE}  checks: all\n", 7, "checks", "must be a list; it is 'all'"),
     "text for tags": (f"{ONE}  run_tags: team\n", 7, "run_tags", "must be a list of names"),
-    "a task among the inputs": (f"{ONE}  event: {{task: it}}\n", 7, "task", "named by `task`"),
-    "text for an event": (f"{ONE}  event: rows\n", 7, "event", "each with its value"),
+    "a task among the inputs": (f"{ONE}  event: {{task: it}}\n", 7, "task", "Set `task` under"),
+    "text for an event": (f"{ONE}  event: rows\n", 7, "event", "input names to values"),
     "an owner that is none": (with_asset("owners: [me]"), 4, "assets", "Invalid owner 'me'"),
     "a group that is none": (with_asset("group_name: a b"), 4, "assets", "valid asset group"),
     "unknown partitions": (
@@ -393,7 +393,7 @@ WRONG = {
         "could not be resolved",
     ),
     "unknown name in a template": (f"{ONE}  timeout: '{{{{ soon }}}}'\n", 7, "timeout", "soon"),
-    "asset twice": ("  assets: [{key: a}, {key: a}]\n  task: b\n", 4, "assets", "but once"),
+    "asset twice": ("  assets: [{key: a}, {key: a}]\n  task: b\n", 4, "assets", "only once"),
     "two kinds of partitions": (
         PARTITIONED.replace("  task", "    - key: other\n  task"),
         4,
@@ -412,24 +412,24 @@ WRONG = {
     ),
     "negative time": (f"{ONE}  retry_timeout: -1\n", 7, "retry_timeout", "0 or more; it is -1"),
     "none in flight": (f"{ONE}  max_in_flight: 0\n", 7, "max_in_flight", "from 1 to 1000"),
-    "pool that is none": (f"{ONE}  pool: a b\n", 7, "pool", "without blanks; it is 'a b'"),
+    "pool that is none": (f"{ONE}  pool: a b\n", 7, "pool", "without spaces; it is 'a b'"),
     "check of another asset": (
         f"{ONE}  checks:\n    - {{ name: fine, asset: other }}\n",
         8,
         "checks.0.asset",
-        "other is none of the assets here: thing.",
+        "other is not one of the assets here: thing.",
     ),
     "check that is no name": (
         f"{ONE}  checks:\n    - name: so so\n      asset: thing\n",
         8,
         "checks.0.name",
-        "'so so' is no name",
+        "digits and underscores; it is 'so so'",
     ),
     "check twice": (
         f"{ONE}  checks:\n    - &fine {{ name: fine, asset: thing }}\n    - *fine\n",
         7,
         "checks",
-        "but once",
+        "only once",
     ),
     "unknown part of a document": (
         f"{ONE}post_processing:\n  asset:\n    - attributes: {{ tags: {{ a: b }} }}\n",
@@ -455,7 +455,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("attributes", "line", "field", "problem"), list(WRONG.values()), ids=list(WRONG)
 )
-def test_a_wrong_file_is_refused_with_its_line_and_field(
+def test_an_error_is_reported_with_its_line_and_field(
     attributes: str, line: int, field: str, problem: str
 ) -> None:
     [error] = errors_of(attributes)
@@ -467,14 +467,14 @@ def test_a_wrong_file_is_refused_with_its_line_and_field(
 def errors_of(
     attributes: str, component: type[CloudFunctionAsset] = CloudFunctionAsset
 ) -> list[str]:
-    """What is said of a `defs.yaml` with these attributes: a line for each mistake."""
+    """The errors in a `defs.yaml` with these attributes."""
     with pytest.raises(Exception, match="thing") as error, loaded(attributes, component):
         pass
     assert isinstance(error.value.__cause__, DefsYamlError)
     return str(error.value.__cause__).splitlines()
 
 
-def test_each_mistake_of_a_file_is_reported_once() -> None:
+def test_each_error_in_a_file_is_reported_once() -> None:
     errors = errors_of("""\
   assets:
     - key: thing
@@ -507,7 +507,7 @@ def test_each_mistake_of_a_file_is_reported_once() -> None:
     assert len(errors) == len(found)
 
 
-def test_a_misspelled_field_is_not_taken_for_one_that_is_not_given() -> None:
+def test_a_misspelled_field_does_not_have_its_default() -> None:
     with create_defs_folder_sandbox() as sandbox:
         (sandbox.project_root / "cloud_function" / "tasks").mkdir(parents=True)
         write(sandbox, f"{ONE}  functon: reports\n", CloudFunctionAsset)
@@ -517,11 +517,11 @@ def test_a_misspelled_field_is_not_taken_for_one_that_is_not_given() -> None:
             load()
 
     assert isinstance(error.value.__cause__, DefsYamlError)
-    [problem] = error.value.__cause__.errors  # and not that such a task is not here
+    [problem] = error.value.__cause__.errors  # and none about the missing task
     assert problem.endswith("attributes.functon is not a field. Did you mean function?")
 
 
-def test_the_mistakes_of_all_files_and_documents_are_reported_in_one_run() -> None:
+def test_the_errors_in_all_files_and_documents_are_reported_in_one_run() -> None:
     kind = "gcp_pipes.components.CloudFunctionAsset"
     document = f"type: {kind}\nattributes:\n{ONE}"
     with create_defs_folder_sandbox() as sandbox:
@@ -547,7 +547,7 @@ def test_the_mistakes_of_all_files_and_documents_are_reported_in_one_run() -> No
 
 
 class Size(Enum):
-    """How large it is printed."""
+    """An enum of an owner."""
 
     SMALL = "small"
     LARGE = "large"
@@ -555,7 +555,7 @@ class Size(Enum):
 
 @dataclass
 class Reader(dg.Resolvable):
-    """A part of a component's YAML that its owner defines."""
+    """A part of an owner's component, as a dataclass."""
 
     name: str
     languages: list[str] | str
@@ -563,7 +563,7 @@ class Reader(dg.Resolvable):
 
 
 class Page(dg.Model):
-    """The same, as a model of Pydantic."""
+    """The same, as a Pydantic model."""
 
     lines: int = 1
 
@@ -588,7 +588,7 @@ class Report(CloudFunctionAsset):
 REPORT = f"{ONE}  title: Thing\n"
 
 
-def test_a_component_with_fields_of_its_own_takes_what_they_take() -> None:
+def test_a_component_can_have_fields_of_its_own() -> None:
     attributes = f"""{REPORT}\
   size: large
   width: full
@@ -630,13 +630,13 @@ def test_a_component_with_fields_of_its_own_takes_what_they_take() -> None:
         ("marks: [{}]", "marks.0", "must be a whole number or text; it is {}."),
         ("marks: { a: b }", "marks.a", "must be a whole number; it is 'b'."),
         ("kind: dayly", "kind", "must be 'daily' or 'monthly'; it is 'dayly'. Did you mean daily?"),
-        ("kind: '{{ 7 }}'", "kind", "is wrong: Input should be 'daily' or 'monthly'."),
+        ("kind: '{{ 7 }}'", "kind", "is invalid: Input should be 'daily' or 'monthly'."),
         ("names: 3", "names", "must be a list or text; it is 3."),
         ("publik: true", "publik", "Did you mean public?"),
         ("public: maybe", "public", "must be true or false; it is 'maybe'."),
     ],
 )
-def test_a_mistake_in_a_field_of_an_owners_component_is_reported(
+def test_an_error_in_a_field_of_an_owners_component_is_reported(
     line: str, field: str, problem: str
 ) -> None:
     [error] = errors_of(f"{REPORT}  {line}\n", Report)
@@ -656,12 +656,12 @@ def test_a_mistake_in_a_field_of_an_owners_component_is_reported(
         "timeout: '540'",
     ],
 )
-def test_a_template_or_a_like_value_is_taken_where_another_belongs(line: str) -> None:
+def test_fields_accept_templates_and_values_that_can_be_converted(line: str) -> None:
     with loaded(f"{ONE}  {line}\n") as (_, definitions):
         assert assets(definitions)
 
 
-def test_templates_are_taken_in_the_fields_of_an_asset() -> None:
+def test_the_fields_of_an_asset_accept_templates() -> None:
     attributes = """\
   assets:
     - key: "{{ 'thing' }}"
@@ -679,7 +679,7 @@ def test_templates_are_taken_in_the_fields_of_an_asset() -> None:
     assert spec.partitions_def == dg.DailyPartitionsDefinition("2024-01-01")
 
 
-def test_attributes_that_are_not_from_a_file_are_checked_alike() -> None:
+def test_attributes_that_are_not_from_a_file_are_checked_too() -> None:
     component = CloudFunctionAsset.from_attributes_dict(
         attributes={"assets": [{"key": "thing"}], "task": "scripted"}
     )
@@ -689,7 +689,7 @@ def test_attributes_that_are_not_from_a_file_are_checked_alike() -> None:
         CloudFunctionAsset.from_attributes_dict(attributes={"assets": [{"kex": "thing"}]})
     assert error.value.errors == (
         "attributes.assets.0.kex is not a field. Did you mean key?",
-        "attributes.task is required, and it is missing. Add it.",
+        "attributes.task is required, but missing. Add it.",
     )
 
 
@@ -703,26 +703,26 @@ UNLOADABLE = {
         f"tpye: {TYPE[6:]}attributes:\n{ONE}",
         "1: tpye is not a field. Did you mean type?",
     ),
-    "no type": (f"\nattributes:\n{ONE}", "2: type is required, and it is missing. Add it."),
+    "no type": (f"\nattributes:\n{ONE}", "2: type is required, but missing. Add it."),
     "misspelled component": (
         f"type: gcp_pipes.components.CloudFunctionAset\nattributes:\n{ONE}",
-        "1: type names no component; it is 'gcp_pipes.components.CloudFunctionAset'. "
+        "1: type must be a component; it is 'gcp_pipes.components.CloudFunctionAset'. "
         "Did you mean gcp_pipes.components.CloudFunctionAsset?",
     ),
     "component without its module": (
         f"type: CloudFunctionAsset\nattributes:\n{ONE}",
-        "1: type names no component; it is 'CloudFunctionAsset'. "
+        "1: type must be a component; it is 'CloudFunctionAsset'. "
         "Did you mean gcp_pipes.components.CloudFunctionAsset?",
     ),
     "component of another module": (
         f"type: my_data_platform.component.CloudFunctionAsset\nattributes:\n{ONE}",
-        "1: type names no component; it is 'my_data_platform.component.CloudFunctionAsset'. "
+        "1: type must be a component; it is 'my_data_platform.component.CloudFunctionAsset'. "
         "Did you mean gcp_pipes.components.CloudFunctionAsset?",
     ),
     "no component": (
         f"type: my_data_platform.settings.Settings\nattributes:\n{ONE}",
-        "1: type names no component; it is 'my_data_platform.settings.Settings'. "
-        "The components here are: gcp_pipes.components.CloudFunctionAsset.",
+        "1: type must be a component; it is 'my_data_platform.settings.Settings'. "
+        "The components are: gcp_pipes.components.CloudFunctionAsset.",
     ),
     "misspelled requirement": (
         f"{TYPE}attributes:\n{ONE}requirements: {{ envs: [A] }}\n",
@@ -732,12 +732,12 @@ UNLOADABLE = {
         f"{TYPE}attributes: thing\n",
         "2: attributes must be a mapping with assets and task; it is 'thing'.",
     ),
-    "no attributes": (f"{TYPE}", "1: attributes is required, and it is missing. Add it."),
+    "no attributes": (f"{TYPE}", "1: attributes is required, but missing. Add it."),
     "an empty document": (
         f"{TYPE}attributes:\n{ONE}---\n",
         "7: The document must be a mapping with type; it is empty.",
     ),
-    "an empty file": ("# Later.\n", "1: The file holds no component. Add one, or delete the file."),
+    "an empty file": ("# Later.\n", "1: The file has no component. Add one, or delete the file."),
     "a list": ("- a\n", "1: The document must be a mapping with type; it is ['a']."),
     "not indented": (
         f"{TYPE}attributes:\n{ONE} pool: a\n",
@@ -746,7 +746,7 @@ UNLOADABLE = {
     ),
     "a template without quotes": (
         f"{TYPE}attributes:\n{ONE}  timeout: {{{{ 60 * 9 }}}}\n",
-        "6: The document could not be parsed. Put quotes around each template.",
+        "6: The document could not be parsed. Put quotes around templates.",
     ),
     "of a component of Dagster": (
         "type: dagster.DefinitionsComponent\nattributes: { pat: a.py }\n",
@@ -756,7 +756,7 @@ UNLOADABLE = {
 
 
 @pytest.mark.parametrize(("content", "error"), list(UNLOADABLE.values()), ids=list(UNLOADABLE))
-def test_what_keeps_dagster_from_loading_is_reported_before(
+def test_an_error_that_keeps_dagster_from_loading_is_reported_before_loading(
     content: str, error: str, tmp_path: Path
 ) -> None:
     write_files(tmp_path, {"thing": content})
@@ -767,7 +767,7 @@ def test_what_keeps_dagster_from_loading_is_reported_before(
     assert raised.value.errors == (f"{tmp_path}/thing/defs.yaml:{error}",)
 
 
-def test_the_mistakes_of_all_files_are_reported_before_loading(tmp_path: Path) -> None:
+def test_the_errors_in_all_files_are_reported_before_loading(tmp_path: Path) -> None:
     fine = f"{TYPE}attributes:\n{ONE}"
     write_files(
         tmp_path,
@@ -790,7 +790,7 @@ def test_the_mistakes_of_all_files_are_reported_before_loading(tmp_path: Path) -
     ]
 
 
-def test_what_loading_reports_is_left_to_it(tmp_path: Path) -> None:
+def test_an_error_that_loading_reports_is_left_to_it(tmp_path: Path) -> None:
     write_files(tmp_path, {"thing": f"{TYPE}attributes:\n{ONE}  colour: red\n"})
 
     check_files(tmp_path, "any")
@@ -802,7 +802,7 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
         (folder / name / "defs.yaml").write_text(content)
 
 
-def test_a_task_that_the_function_does_not_have_is_refused_with_those_that_it_has() -> None:
+def test_the_error_for_an_unknown_task_lists_the_tasks_of_the_function() -> None:
     with create_defs_folder_sandbox() as sandbox:
         project = sandbox.project_root / "orchestrator"
         tasks = sandbox.project_root / "cloud_function" / "tasks"
@@ -833,7 +833,7 @@ def test_a_task_that_the_function_does_not_have_is_refused_with_those_that_it_ha
 
 
 def moved(sandbox: DefsFolderSandbox, project: Any) -> Callable[[], dg.Definitions]:
-    """Put the sandbox's project into a folder beside others; return what loads it from there."""
+    """Move the sandbox's project into the folder `project`; return a function that loads it."""
     project.mkdir()
     for part in ("src", "dg.toml"):
         (sandbox.project_root / part).rename(project / part)
@@ -870,17 +870,17 @@ def materialize(
     )
 
 
-def test_an_asset_of_the_component_runs_in_a_job_with_a_hook_and_by_a_direct_call(
+def test_an_asset_of_the_component_can_have_a_hook_and_be_called_directly(
     resources: Resources, instance: dg.DagsterInstance
 ) -> None:
-    heard: list[str] = []
+    succeeded: list[str] = []
 
     @dg.success_hook
-    def tell(context: dg.HookContext) -> None:
-        heard.append(context.step_key)
+    def record(context: dg.HookContext) -> None:
+        succeeded.append(context.step_key)
 
     with loaded(ONE) as (_, definitions):
-        job = dg.define_asset_job("job", [dg.AssetKey("thing")], hooks={tell})
+        job = dg.define_asset_job("job", [dg.AssetKey("thing")], hooks={record})
         with_job = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job]))
         bound = dg.Definitions.merge(with_job, dg.Definitions(resources=resources))
         run = bound.resolve_job_def("job").execute_in_process(instance=instance)
@@ -889,5 +889,5 @@ def test_an_asset_of_the_component_runs_in_a_job_with_a_hook_and_by_a_direct_cal
         [result] = list(directly(context=dg.build_asset_context(resources=dict(resources))))
 
     assert run.success
-    assert heard == ["thing"]
+    assert succeeded == ["thing"]
     assert result.asset_key == dg.AssetKey("thing")

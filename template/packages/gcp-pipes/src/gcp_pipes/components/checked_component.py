@@ -1,29 +1,22 @@
-"""Components of which each mistake is reported, in all `defs.yaml` files, in one run."""
+"""Base of components that report the errors in all `defs.yaml` files in one run."""
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import dagster as dg
-from pydantic import (
-    BaseModel,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model, model_validator
 
 from gcp_pipes.components.yaml_errors import (
     DefsYamlError,
-    Mistake,
+    ErrorAt,
     MustBe,
+    Place,
     did_you_mean,
-    mistakes_in,
+    find_errors,
     nearest,
     wrong_value,
 )
@@ -34,6 +27,7 @@ from gcp_pipes.orchestrator.dagster_internals import (
     find_defs_or_component_yaml,
     is_checking_definitions,
     parse_yamls_with_source_position,
+    resolution_error,
     resolve_fields,
     yaml_document,
     yaml_documents,
@@ -41,34 +35,30 @@ from gcp_pipes.orchestrator.dagster_internals import (
 
 
 class CheckedComponent(dg.Component, dg.Model, dg.Resolvable):
-    """A component that reports each mistake in its YAML, with those in all other files."""
+    """A component that reports all errors in its YAML, together with those in other files."""
 
-    _unresolved: list[Mistake] = PrivateAttr(default_factory=list)
+    _resolution_errors: list[ErrorAt]
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
-        """What `attributes` may hold, for editors and `dg check yaml`; `load` reports mistakes."""
+        """The model of `attributes`: it has their schema, and leaves all checks to `load`."""
         return _lenient(cls.model())
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
-        """Make the component that a YAML file describes.
-
-        Args:
-            attributes: What the YAML has as its `attributes`; None if there are none.
-            context: Where the YAML is.
-
-        Raises:
-            DefsYamlError: There is a mistake in it.
-        """
+        """Make the component. Raise a `DefsYamlError` with all errors in all documents."""
         document = yaml_document(context)
         if document is None:  # the attributes come from Python, or from Dagster's web page
-            return cls._load({"type": "", "attributes": _given(attributes)}, None, context)
-        try:
-            return cls._load(*document.content, context)
-        except DefsYamlError:
-            documents = yaml_documents(context.component_tree)
-            raise DefsYamlError(*(e for each in documents for e in _errors_in(each))) from None
+            given = attributes and _given(attributes)
+            component, errors = cls._load({"type": "", "attributes": given}, None, context)
+        else:
+            component, errors = cls._load(*document.content, context)
+            if errors:
+                documents = yaml_documents(context.component_tree)
+                errors = [error for each in documents for error in _errors_in(each)]
+        if errors:
+            raise DefsYamlError(*errors)
+        return component
 
     @classmethod
     def _load(
@@ -76,76 +66,62 @@ class CheckedComponent(dg.Component, dg.Model, dg.Resolvable):
         document: Mapping[str, Any],
         positions: SourcePositionTree | None,
         context: dg.ComponentLoadContext,
-    ) -> Self:
-        """Look for mistakes with and without templates, in each field that has no other."""
-        mistakes = mistakes_in(document, cls.model())
-        right = _valid_part(cls.model(), document.get("attributes") or {}, mistakes)
-        component = super().load(right, context)
-        mistakes += component._unresolved
-        for mistake in mistakes:
-            if mistake.field is not None:  # or the field that was meant would have its default
-                component.__dict__.pop(nearest(mistake.field, cls.model_fields), None)
+    ) -> tuple[Self, list[str]]:
+        """Make the component of the valid fields, and find the errors in the others."""
+        errors = find_errors(document, cls)
+        wrong = {error.field for error in errors}
+        attributes = document.get("attributes") or {}
+        valid = {name: value for name, value in attributes.items() if name not in wrong}
+        component = super().load(cls.get_model_cls().model_validate(valid), context)
+        errors += component._resolution_errors
+        for error in errors:
+            if error.field is not None:  # without this, the field would have its default
+                component.__dict__.pop(nearest(error.field, cls.model_fields), None)
         try:
-            for place, problem in component.contradictions(context.project_root):
-                mistakes.append(Mistake(("attributes", *place), problem))
-        except AttributeError:
-            if not mistakes:
+            for place, problem in component._find_inconsistencies(context.project_root):
+                errors.append(ErrorAt(("attributes", *place), problem))
+        except AttributeError:  # it read a field that has an error
+            if not errors:
                 raise
-        if mistakes:
-            raise DefsYamlError(*(mistake.located(positions) for mistake in mistakes))
-        return component
+        return component, [error.located(positions) for error in errors]
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """Resolve all fields: Dagster itself stops at the first one that it cannot resolve.
-
-        Args:
-            context: What templates are resolved with.
-            model: The fields that are to be resolved.
-        """
+        """Resolve all fields. Dagster itself stops at the first one that it cannot resolve."""
+        given = _given(model)
         values: dict[str, Any] = {}
-        mistakes: list[Mistake] = []
-        for name in type(model).model_fields:
-            if name in model.model_fields_set:
-                field = type(model).model_construct({name}, **{name: getattr(model, name)})
+        errors: list[ErrorAt] = []
+        for name, info in cls.model().model_fields.items():
+            if (key := info.alias or name) in given:
+                value = TypeAdapter(info.rebuild_annotation()).validate_python(given[key])
+                field = cls.model().model_construct({name}, **{name: value})
                 try:
                     values |= resolve_fields(field, cls, context)
                 except ResolutionException as error:
-                    mistakes.append(_mistake_of(error, name))
+                    path, reason = resolution_error(error)
+                    place = path or ("attributes", name)
+                    if not reason.startswith("must be "):  # as the error of a `checked` field does
+                        reason = f"could not be resolved: {reason}"
+                    errors.append(ErrorAt(place, reason))
         try:
             component = cls(**values)
         except ValidationError as error:
             component = cls.model_construct(**values)
-            mistakes += [
-                Mistake(("attributes", *each["loc"]), f"is wrong: {each['msg']}.")
+            errors += [
+                ErrorAt(("attributes", *each["loc"]), f"is invalid: {each['msg']}.")
                 for each in error.errors()
-                if each["type"] != "missing"  # since it is wrong, which is known
+                if each["type"] != "missing"  # it has another error
             ]
-        component._unresolved = mistakes
+        component._resolution_errors = errors
         return component
 
-    def contradictions(self, project_root: Path) -> Iterator[Mistake]:
-        """What in the YAML does not fit the rest of it, or the project; here, nothing.
-
-        A field that is wrong itself is not there: the search ends where it would be read.
-
-        Args:
-            project_root: The folder of the Dagster project.
-        """
+    def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
+        """Compare the fields with each other and with the project. Invalid ones do not exist."""
         yield from ()
 
 
 def checked(kind: Any, must_be: str, **documentation: Any) -> dg.Resolver:
-    """Takes a value of a kind, or a template for one.
-
-    Args:
-        kind: A type, with all that Pydantic checks of the value.
-        must_be: The kind in words, for the error: what follows "must be".
-        documentation: The field's `description` and `examples`, for its schema.
-
-    Raises:
-        ValueError: Only when a value is resolved: it is of another kind.
-    """
+    """Accept a value of the type `kind`, or a template for one; `must_be` is the type in words."""
 
     def resolve(context: dg.ResolutionContext, value: Any) -> Any:
         value = context.resolve_value(value)
@@ -160,39 +136,30 @@ def checked(kind: Any, must_be: str, **documentation: Any) -> dg.Resolver:
     )
 
 
-def list_its_items(schema: dict[str, Any]) -> None:
-    """Leave a template for a whole list out of its schema.
-
-    With two alternatives, `dg check yaml` says of a mistake in an item only that the list has one.
-
-    Args:
-        schema: The JSON schema of a field that takes a list or a template; it is changed in place.
-    """
+def omit_template(schema: dict[str, Any]) -> None:
+    """Change the schema of a list: without the alternative, `dg check yaml` names a wrong item."""
     [items] = [each for each in schema.pop("anyOf") if each["type"] == "array"]
     schema.update(items)
 
 
 class _Lenient(BaseModel):
-    """A model that accepts all that is given: Dagster does not report mistakes as clearly."""
+    """A model that accepts every mapping: the errors of `load` are clearer than Dagster's."""
 
-    _given: Any = PrivateAttr(None)
+    _given: Any
 
     @model_validator(mode="wrap")
     @classmethod
-    def _accept(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            accepted = validate(given)
-        except ValidationError:
-            accepted = cls.model_construct()
+    def _accept(cls, given: Any, validate: Callable[[Any], Self]) -> Self:
+        if not isinstance(given, Mapping):
+            return validate(given)
+        accepted = cls.model_construct()
         accepted._given = given
         return accepted
 
     @classmethod
     def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """The schema; one that accepts all if `load` reports the mistakes right afterwards."""
-        if is_checking_definitions():
-            return {}
-        return super().model_json_schema(*arguments, **options)
+        """The schema; an empty one if `load` reports the errors right afterwards."""
+        return {} if is_checking_definitions() else super().model_json_schema(*arguments, **options)
 
 
 @functools.cache
@@ -200,119 +167,63 @@ def _lenient(model: type[BaseModel]) -> type[BaseModel]:
     return create_model(model.__name__, __base__=(_Lenient, model))
 
 
-def _given(attributes: BaseModel | None) -> Any:
-    if isinstance(attributes, _Lenient):
-        return attributes._given
-    return attributes and attributes.model_dump(exclude_unset=True)
+def _given(model: BaseModel) -> Any:
+    if isinstance(model, _Lenient):
+        return model._given
+    return model.model_dump(exclude_unset=True, by_alias=True)
 
 
-def _valid_part(
-    model: type[BaseModel], attributes: Mapping[str, Any], mistakes: Iterable[Mistake]
-) -> BaseModel:
-    """The attributes without those that are wrong."""
-    right = attributes.keys() - {mistake.field for mistake in mistakes}
-    values = {
-        name: TypeAdapter(info.rebuild_annotation()).validate_python(attributes[info.alias or name])
-        for name, info in model.model_fields.items()
-        if (info.alias or name) in right
-    }
-    return model.model_construct({*values}, **values)
-
-
-def _errors_in(document: YamlDocument) -> tuple[str, ...]:
+def _errors_in(document: YamlDocument) -> list[str]:
     component, (content, positions), context = document
-    if not issubclass(component, CheckedComponent):
-        mistakes = mistakes_in(content, component.get_model_cls())
-        return tuple(mistake.located(positions) for mistake in mistakes)
-    try:
-        component._load(content, positions, context)
-    except DefsYamlError as error:
-        return error.errors
-    return ()
-
-
-def _attributes_of(component: type[dg.Component] | None) -> type[BaseModel] | None:
-    """What `attributes` of a component may hold."""
-    if component is not None and issubclass(component, CheckedComponent):
-        return component.model()
-    return component.get_model_cls() if component is not None else None
-
-
-def _mistake_of(error: ResolutionException, name: str) -> Mistake:
-    """What Dagster says of a field that it cannot resolve, without its picture and traceback."""
-    text = str(error)
-    located = re.match(r".+:\d+ - (.+)\n", text)
-    place = located[1].split(".") if located else ["attributes", name]
-    reasons = re.findall(r"^[\w.]+: (.+)", text, re.MULTILINE) or text.splitlines()
-    problem = reasons[-1]
-    if not problem.startswith("must be "):  # as that of a `checked` field does
-        problem = f"could not be resolved: {problem}"
-    return Mistake(tuple(int(part) if part.isdigit() else part for part in place), problem)
+    if issubclass(component, CheckedComponent):
+        return component._load(content, positions, context)[1]
+    return [error.located(positions) for error in find_errors(content, component)]
 
 
 def check_files(folder: Path, package: str) -> None:
-    """Refuse the mistakes in `defs.yaml` files that keep Dagster from loading any component.
-
-    Others are left to `load`, which finds more of them.
-
-    Args:
-        folder: The folder with all definitions.
-        package: Its name as a Python package.
-
-    Raises:
-        DefsYamlError: There are such mistakes. It names the others, too.
-    """
-    errors: list[str] = []
-    are_left = True
-    for file in _files(folder):
-        module = ".".join([package, *file.parent.relative_to(folder).parts])
-        try:
-            contents = parse_yamls_with_source_position(file.read_text("utf-8"), str(file))
-        except Exception as error:  # of the YAML's parser, or of what makes values of it
-            errors.append(_unparsable(file, error))
-            are_left = False
-            continue
-        if not contents:
-            errors.append(f"{file}:1: The file holds no component. Add one, or delete the file.")
-            are_left = False
-        for document, positions in contents:
-            component, mistakes = _component(document, module)
-            mistakes += mistakes_in(document, _attributes_of(component))
-            errors += [mistake.located(positions) for mistake in mistakes]
-            is_checked = component is not None and issubclass(component, CheckedComponent)
-            are_left &= all(is_checked and mistake.field is not None for mistake in mistakes)
-    if not are_left:
-        raise DefsYamlError(*errors)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """The files that Dagster reads."""
+    """Raise a `DefsYamlError` if an error keeps Dagster from loading any component."""
+    errors: list[tuple[str, bool]] = []
     for each in sorted([folder, *(path for path in folder.rglob("*") if path.is_dir())]):
+        parts = each.relative_to(folder).parts
         file = find_defs_or_component_yaml(each)
-        if file is not None and not any(
-            part.startswith(".") for part in each.relative_to(folder).parts
-        ):
-            yield file
+        if file is not None and not any(part.startswith(".") for part in parts):
+            errors += _errors_before_loading(file, ".".join([package, *parts]))
+    if not all(is_left for _, is_left in errors):  # `load` finds more errors, if it is called
+        raise DefsYamlError(*(error for error, _ in errors))
 
 
-def _unparsable(file: Path, error: Exception) -> str:
+def _errors_before_loading(file: Path, package: str) -> Iterator[tuple[str, bool]]:
+    """Each error, and whether it is left to `load`."""
+    try:
+        documents = parse_yamls_with_source_position(file.read_text("utf-8"), str(file))
+    except Exception as error:  # of the YAML parser, or of what makes values of its output
+        yield _parse_error(file, error), False
+        return
+    if not documents:
+        yield f"{file}:1: The file has no component. Add one, or delete the file.", False
+    for document, positions in documents:
+        component, errors = _find_component(document, package)
+        is_checked = component is not None and issubclass(component, CheckedComponent)
+        for each in [*errors, *find_errors(document, component)]:
+            yield each.located(positions), is_checked and each.field is not None
+
+
+def _parse_error(file: Path, error: Exception) -> str:
     if isinstance(error, TypeError):
-        # YAML takes the braces for those of a mapping, which cannot be the name of a field.
+        # YAML parses the braces of a template as a mapping, which cannot be the key of another.
         lines = enumerate(file.read_text("utf-8").splitlines(), 1)
-        line = next((number for number, text in lines if re.match(r"[^#\"']*{{", text)), 1)
-        return f"{file}:{line}: The document could not be parsed. Put quotes around each template."
+        number = next((number for number, line in lines if re.match(r"[^#\"']*{{", line)), 1)
+        return f"{file}:{number}: The document could not be parsed. Put quotes around templates."
     mark = getattr(error, "problem_mark", None)
-    line = mark.line + 1 if mark else 1
     problem = getattr(error, "problem", error)
-    return f"{file}:{line}: The document could not be parsed: {problem}."
+    return f"{file}:{mark.line + 1 if mark else 1}: The document could not be parsed: {problem}."
 
 
-def _component(document: Any, package: str) -> tuple[type[dg.Component] | None, list[Mistake]]:
-    """What the `type` of a document names or, if that is wrong, what was most likely meant."""
-    if not isinstance(document, dict):
-        return None, []
-    field = "type" if "type" in document else nearest("type", document)
-    name = document.get(field)
+def _find_component(document: Any, package: str) -> tuple[type[dg.Component] | None, list[ErrorAt]]:
+    """The component that `type` names or, if there is none, the one that was most likely meant."""
+    fields = document if isinstance(document, dict) else {}
+    field = nearest("type", fields)
+    name = fields.get(field)
     if not isinstance(name, str):
         return None, []
     module, _, class_name = (package + name if name.startswith(".") else name).rpartition(".")
@@ -320,20 +231,20 @@ def _component(document: Any, package: str) -> tuple[type[dg.Component] | None, 
         found = _components(module)
     except Exception as error:
         if not (isinstance(error, ModuleNotFoundError) and module.startswith(error.name or ".")):
-            return None, []  # the module is faulty: Dagster shows the traceback
+            return None, []  # Dagster shows the traceback of the module
         found = {}
     if class_name in found:
         return found[class_name][1], []
-    known = {**_components("dagster"), **found, **_components(__package__)}
+    own = _components(__package__)
+    known = {**_components("dagster"), **found, **own}
     path, component = known.get(nearest(class_name, known), (None, None))
-    choices = ", ".join(path for path, _ in _components(__package__).values())
-    advice = did_you_mean(path) or f" The components here are: {choices}."
-    problem = f"names no component; it is {name!r}."
-    return component, [Mistake((field,), problem + advice)]
+    names = ", ".join(path for path, _ in own.values())
+    advice = did_you_mean(path) or f" The components are: {names}."
+    return component, [ErrorAt((field,), wrong_value("a component", name) + advice)]
 
 
 def _components(module: str) -> dict[str, tuple[str, type[dg.Component]]]:
-    """The components in a module by their names there, each with its whole name."""
+    """The components in a module by their names, each with its full name."""
     return {
         name: (f"{module}.{name}", each)
         for name, each in (vars(import_module(module)) if module else {}).items()

@@ -1,46 +1,27 @@
-"""Assets that the cloud function materializes, defined by a few lines of YAML."""
+"""A component for assets that the cloud function materializes."""
 
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import dagster as dg
 from pydantic import Field
 
-from gcp_pipes.components.checked_component import CheckedComponent, checked, list_its_items
-from gcp_pipes.components.yaml_errors import Mistake, MustBe, did_you_mean, nearest
+from gcp_pipes.components.checked_component import CheckedComponent, checked, omit_template
+from gcp_pipes.components.yaml_errors import MustBe, Place, did_you_mean, nearest, wrong_value
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudFunctionError
 from gcp_pipes.orchestrator.client import log_custom_messages
 from gcp_pipes.orchestrator.urls import sibling_url
 
-_TASKS = Path("cloud_function", "tasks")  # beside the folder of the Dagster project
-
-
-class FunctionSettings(Protocol):
-    """What the component needs of the project's `settings`, which is a resource.
-
-    Attributes:
-        function_url: The URL of the function that is called if the YAML names no other.
-        lake_uri: The data lake: `gs://bucket`, or the absolute path of a local folder.
-    """
-
-    @property
-    def function_url(self) -> str: ...  # noqa: D102
-
-    @property
-    def lake_uri(self) -> str: ...  # noqa: D102
+_TASKS = Path("cloud_function", "tasks")  # next to the folder of the Dagster project
 
 
 class CloudFunctionAssetScaffolder(dg.Scaffolder):
-    """Writes the `defs.yaml` of an asset with the name of its folder."""
+    """Writes a `defs.yaml` for `dg scaffold defs`."""
 
     def scaffold(self, request: dg.ScaffoldRequest) -> None:
-        """Write it, for `dg scaffold defs`.
-
-        Args:
-            request: Where to write it: a folder, after whose name the asset and its task are named.
-        """
+        """Write it, with an asset and a task that have the name of its folder."""
         name = request.target_path.name
         dg.scaffold_component(request, {"assets": [{"key": name}], "task": name})
 
@@ -49,18 +30,19 @@ class CloudFunctionAssetScaffolder(dg.Scaffolder):
 class CloudFunctionAsset(CheckedComponent):
     """One asset, or several, materialized by a call of the cloud function.
 
-    Of a partitioned asset, each partition has a call of its own. A backfill is one run, in which
-    at most `max_in_flight` calls are made at the same time.
+    For partitioned assets, it calls the function once for each partition. A backfill is one run,
+    with at most `max_in_flight` calls in flight.
 
-    A subclass can override `get_asset_spec` and `get_event`.
+    A subclass can override `get_asset_spec` and `get_event`. The resource `settings` needs the
+    attributes `function_url` and `lake_uri`.
     """
 
     assets: Annotated[
         list[dg.ResolvedAssetSpec],
         MustBe(must_be="a list of at least 1 item"),
-        Field(min_length=1, json_schema_extra=list_its_items),
+        Field(min_length=1, json_schema_extra=omit_template),
         dg.Resolver.default(
-            description="What the task materializes, and has to report as materialized.",
+            description="The assets that the task materializes. It must report each of them.",
             examples=[[{"key": "visits", "deps": ["people"], "kinds": ["deltalake"]}]],
         ),
     ]
@@ -78,8 +60,8 @@ class CloudFunctionAsset(CheckedComponent):
         Field(default_factory=dict),
         checked(
             dict[str, Any],
-            must_be="the names of inputs, each with its value",
-            description="Inputs of the task, beside `dl_bucket`, the data lake.",
+            must_be="a mapping of input names to values",
+            description="Inputs of the task, in addition to `dl_bucket`, the data lake.",
             examples=[{"rows": 1000}],
         ),
     ]
@@ -88,8 +70,8 @@ class CloudFunctionAsset(CheckedComponent):
         checked(
             Annotated[str | None, Field(pattern=r"^(https://.+|[a-z][a-z0-9-]*)$")],
             must_be="an https URL, or the name of a function",
-            description="Another function than that of FUNCTION_URL: its https URL, or its name if "
-            "it is in the same region and project. On your own machine, there is but one.",
+            description="The function to call instead of FUNCTION_URL: its https URL, or its name "
+            "if it is in the same region and project. The local cloud has only one function.",
             examples=["reports", "https://reports-abc123-ez.a.run.app"],
         ),
     ] = None
@@ -107,16 +89,15 @@ class CloudFunctionAsset(CheckedComponent):
         checked(
             Annotated[float | None, Field(ge=0)],
             must_be="a number of seconds, 0 or more",
-            description="Seconds for which a call is tried again that the function did not take; "
-            "60 unless given.",
+            description="For how many seconds to retry a call that did not start; by default, 60.",
             examples=[300],
         ),
     ] = None
     checks: Annotated[
         list[dg.ResolvedAssetCheckSpec],
-        Field(default_factory=list, json_schema_extra=list_its_items),
+        Field(default_factory=list, json_schema_extra=omit_template),
         dg.Resolver.default(
-            description="The asset checks that the task has to report.",
+            description="The asset checks that the task must report.",
             examples=[[{"name": "visitors_are_known", "asset": "visits"}]],
         ),
     ]
@@ -125,7 +106,7 @@ class CloudFunctionAsset(CheckedComponent):
         checked(
             Annotated[int, Field(ge=1, le=1000)],
             must_be="a number from 1 to 1000",
-            description="How many partitions are called for at the same time, in one run.",
+            description="The maximum number of calls in flight in one run.",
             examples=[100],
         ),
     ] = 10
@@ -133,8 +114,8 @@ class CloudFunctionAsset(CheckedComponent):
         str | None,
         checked(
             Annotated[str | None, Field(pattern=r"^\S+$")],
-            must_be="the name of a pool, without blanks",
-            description="The Dagster pool that bounds how many steps call the function at once.",
+            must_be="the name of a pool, without spaces",
+            description="The Dagster pool that limits how many steps call the function at once.",
             examples=["cloud_function"],
         ),
     ] = None
@@ -144,17 +125,17 @@ class CloudFunctionAsset(CheckedComponent):
         checked(
             list[str],
             must_be="a list of names",
-            description="Tags of the run, which the task finds in pipes.extras['run_tags'].",
+            description="The run's tags to send to the task, in pipes.extras['run_tags'].",
             examples=[["team"]],
         ),
     ]
 
     def get_asset_spec(self, spec: dg.AssetSpec, context: dg.ComponentLoadContext) -> dg.AssetSpec:
-        """The definition of an asset; here, that of the YAML, with a link to the task's source.
+        """The definition of an asset: the one in the YAML, with a link to the task's source.
 
         Args:
-            spec: The asset as the YAML has it.
-            context: Where the YAML is.
+            spec: The asset in the YAML.
+            context: The location of the YAML.
         """
         source = self._task_source(context.project_root)
         if source is None or not source.is_file():
@@ -168,12 +149,12 @@ class CloudFunctionAsset(CheckedComponent):
     def get_event(
         self, context: dg.AssetExecutionContext, partition_key: str | None
     ) -> Mapping[str, Any]:
-        """The inputs of the task, a JSON object; here, `dl_bucket` and those of the YAML.
+        """The inputs of the task, a JSON object: `dl_bucket` and those in the YAML.
 
         Args:
-            context: The context of the assets. Among its resources are the `settings`.
-            partition_key: The partition that the call is for; None if there are no partitions. Of
-                many, several threads ask at once.
+            context: The context of the assets. Its resources include the `settings`.
+            partition_key: The partition to call the function for, or None. In a run of many
+                partitions, several threads call this method at the same time.
         """
         return {"dl_bucket": context.resources.settings.lake_uri, **self.event}
 
@@ -181,7 +162,7 @@ class CloudFunctionAsset(CheckedComponent):
         """The assets, with the call that materializes them.
 
         Args:
-            context: Where the YAML is.
+            context: The location of the YAML.
         """
         specs = [self.get_asset_spec(spec, context) for spec in self.assets]
         is_partitioned = any(spec.partitions_def for spec in specs)
@@ -200,105 +181,80 @@ class CloudFunctionAsset(CheckedComponent):
         return dg.Definitions(assets=[call_function])
 
     def _call_function(self, context: dg.AssetExecutionContext) -> Iterator[Any]:
-        """Call the function, for each partition if there are any, and yield what it reports."""
+        """Call the function, once or for each partition, and yield the results that it reports."""
         client: PipesCloudFunctionClient = context.resources.pipes_function_client
-        function_url = self._function_url(context.resources.settings)
-        if context.assets_def.partitions_def is None:
-            done = client.run(
-                context=context,
-                function_url=function_url,
-                event=self._event(context, None),
-                run_tags=self.run_tags,
-                timeout=self.timeout,
-                retry_timeout=self.retry_timeout,
-            )
-            log_custom_messages(context, done)
-            yield from done.get_results(implicit_materializations=client.implicit_materializations)
-        else:
-            yield from client.run_partitions(
-                context=context,
-                function_url=function_url,
-                event=lambda partition_key: self._event(context, partition_key),
-                run_tags=self.run_tags,
-                max_in_flight=self.max_in_flight,
-                timeout=self.timeout,
-                retry_timeout=self.retry_timeout,
-            )
+        options: dict[str, Any] = {
+            "context": context,
+            "function_url": self._function_url(context.resources.settings.function_url),
+            "run_tags": self.run_tags,
+            "timeout": self.timeout,
+            "retry_timeout": self.retry_timeout,
+        }
 
-    def _function_url(self, settings: FunctionSettings) -> str:
-        if self.function is None:
-            return settings.function_url
-        if self.function.startswith("https://"):
-            return self.function
-        if url := sibling_url(settings.function_url, self.function):
+        def event(partition_key: str | None) -> Mapping[str, Any]:
+            return {**self.get_event(context, partition_key), "task": self.task}
+
+        if context.assets_def.partitions_def is not None:
+            yield from client.run_partitions(
+                event=event, max_in_flight=self.max_in_flight, **options
+            )
+            return
+        done = client.run(event=event(None), **options)
+        log_custom_messages(context, done)
+        yield from done.get_results(implicit_materializations=client.implicit_materializations)
+
+    def _function_url(self, default: str) -> str:
+        if self.function is None or self.function.startswith("https://"):
+            return self.function or default
+        if url := sibling_url(default, self.function):
             return url
         raise PipesCloudFunctionError(
-            f"FUNCTION_URL must be a function's own URL for that of {self.function!r} to follow "
-            f"from it; it is {settings.function_url!r}. Set it in orchestrator/.env, or name the "
-            "other function by its https URL.",
+            f"Could not derive the URL of {self.function!r} from FUNCTION_URL, which must be a "
+            f"function's own URL; it is {default!r}. Set it in orchestrator/.env, or set "
+            "`function` to an https URL.",
             allow_retries=False,
         )
 
-    def _event(
-        self, context: dg.AssetExecutionContext, partition_key: str | None
-    ) -> Mapping[str, Any]:
-        return {**self.get_event(context, partition_key), "task": self.task}
-
     def _task_source(self, project_root: Path) -> Path | None:
-        """Where the task's source is to be; None if the function's sources are elsewhere."""
+        """The path of the task's source; None if the function's sources are elsewhere."""
         tasks = project_root.parent / _TASKS
-        if self.function is not None or not tasks.is_dir():
-            return None
-        return tasks / f"{self.task}.py"
+        is_elsewhere = self.function is not None or not tasks.is_dir()
+        return None if is_elsewhere else tasks / f"{self.task}.py"
 
-    def contradictions(self, project_root: Path) -> Iterator[Mistake]:
-        """What in the YAML does not fit the rest of it, or the function.
-
-        Args:
-            project_root: The folder of the Dagster project.
-        """
+    def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
         source = self._task_source(project_root)
         if source is not None and not source.is_file():
             tasks = sorted(path.stem for path in source.parent.glob("[!_]*.py"))
             meant = did_you_mean(nearest(self.task, tasks))
-            yield Mistake(
+            yield (
                 ("task",),
-                f"is wrong. There is no task {self.task!r} in {_TASKS}/. The tasks are: "
+                f"is invalid. There is no task {self.task!r} in {_TASKS}/. The tasks are: "
                 f"{', '.join(tasks)}.{meant} Add it there, or name one of them.",
             )
         if "task" in self.event:
-            yield Mistake(
-                ("event", "task"),
-                "is not an input: the task is named by `task`, beneath `attributes`.",
-            )
+            yield ("event", "task"), "is not an input. Set `task` under `attributes` instead."
         keys = [spec.key for spec in self.assets]
         names = [key.to_user_string() for key in keys]
         if len(set(keys)) < len(keys):
-            yield Mistake(("assets",), "must have each asset but once. Delete the other.")
+            yield ("assets",), "must have each asset only once. Delete the duplicate."
         if len({spec.partitions_def for spec in self.assets}) > 1:
-            yield Mistake(
-                ("assets",), "must all have the same `partitions_def`: they are made by one call."
+            yield (
+                ("assets",),
+                "must all have the same `partitions_def`: one call materializes them.",
             )
         for number, check in enumerate(self.checks):
             if not re.fullmatch(r"\w+", check.name, re.ASCII):
-                yield Mistake(
-                    ("checks", number, "name"),
-                    f"must have letters, digits and underscores; {check.name!r} is no name.",
-                )
+                must_be = "letters, digits and underscores"
+                yield ("checks", number, "name"), wrong_value(must_be, check.name)
             if check.asset_key not in keys:
                 name = check.asset_key.to_user_string()
-                yield Mistake(
-                    ("checks", number, "asset"),
-                    f"is wrong: {name} is none of the assets here: {', '.join(names)}."
-                    + did_you_mean(nearest(name, names)),
-                )
+                problem = f"is invalid: {name} is not one of the assets here: {', '.join(names)}."
+                yield ("checks", number, "asset"), problem + did_you_mean(nearest(name, names))
         if len({check.key for check in self.checks}) < len(self.checks):
-            yield Mistake(
-                ("checks",), "must have each check of an asset but once. Delete the other."
-            )
+            yield ("checks",), "must have each check of an asset only once. Delete the duplicate."
 
 
 def _line_of_run(source: Path) -> int:
-    """The line, from 1, with the function that a task is."""
+    """The line number of a task's function `run`."""
     lines = source.read_text(encoding="utf-8").splitlines()
     return next((n for n, line in enumerate(lines, 1) if line.startswith("def run(")), 1)

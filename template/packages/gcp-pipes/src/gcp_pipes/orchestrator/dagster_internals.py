@@ -1,10 +1,11 @@
-"""The parts of Dagster that have no public name, imported here and nowhere else.
+"""The parts of Dagster that have no public name, imported only here.
 
-They are why pyproject.toml allows one minor version of Dagster at a time: a new one may move a
-name, or change what it does. `tests/test_dagster_internals.py` tells, and this is the file to mend.
+A new minor version of Dagster may move or change them, so pyproject.toml allows only one at a time.
+If `tests/orchestrator/test_dagster_internals.py` fails with a new version, fix this file.
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
@@ -49,7 +50,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"Dagster {dg.__version__} has moved a part that has no public name: {error}. Install a "
-        f"version that orchestrator/pyproject.toml allows, or mend the imports in {__file__}."
+        f"version that orchestrator/pyproject.toml allows, or fix the imports in {__file__}."
     ) from error
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "materialization_tags",
     "metadata_map_from_external",
     "parse_yamls_with_source_position",
+    "resolution_error",
     "resolve_fields",
     "upstream_data_versions",
     "yaml_document",
@@ -81,36 +83,24 @@ __all__ = [
 NO_FURTHER_EVENT: Mapping[str, dg.MetadataValue] = {
     SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: dg.MetadataValue.bool(True)
 }
-"""Metadata of a result whose asset has been reported already, and which downstream assets await.
+"""Metadata of a result whose events are in the event log already.
 
-Dagster makes events of a result: in a run of many partitions, one a partition. It makes none of one
-that has this metadata, which it uses itself for assets that report their own observations.
+Downstream assets wait for the result. Dagster would log an event for each partition of it, except
+if it has this metadata, which Dagster itself uses for assets that report their own observations.
 """
 
 
 class MessageHandler(dg.PipesMessageHandler):
-    """Dagster's message handler, which also works where an asset or op is called directly.
-
-    There is no step then whose events could be in an event log.
-    """
+    """Dagster's message handler, which also works without a run: there is no event log then."""
 
     def handle_message(self, message: PipesMessage) -> None:
-        """Handle a message. Of an exception of the function, only the caller hears.
-
-        Args:
-            message: The next message that the function wrote.
-        """
+        """Handle a message. Without a run, do not log the function's exception as an event."""
         if message["method"] == "closed" and is_called_directly(self._context):
             message = {**message, "params": {}}
         super().handle_message(message)
 
     def report_pipes_framework_exception(self, origin: str, exc_info: Any) -> None:
-        """Report that something is wrong with the messages.
-
-        Args:
-            origin: Who noticed: the name of the message reader's class.
-            exc_info: What is wrong, as `sys.exc_info()` returns it.
-        """
+        """Log an error of the message reader."""
         if is_called_directly(self._context):
             self._context.log.error(f"[pipes] framework exception in {origin}: {exc_info[1]}")
         else:
@@ -118,21 +108,14 @@ class MessageHandler(dg.PipesMessageHandler):
 
 
 def is_called_directly(context: object) -> bool:
-    """Whether an asset or op is called like a function, without a run: as in a unit test.
-
-    Args:
-        context: Its context.
-    """
+    """Whether an asset or op is called like a function, without a run, as in a unit test."""
     return isinstance(context, BaseDirectExecutionContext)
 
 
 def keys_of_outputs(context: dg.OpExecutionContext) -> set[dg.AssetKey | dg.AssetCheckKey]:
     """The selected assets and checks that are outputs of the step itself.
 
-    Those of an op in a graph-backed asset are not all of the asset's, or none.
-
-    Args:
-        context: The context of the op.
+    An op in a graph-backed asset has only some of the asset's outputs, or none.
     """
     if not context.has_assets_def:
         return set()
@@ -148,11 +131,7 @@ def keys_of_outputs(context: dg.OpExecutionContext) -> set[dg.AssetKey | dg.Asse
 
 
 def upstream_data_versions(context: dg.OpExecutionContext) -> dict[dg.AssetKey, str]:
-    """The data versions that the assets upstream of the step's own had when the step began.
-
-    Args:
-        context: The context of the assets.
-    """
+    """The data versions that the upstream assets had when the step started."""
     if is_called_directly(context):
         return {}
     step = context.get_step_execution_context()
@@ -170,23 +149,16 @@ def materialization_tags(
     partition_key: str,
     data_version: dg.DataVersion | None,
 ) -> Mapping[str, str]:
-    """The tags of one materialization, by which Dagster tells whether an asset is up to date.
+    """The tags by which Dagster determines whether an asset is up to date.
 
-    It gives them to each result that a step returns, but not to an event that a step logs itself.
-    They are as `dagster._core.execution.plan.execute_step` makes them. Where assets of a step
-    depend on each other, their events have to be logged in that order.
-
-    Args:
-        context: The context of the assets.
-        asset_key: The asset.
-        partition_key: The partition.
-        data_version: What the function said; if it is None, the version follows from those of the
-            code and of what is upstream.
+    `dagster._core.execution.plan.execute_step` adds them to the results of a step, but not to
+    events that the step logs itself. If assets of the step depend on each other, log their events
+    in that order. Without a `data_version`, it is computed from the code version and upstream.
     """
     if is_called_directly(context):
         return {} if data_version is None else {"dagster/data_version": data_version.value}
     step = context.get_step_execution_context()
-    step.wipe_input_asset_version_info(asset_key)  # for what depends on it, to see this one
+    step.wipe_input_asset_version_info(asset_key)  # for the assets that depend on it
     code_version = _get_code_version(asset_key, step)
     upstream = _get_input_provenance_data(asset_key, step)
     versions = {key: found["data_version"] for key, found in upstream.items()}
@@ -202,7 +174,7 @@ def materialization_tags(
 
 
 class YamlDocument(NamedTuple):
-    """A document of a `defs.yaml`, and how Dagster loads the component in it."""
+    """A document in a `defs.yaml`, and the context in which Dagster loads its component."""
 
     component: type[dg.Component]
     content: ValueAndSourcePositionTree
@@ -210,11 +182,7 @@ class YamlDocument(NamedTuple):
 
 
 def yaml_document(context: dg.ComponentLoadContext) -> YamlDocument | None:
-    """The document that a component is loaded from; None if it is loaded from anything else.
-
-    Args:
-        context: What Dagster loads the component with.
-    """
+    """The document that a component is loaded from; None if it is not loaded from a file."""
     declaration = context.component_decl
     if isinstance(declaration, YamlBackedComponentDecl) and declaration.source_tree is not None:
         return YamlDocument(declaration.component_type, declaration.source_tree, context)
@@ -222,11 +190,7 @@ def yaml_document(context: dg.ComponentLoadContext) -> YamlDocument | None:
 
 
 def yaml_documents(tree: ComponentTree) -> Iterator[YamlDocument]:
-    """The documents of all `defs.yaml` files of a project.
-
-    Args:
-        tree: The project's components.
-    """
+    """The documents in all `defs.yaml` files of a project."""
     for declaration in tree.find_root_decl().iterate_all_component_decls():
         if isinstance(declaration, YamlBackedComponentDecl) and declaration.source_tree is not None:
             context = declaration.context_with_component_injected_scope.with_source_position_tree(
@@ -240,29 +204,34 @@ def yaml_documents(tree: ComponentTree) -> Iterator[YamlDocument]:
 
 
 def is_checking_definitions() -> bool:
-    """Whether this is `dg check defs`: it stops at what it finds itself, in a part of the files."""
+    """Whether this is `dg check defs`, which stops if its own check finds an error in a file."""
     command = click.get_current_context(silent=True)
     return command is not None and command.command_path.endswith(" check defs")
 
 
+def resolution_error(error: ResolutionException) -> tuple[tuple[str | int, ...], str]:
+    """The place in a document, if the error names it, and the reason, without the traceback."""
+    text = str(error)
+    located = re.match(r".+:\d+ - (.+)\n", text)
+    path = located[1].split(".") if located else []
+    reasons = re.findall(r"^[\w.]+: (.+)", text, re.MULTILINE) or text.splitlines()
+    return tuple(int(part) if part.isdigit() else part for part in path), reasons[-1]
+
+
 class YamlField(NamedTuple):
-    """What may stand in a field of a `defs.yaml`."""
+    """What a field in a `defs.yaml` accepts."""
 
     kind: Any
-    """Its type, as it was declared: Dagster adds text to each, for templates."""
+    """The declared type. Dagster also accepts text in every field, for templates."""
     is_required: bool
     takes_template: bool
     needs_template: bool
-    """Its value can be made by a template alone."""
+    """Whether only a template can make its value."""
 
 
 @functools.cache
 def yaml_fields(model: type[BaseModel]) -> Mapping[str, YamlField]:
-    """The fields of a part of a `defs.yaml`, by the names that they have there.
-
-    Args:
-        model: What Dagster compares that part with.
-    """
+    """The fields of a part of a `defs.yaml`, by name, as Dagster's model of the part has them."""
     declared = {derived: resolvable for resolvable, derived in _DERIVED_MODEL_REGISTRY.items()}
     resolvable = next((declared[each] for each in model.__mro__ if each in declared), None)
     if resolvable is None:
@@ -290,7 +259,7 @@ def yaml_fields(model: type[BaseModel]) -> Mapping[str, YamlField]:
 
 
 def _is_injected(annotation: Any) -> bool:
-    """Whether values are objects of Dagster's, for which YAML has text that makes one."""
+    """Whether values are objects of Dagster, which in YAML only a template can make."""
     kind, *metadata = get_args(annotation) or [annotation]
     return any(
         isinstance(each, dg.Resolver) and each.is_default and each.model_field_type is not None
