@@ -24,14 +24,14 @@ def pages() -> dict[Path, str]:
 
 
 def questions_page() -> str:
-    """The questions of `copier copy`, in their order, with their defaults and what is refused."""
+    """The questions of `copier copy` in their order, with their defaults and validation errors."""
     return "\n".join(
         [
             "# Questions",
             "",
-            "What `copier copy` asks, in this order, and what `--data NAME=VALUE` answers. "
-            "Each has a default. Each answer",
-            "can be [changed later](../guides/update.md#change-an-answer).",
+            "The questions of `copier copy`, in this order. Each has a default. On the command line, "
+            "`--data NAME=VALUE`",
+            "answers one. You can [change an answer](../guides/update.md#change-an-answer) later.",
             *(line for name, question in questions().items() for line in _question(name, question)),
             "",
         ]
@@ -45,22 +45,22 @@ def _question(name: str, question: dict[str, Any]) -> Iterator[str]:
     yield f"- Default: {_default(question['default'])}"
     if when := question.get("when"):
         yield f"- Asked if `{when.strip('{} ')}`"
-    if refusals := list(_refusals(question.get("validator", ""))):
-        yield "- Refused with:"
-        yield from (f"    - {refusal}" for refusal in refusals)
+    if errors := list(_validation_errors(question.get("validator", ""))):
+        yield "- Validation errors:"
+        yield from (f"    - {error}" for error in errors)
 
 
 def _default(default: str) -> str:
-    """A default as it stands, or how it follows from other answers."""
+    """A default, or how it is derived from other answers."""
     if "package_name_of" in default:
-        return "the project's name, as a name of Python"
+        return "derived from the project's name"
     if default == "{{ project_slug }}":
         return "the package's name, with hyphens"
     return f"`{_named(default)}`"
 
 
-def _refusals(validator: str) -> Iterator[str]:
-    """What a validator, and the rule that it uses, say: a text for each fault."""
+def _validation_errors(validator: str) -> Iterator[str]:
+    """The errors of a validator, and of the rule that it uses."""
     rules = (TEMPLATE / "rules.jinja").read_text()
     macros = re.findall(r"{%- macro (\w+)\(.*?%}(.*?){%- endmacro", rules, re.DOTALL)
     used = [body for name, body in macros if f"{{{{ {name}(" in validator]
@@ -71,7 +71,7 @@ def _refusals(validator: str) -> Iterator[str]:
 
 
 def _named(text: str) -> str:
-    """A text of Jinja's, with names in capitals in place of values."""
+    """A Jinja text, with names in capitals instead of values."""
     return re.sub(r"{{ (\w+) }}", lambda match: match[1].upper(), text)
 
 

@@ -1,7 +1,7 @@
-"""Stands in for Google's servers: those that issue tokens, and the front end of a function.
+"""Replaces Google's servers: those that issue tokens, and the front end of a function.
 
-A program is led here by its environment alone: a proxy for all https, a certificate authority, the
-address of a metadata server. What is asked is noted; what is issued can be told apart.
+Environment variables make a program use these servers: an https proxy, a certificate authority, and
+the address of a metadata server. The requests are recorded, and each token is different.
 """
 
 import base64
@@ -35,8 +35,8 @@ class Request:
     """A request to a server.
 
     Attributes:
-        content: What it held.
-        body: The same as a JSON object or a form's fields, if it is such a thing.
+        content: The body.
+        body: The body parsed as a JSON object, or as the fields of a form.
     """
 
     method: str
@@ -48,52 +48,52 @@ class Request:
 
     @property
     def queries(self) -> dict[str, list[str]]:
-        """The parameters in its path, each with all of its values."""
+        """The query parameters, each with all values."""
         return parse_qs(urlsplit(self.path).query)
 
     @property
     def query(self) -> dict[str, str]:
-        """The parameters in its path, each with its first value."""
+        """The query parameters, each with its first value."""
         return {name: values[0] for name, values in self.queries.items()}
 
     @property
     def bearer(self) -> str | None:
-        """The token that it carries."""
+        """The bearer token."""
         return self.headers.get("authorization", "").removeprefix("Bearer ") or None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A response; its body is JSON unless it is bytes."""
+class Response:
+    """A response. The body is encoded as JSON unless it is bytes."""
 
     status: int
     body: object = b""
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Serve = Callable[[Request], Answer]
+Serve = Callable[[Request], Response]
 
 
 @dataclass
 class Google:
-    """The servers, and what they were asked.
+    """The servers, and the requests that they received.
 
     Attributes:
-        settings: The environment that leads to them.
-        asked: Each request to a server that issues tokens.
-        calls: Each request to the function.
-        others: More hosts, and what serves them.
-        audience: Whom the function's front end takes tokens for.
-        rejections: How many more tokens the front end rejects, good as they may be.
-        forbidden: Whether the account that the tokens are of may not call the function.
-        lifetime: For how many seconds an identity token is good.
+        settings: The environment variables that make a program use the servers.
+        token_requests: All requests to servers that issue tokens.
+        calls: All requests to the function.
+        hosts: More hosts, and the function that serves each.
+        audience: The audience that the function's front end requires.
+        rejections: How many more valid tokens the front end rejects.
+        forbidden: True if the account of the tokens may not call the function.
+        lifetime: The lifetime of an identity token in seconds.
     """
 
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
-    asked: list[Request] = field(default_factory=list)
+    token_requests: list[Request] = field(default_factory=list)
     calls: list[Request] = field(default_factory=list)
-    others: dict[str, Serve] = field(default_factory=dict)
+    hosts: dict[str, Serve] = field(default_factory=dict)
     audience: str = f"https://{FUNCTION_HOST}"
     rejections: int = 0
     forbidden: bool = False
@@ -101,50 +101,50 @@ class Google:
     front_url: str = ""
     _count: Iterator[int] = field(default_factory=itertools.count)
 
-    def serve(self, request: Request) -> Answer:
-        """Answer as the server would that the request is for."""
-        if request.host in self.others:
-            return self.others[request.host](request)
+    def serve(self, request: Request) -> Response:
+        """Respond as the host of the request would."""
+        if request.host in self.hosts:
+            return self.hosts[request.host](request)
         if request.host == FUNCTION_HOST or request.host.startswith("127.0.0.1"):
             self.calls.append(request)
             return self._front_end(request)
-        self.asked.append(request)
+        self.token_requests.append(request)
         match request.host, request.path.rpartition(":")[2]:
             case "oauth2.googleapis.com", _ if "refresh_token" in request.body:
-                return Answer(200, {"access_token": "of-a-person", "expires_in": 3600})
+                return Response(200, {"access_token": "of-a-person", "expires_in": 3600})
             case "oauth2.googleapis.com", _:
                 wanted = claims(request.body["assertion"])
                 if "target_audience" in wanted:
-                    return Answer(200, {"id_token": self.id_token(wanted["target_audience"])})
-                return Answer(200, {"access_token": "of-an-account", "expires_in": 3600})
+                    return Response(200, {"id_token": self.id_token(wanted["target_audience"])})
+                return Response(200, {"access_token": "of-an-account", "expires_in": 3600})
             case "sts.googleapis.com", _:
-                answer = {"access_token": "of-a-workload", "expires_in": 3600}
-                return Answer(200, {**answer, "token_type": "Bearer", "issued_token_type": "any"})
+                token = {"access_token": "of-a-workload", "expires_in": 3600}
+                return Response(200, {**token, "token_type": "Bearer", "issued_token_type": "any"})
             case "iamcredentials.googleapis.com", "generateIdToken":
-                return Answer(200, {"token": self.id_token(request.body["audience"])})
+                return Response(200, {"token": self.id_token(request.body["audience"])})
             case "iamcredentials.googleapis.com", "generateAccessToken":
                 expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
-                return Answer(200, {"accessToken": "of-an-account", "expireTime": expiry})
-        return Answer(404, {"error": {"message": f"nothing at {request.host}{request.path}"}})
+                return Response(200, {"accessToken": "of-an-account", "expireTime": expiry})
+        return Response(404, {"error": {"message": f"nothing at {request.host}{request.path}"}})
 
-    def metadata(self, request: Request) -> Answer:
-        """Answer as the metadata server of a machine of Google's."""
+    def metadata(self, request: Request) -> Response:
+        """Respond as the metadata server of a machine in Google Cloud."""
         flavor = {"Metadata-Flavor": "Google"}
         text = {**flavor, "Content-Type": "application/text"}
         if request.path == "/":
-            return Answer(200, b"", text)
-        self.asked.append(request)
+            return Response(200, b"", text)
+        self.token_requests.append(request)
         path = request.path.partition("?")[0]
         if path.endswith("/identity"):
-            return Answer(200, self.id_token(request.query["audience"]).encode(), text)
+            return Response(200, self.id_token(request.query["audience"]).encode(), text)
         if path.endswith("/token"):
-            return Answer(200, {"access_token": "of-a-machine", "expires_in": 3600}, flavor)
+            return Response(200, {"access_token": "of-a-machine", "expires_in": 3600}, flavor)
         if path.endswith("/project/project-id"):
-            return Answer(200, b"my-gcp-project", text)
-        return Answer(200, {"email": DAGSTER, "aliases": ["default"], "scopes": []}, flavor)
+            return Response(200, b"my-gcp-project", text)
+        return Response(200, {"email": DAGSTER, "aliases": ["default"], "scopes": []}, flavor)
 
     def id_token(self, audience: str) -> str:
-        """A new identity token of Dagster's account, with a signature that nobody checks."""
+        """A new identity token of Dagster's account, with an invalid signature."""
         content = {
             "aud": audience,
             "email": DAGSTER,
@@ -154,24 +154,24 @@ class Google:
         }
         return ".".join(map(encode, ({"alg": "RS256"}, content, "signature")))
 
-    def _front_end(self, request: Request) -> Answer:
-        """Turn away whom Google would turn away, and pass others on to the function."""
+    def _front_end(self, request: Request) -> Response:
+        """Reject requests as Google would, and forward the others to the function."""
         if request.bearer is None or self.forbidden:
-            return Answer(403, b"<html>Your client does not have permission</html>")
-        content = claims(request.bearer)
-        is_good = content["aud"] == self.audience and content["exp"] > time.time()
-        if not is_good or self.rejections > 0:
+            return Response(403, b"<html>Your client does not have permission</html>")
+        token = claims(request.bearer)
+        is_valid = token["aud"] == self.audience and token["exp"] > time.time()
+        if not is_valid or self.rejections > 0:
             self.rejections -= 1
             description = 'Bearer error="invalid_token"'
-            return Answer(401, b"<html>Unauthorized</html>", {"WWW-Authenticate": description})
+            return Response(401, b"<html>Unauthorized</html>", {"WWW-Authenticate": description})
         address = urlsplit((self.folder / "function_url").read_text()).netloc
         function = http.client.HTTPConnection(address, timeout=60)
         body = json.dumps(request.body)
         function.request("POST", request.path, body, {"Content-Type": "application/json"})
-        answer = function.getresponse()
-        content_of_answer = answer.read()
+        response = function.getresponse()
+        content = response.read()
         function.close()
-        return Answer(answer.status, content_of_answer)
+        return Response(response.status, content)
 
 
 def encode(part: object) -> str:
@@ -180,13 +180,13 @@ def encode(part: object) -> str:
 
 
 def claims(token: str) -> dict[str, Any]:
-    """What a token says."""
+    """The claims in a token."""
     payload: dict[str, Any] = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
     return payload
 
 
 def service_account_key() -> dict[str, str]:
-    """The key of Dagster's account, as a file of credentials holds it."""
+    """A credentials file with a key of Dagster's account."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -201,11 +201,11 @@ def service_account_key() -> dict[str, str]:
 
 @contextmanager
 def google_stand_ins(folder: Path, *hosts: str) -> Iterator[Google]:
-    """Run the servers while the block runs.
+    """Run the servers during the block.
 
     Args:
-        folder: Where the function's address will be, in the file `function_url`.
-        hosts: More hosts to stand in for, beside those that issue tokens.
+        folder: The folder with the file `function_url`, which contains the function's URL.
+        hosts: More hosts to replace, in addition to those that issue tokens.
     """
     google = Google(folder)
     authority = trustme.CA()
@@ -219,7 +219,7 @@ def google_stand_ins(folder: Path, *hosts: str) -> Iterator[Google]:
         proxy_port = stack.enter_context(serving(proxy_to(tls_port)))
         google.front_url = f"http://127.0.0.1:{front_port}"
         google.settings = {
-            "CLOUDSDK_CONFIG": str(folder),  # no login of whoever runs the tests
+            "CLOUDSDK_CONFIG": str(folder),  # ignore the login of the developer
             "GCE_METADATA_HOST": f"127.0.0.1:{metadata_port}",
             "GCE_METADATA_IP": f"127.0.0.1:{metadata_port}",
             "GOOGLE_CLOUD_PROJECT": "my-gcp-project",
@@ -230,7 +230,7 @@ def google_stand_ins(folder: Path, *hosts: str) -> Iterator[Google]:
 
 
 def handler(serve: Serve) -> type[BaseHTTPRequestHandler]:
-    """Answers all requests by a function."""
+    """A request handler that calls a function."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -244,15 +244,14 @@ def handler(serve: Serve) -> type[BaseHTTPRequestHandler]:
                 content=content,
                 body=parse(content),
             )
-            answer = serve(request)
-            body = (
-                answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
-            )
-            self.send_response(answer.status)
-            if not isinstance(answer.body, bytes):
+            response = serve(request)
+            body = response.body
+            self.send_response(response.status)
+            if not isinstance(body, bytes):
+                body = json.dumps(body).encode()
                 self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
-            for name, value in answer.headers.items():
+            for name, value in response.headers.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
@@ -266,7 +265,7 @@ def handler(serve: Serve) -> type[BaseHTTPRequestHandler]:
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """A body as what it holds: JSON, or a form."""
+    """Parse a body as JSON, or else as a form."""
     try:
         content: dict[str, Any] = json.loads(body)
     except ValueError:
@@ -275,7 +274,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def proxy_to(port: int) -> type[BaseHTTPRequestHandler]:
-    """Takes every connection, wherever it wants to go, to `port` of this machine."""
+    """A proxy that connects every client to `port` of this machine, whatever the host."""
 
     class Proxy(BaseHTTPRequestHandler):
         def do_CONNECT(self) -> None:
@@ -301,7 +300,7 @@ def proxy_to(port: int) -> type[BaseHTTPRequestHandler]:
 def serving(
     handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None
 ) -> Iterator[int]:
-    """Serve on a free port while the block runs, over TLS if there is a context."""
+    """Serve on a free port during the block, over TLS if there is a context."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)

@@ -1,4 +1,4 @@
-"""The function's bundle: the same sources make the same bytes, and they are all that it needs."""
+"""The function's bundle is reproducible and complete."""
 
 import hashlib
 import os
@@ -29,9 +29,9 @@ with storage_emulator() as storage:
     port = free_port()
     command = [program, "--target=main", "--host=127.0.0.1", f"--port={port}"]
     with running("function", command, port=port, environment=storage, directory=folder):
-        answer = requests.post(f"http://127.0.0.1:{port}", json=event, timeout=60)
+        response = requests.post(f"http://127.0.0.1:{port}", json=event, timeout=60)
     url = f"{storage['STORAGE_EMULATOR_HOST']}/storage/v1/b/{bucket}/o/a-call%2F2.json?alt=media"
-    print("ANSWER", answer.status_code, answer.text.strip())
+    print("RESPONSE", response.status_code, response.text.strip())
     print("MESSAGES", requests.get(url, timeout=60).text.replace(chr(10), " "))
 """
 
@@ -45,7 +45,7 @@ def project(render: Render) -> Path:
 
 
 def bundle(project: Path, **environment: str) -> Path:
-    """Make the bundle."""
+    """Build the bundle."""
     run("uv", "run", "just", "bundle", cwd=project, env=environment)
     return project / "build" / "function.zip"
 
@@ -54,12 +54,12 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def refusal(project: Path) -> str:
-    """What is said of sources that make no bundle."""
+def bundle_error(project: Path) -> str:
+    """The error for sources that cannot be bundled."""
     return fail("uv", "run", "just", "bundle", cwd=project)
 
 
-def test_the_same_sources_make_the_same_bundle(project: Path, tmp_path: Path) -> None:
+def test_the_bundle_is_reproducible(project: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "another place"
     shutil.copytree(project, elsewhere, ignore=shutil.ignore_patterns(".venv", "build"))
     for path in (elsewhere / "cloud_function").rglob("*.py"):
@@ -79,7 +79,7 @@ def test_the_same_sources_make_the_same_bundle(project: Path, tmp_path: Path) ->
     assert sha256(bundle(elsewhere)) != first
 
 
-def test_it_holds_sources_and_hashed_requirements_and_is_all_that_the_function_needs(
+def test_the_bundle_has_sources_and_hashed_requirements_and_can_be_served(
     project: Path, tmp_path: Path
 ) -> None:
     (project / "cloud_function" / "tasks" / "query.sql").write_text("SELECT 1\n")
@@ -124,38 +124,38 @@ def test_it_holds_sources_and_hashed_requirements_and_is_all_that_the_function_n
         cwd=project,
     ).stdout
 
-    assert 'ANSWER 200 {"status":"succeeded"}' in printed
+    assert 'RESPONSE 200 {"status":"succeeded"}' in printed
     assert "pong" in printed.partition("MESSAGES")[2]
 
 
-def test_a_lock_file_that_is_missing_or_out_of_date_is_not_written_in_passing(
+def test_a_lock_file_that_is_missing_or_out_of_date_is_an_error(
     project: Path,
 ) -> None:
     lock = project / "cloud_function" / "uv.lock"
     lock.unlink()
 
-    assert "`uv lock --directory cloud_function` writes it" in refusal(project)
+    assert "run `uv lock --directory cloud_function`" in bundle_error(project)
     assert not lock.exists()
 
     run("uv", "lock", cwd=project / "cloud_function")
     before = lock.read_text()
     replace(project / "cloud_function" / "pyproject.toml", '"faker>=37"', '"faker>=37,<99"')
 
-    assert "`uv lock --directory cloud_function` writes it" in refusal(project)
+    assert "run `uv lock --directory cloud_function`" in bundle_error(project)
     assert lock.read_text() == before
 
 
-def test_sources_that_would_not_run_or_not_be_the_same_elsewhere_are_refused(
+def test_sources_that_cannot_be_deployed_are_rejected(
     project: Path,
 ) -> None:
     sources = project / "cloud_function"
     (sources / "shared.py").symlink_to(project / "README.md")
-    assert "shared.py is a symbolic link" in refusal(project)
+    assert "shared.py is a symbolic link" in bundle_error(project)
     (sources / "shared.py").unlink()
 
     (sources / "requirements.txt").touch()
-    assert "cloud_function/requirements.txt is in the way" in refusal(project)
+    assert "cloud_function/requirements.txt conflicts with" in bundle_error(project)
     (sources / "requirements.txt").unlink()
 
     (sources / "main.py").rename(sources / "start.py")
-    assert "cloud_function/main.py is missing" in refusal(project)
+    assert "cloud_function/main.py, the function's entry point, is missing" in bundle_error(project)

@@ -1,4 +1,4 @@
-"""New code reaches a function that is deployed, or the old one goes on serving."""
+"""Deployments: new code is served, or the previous version goes on serving."""
 
 import hashlib
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Render, end, fail, initialize, replace, run
-from google_stand_ins import DAGSTER, Answer, Google, Request, Serve, google_stand_ins
+from google_stand_ins import DAGSTER, Google, Request, Response, Serve, google_stand_ins
 
 PROVIDER = "projects/1/locations/global/workloadIdentityPools/people-github/providers/github"
 FUNCTION = "/v2/projects/my-gcp-project/locations/europe-west4/functions/my-data-platform"
@@ -17,41 +17,41 @@ FUNCTION = "/v2/projects/my-gcp-project/locations/europe-west4/functions/my-data
 
 @dataclass
 class Cloud:
-    """The function, and the bucket of its sources, as Google Cloud would have them.
+    """A fake of the function in Google Cloud, and of the bucket with its sources.
 
     Attributes:
-        states: What the function is, each time that one looks after its update.
-        refusal: What an update is answered, if it is refused.
-        stored: The sources by their names.
-        requests: Each request.
+        states: The function after an update, for each request.
+        rejection: The response to an update, if it is rejected.
+        stored: The sources by name.
+        requests: All requests.
     """
 
     states: list[dict[str, Any]] = field(default_factory=list)
-    refusal: Answer | None = None
+    rejection: Response | None = None
     stored: dict[str, bytes] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     function: dict[str, Any] = field(default_factory=lambda: active("old"))
     updates: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))
 
-    def storage(self, request: Request) -> Answer:
-        """Take an object, unless it exists."""
+    def storage(self, request: Request) -> Response:
+        """Store an object, unless it exists."""
         self.requests.append(request)
         name = request.query["name"]
         if request.query["ifGenerationMatch"] == "0" and name in self.stored:
-            return Answer(412, {"error": {"message": "conditionNotMet"}})
+            return Response(412, {"error": {"message": "conditionNotMet"}})
         self.stored[name] = request.content
-        return Answer(200, {"name": name})
+        return Response(200, {"name": name})
 
-    def functions(self, request: Request) -> Answer:
-        """Describe the function, or begin to update it."""
+    def functions(self, request: Request) -> Response:
+        """Return the function, or start an update."""
         self.requests.append(request)
         if request.method == "PATCH":
-            if self.refusal is not None:
-                return self.refusal
+            if self.rejection is not None:
+                return self.rejection
             self.updates = iter(self.states)
-            return Answer(200, {"name": "operations/any"})
+            return Response(200, {"name": "operations/any"})
         self.function = next(self.updates, self.function)
-        return Answer(200, self.function)
+        return Response(200, self.function)
 
 
 def active(build: str, **more: Any) -> dict[str, Any]:
@@ -65,18 +65,18 @@ def cloud() -> Cloud:
 
 @pytest.fixture
 def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
-    """Stand-ins for Google's servers, reached as from a job of continuous integration."""
+    """Replacements of Google's servers, with the environment of a job in continuous integration."""
     hosts: dict[str, Serve] = {
         "storage.googleapis.com": cloud.storage,
         "cloudfunctions.googleapis.com": cloud.functions,
     }
     with google_stand_ins(tmp_path, *hosts) as google:
-        google.others = hosts
+        google.hosts = hosts
         google.settings |= {
             "CI": "true",
             "DEPLOYER_SERVICE_ACCOUNT": DAGSTER,
             "ID_TOKEN": "proof",
-            "UV_OFFLINE": "true",  # where the proxy leads, there are no packages
+            "UV_OFFLINE": "true",  # the proxy serves no packages
             "WORKLOAD_IDENTITY_PROVIDER": PROVIDER,
         }
         yield google
@@ -84,7 +84,7 @@ def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
 
 @pytest.fixture(scope="module")
 def project(render: Render) -> Path:
-    """A project that may be deployed to nprod from elsewhere."""
+    """A project that continuous integration may deploy to nprod."""
     project = render()
     run("uv", "run", "just", cwd=project)
     run("uv", "lock", cwd=project / "cloud_function")
@@ -97,7 +97,7 @@ def project(render: Render) -> Path:
 
 
 def deploy(project: Path, google: Google, environment: str = "nprod", **settings: str) -> str:
-    """Deploy the function; what was printed, with the exit status before it."""
+    """Deploy the function, and return the exit status and the output."""
     recipe = ("uv", "run", "just", "deploy-function", environment)
     status, printed = end(*recipe, cwd=project, env={**google.settings, **settings}, timeout=60)
     return f"{status} {printed}"
@@ -130,7 +130,7 @@ def test_the_deployer_has_no_key(project: Path, google: Google, cloud: Cloud) ->
 
     deploy(project, google)
 
-    exchange, impersonation = google.asked
+    exchange, impersonation = google.token_requests
     assert exchange.host == "sts.googleapis.com"
     assert exchange.body["subject_token"] == "proof"
     assert exchange.body["audience"] == f"//iam.googleapis.com/{PROVIDER}"
@@ -138,7 +138,7 @@ def test_the_deployer_has_no_key(project: Path, google: Google, cloud: Cloud) ->
     assert {request.bearer for request in cloud.requests} == {"of-an-account"}
 
 
-def test_a_bundle_that_is_there_is_not_uploaded_twice(
+def test_an_uploaded_bundle_is_not_uploaded_again(
     project: Path, google: Google, cloud: Cloud
 ) -> None:
     cloud.states = [active("new")]
@@ -151,7 +151,7 @@ def test_a_bundle_that_is_there_is_not_uploaded_twice(
 
 
 @pytest.mark.parametrize(
-    ("state", "says"),
+    ("state", "error"),
     [
         (
             active("old", stateMessages=[{"severity": "ERROR", "message": "No matching version."}]),
@@ -163,51 +163,70 @@ def test_a_bundle_that_is_there_is_not_uploaded_twice(
         ),
     ],
 )
-def test_a_version_that_cannot_be_built_fails_and_says_what_serves(
-    state: dict[str, Any], says: str, project: Path, google: Google, cloud: Cloud
+def test_a_failed_build_fails_the_deployment_with_the_reason(
+    state: dict[str, Any], error: str, project: Path, google: Google, cloud: Cloud
 ) -> None:
     cloud.states = [state]
 
     printed = deploy(project, google)
 
     assert printed.startswith("1 ")
-    assert f"Not deployed: {says}" in printed
+    assert f"Not deployed: {error}" in printed
 
 
-def test_a_server_that_is_out_of_order_for_a_moment_is_asked_again(
+def test_a_request_is_retried_after_a_temporary_error(
     project: Path, google: Google, cloud: Cloud
 ) -> None:
-    answers = iter([Answer(503), Answer(500), Answer(429)])
-    google.others["cloudfunctions.googleapis.com"] = lambda request: (
-        next(answers, None) or cloud.functions(request)
+    responses = iter([Response(503), Response(500), Response(429)])
+    google.hosts["cloudfunctions.googleapis.com"] = lambda request: (
+        next(responses, None) or cloud.functions(request)
     )
     cloud.states = [active("new")]
 
     assert deploy(project, google).startswith("0 ")
 
 
-def test_what_google_refuses_is_shown(project: Path, google: Google, cloud: Cloud) -> None:
+def test_an_error_of_google_is_printed(project: Path, google: Google, cloud: Cloud) -> None:
     message = "Permission 'cloudfunctions.functions.update' denied."
-    cloud.refusal = Answer(403, {"error": {"message": message}})
+    cloud.rejection = Response(403, {"error": {"message": message}})
 
     assert f"Not deployed: {message}" in deploy(project, google)
 
 
-def test_what_deploys_needs_to_be_known_first(project: Path, google: Google) -> None:
-    assert deploy(project, google, "prod").startswith("0 Skipped: nothing may be deployed to prod")
-    assert "not ID_TOKEN: infra/README.md" in deploy(project, google, ID_TOKEN="")
-    assert "no environment 'staging' in infra/environments: nprod, prod" in deploy(
-        project, google, "staging"
-    )
+def test_a_deployment_needs_an_environment_and_credentials(project: Path, google: Google) -> None:
+    skipped = deploy(project, google, "prod")
+    assert skipped.startswith("0 Skipped: infra/environments/prod.tfvars names no repository")
+    assert "set without ID_TOKEN. See infra/README.md" in deploy(project, google, ID_TOKEN="")
+    unknown = deploy(project, google, "staging")
+    assert "no environment 'staging' in infra/environments. There are: nprod, prod." in unknown
     google.settings |= {"NO_GCE_CHECK": "true", "GCE_METADATA_HOST": "", "GCE_METADATA_IP": ""}
     nobody = deploy(project, google, WORKLOAD_IDENTITY_PROVIDER="")
     assert nobody.startswith("1 ")
-    assert "Nobody is logged in to Google Cloud: gcloud auth application-default" in nobody
-    assert google.asked == []
+    assert "You are not logged in to Google Cloud. Run: gcloud auth application-def" in nobody
+    assert google.token_requests == []
+
+
+def test_a_syntax_error_in_an_environment_is_reported_by_its_line(
+    render: Render, google: Google
+) -> None:
+    project = render()
+    file = project / "infra" / "environments" / "nprod.tfvars"
+    replace(file, 'region          = "europe-west4"', "region          =")
+    [line] = (
+        number
+        for number, text in enumerate(file.read_text().splitlines(), 1)
+        if text.startswith("region")
+    )
+
+    printed = deploy(project, google, UV_OFFLINE="")
+
+    assert (
+        f"Could not parse infra/environments/nprod.tfvars: syntax error in line {line}." in printed
+    )
 
 
 @pytest.mark.parametrize("recipe", ["bootstrap", "plan", "deploy", "destroy", "settings"])
-def test_what_terraform_does_needs_terraform_and_an_environment(
+def test_terraform_recipes_need_terraform_and_an_environment(
     recipe: str, project: Path, tmp_path: Path
 ) -> None:
     for program in ("uv", "sh"):
@@ -223,7 +242,7 @@ def test_what_terraform_does_needs_terraform_and_an_environment(
 
 
 @pytest.mark.parametrize("recipe", ["plan", "deploy", "destroy"])
-def test_without_a_login_terraform_checks_what_it_can(
+def test_without_a_login_terraform_validates_infra(
     recipe: str, project: Path, tmp_path: Path
 ) -> None:
     initialize(project / "infra")
@@ -231,16 +250,14 @@ def test_without_a_login_terraform_checks_what_it_can(
 
     printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=nobody)
 
-    assert "build/function.zip is made and infra/ is valid; the rest was skipped" in printed
+    assert "Built build/function.zip and validated infra/. Skipped the rest." in printed
     assert "gcloud auth application-default login" in printed
 
 
 @pytest.mark.parametrize("recipe", ["bootstrap", "settings"])
-def test_what_is_nothing_without_a_login_says_so(
-    recipe: str, project: Path, tmp_path: Path
-) -> None:
+def test_recipes_that_need_a_login_say_so(recipe: str, project: Path, tmp_path: Path) -> None:
     nobody = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
 
     printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=nobody)
 
-    assert f"{recipe}: Nobody is logged in to Google Cloud: gcloud auth" in printed
+    assert f"{recipe}: You are not logged in to Google Cloud. Run: gcloud auth" in printed

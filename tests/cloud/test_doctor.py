@@ -1,4 +1,4 @@
-"""The doctor finds each fault that a first deployment trips over, and says how to mend it."""
+"""The doctor finds each error of a first deployment, and suggests a fix."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,9 +9,9 @@ import pytest
 from conftest import Render, end, run
 from google_stand_ins import (
     FUNCTION_HOST,
-    Answer,
     Google,
     Request,
+    Response,
     Serve,
     google_stand_ins,
     service_account_key,
@@ -30,7 +30,7 @@ CHECKS = [
     "token",
     "messages",
 ]
-# Runs the doctor beside the local cloud, whose function is behind the front end.
+# Runs the doctor and the local cloud, whose function is behind the front end.
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -47,28 +47,28 @@ with local_cloud(folder / "lake") as settings:
 
 @dataclass
 class Project:
-    """A Google Cloud project in which all is well, unless something is changed.
+    """A Google Cloud project without errors, until a test adds one.
 
     Attributes:
-        found: What is answered for it.
-        disabled: APIs that are off.
-        denied: Permissions that whoever asks lacks.
-        regions: Where functions can run.
-        bucket: What is answered for each bucket.
+        description: The response with the project.
+        disabled: The APIs that are off.
+        denied: The permissions that the caller lacks.
+        regions: The regions where functions can run.
+        bucket: The response for each bucket.
     """
 
-    found: Answer = field(
-        default_factory=lambda: Answer(200, {"projectNumber": "1", "lifecycleState": "ACTIVE"})
+    description: Response = field(
+        default_factory=lambda: Response(200, {"projectNumber": "1", "lifecycleState": "ACTIVE"})
     )
     disabled: tuple[str, ...] = ()
     denied: tuple[str, ...] = ()
     regions: tuple[str, ...] = ("europe-west4", "us-east1")
-    bucket: Answer = field(
-        default_factory=lambda: Answer(200, {"projectNumber": "1", "location": "EUROPE-WEST4"})
+    bucket: Response = field(
+        default_factory=lambda: Response(200, {"projectNumber": "1", "location": "EUROPE-WEST4"})
     )
 
     def hosts(self) -> dict[str, Serve]:
-        """Its servers."""
+        """The servers of the project, by host."""
         return {
             "cloudresourcemanager.googleapis.com": self.manage,
             "serviceusage.googleapis.com": self.list_apis,
@@ -76,20 +76,21 @@ class Project:
             "storage.googleapis.com": lambda request: self.bucket,
         }
 
-    def manage(self, request: Request) -> Answer:
+    def manage(self, request: Request) -> Response:
         if not request.path.endswith(":testIamPermissions"):
-            return self.found
-        asked = request.body["permissions"]
-        return Answer(200, {"permissions": [each for each in asked if each not in self.denied]})
+            return self.description
+        permissions = request.body["permissions"]
+        granted = [name for name in permissions if name not in self.denied]
+        return Response(200, {"permissions": granted})
 
-    def list_apis(self, request: Request) -> Answer:
+    def list_apis(self, request: Request) -> Response:
         names = [name.rpartition("/")[2] for name in request.queries["names"]]
         states = {name: "DISABLED" if name in self.disabled else "ENABLED" for name in names}
         services = [{"config": {"name": name}, "state": states[name]} for name in names]
-        return Answer(200, {"services": services})
+        return Response(200, {"services": services})
 
-    def list_regions(self, request: Request) -> Answer:
-        return Answer(200, {"locations": [{"locationId": name} for name in self.regions]})
+    def list_regions(self, request: Request) -> Response:
+        return Response(200, {"locations": [{"locationId": name} for name in self.regions]})
 
 
 @pytest.fixture
@@ -99,22 +100,22 @@ def cloud() -> Project:
 
 @pytest.fixture
 def google(tmp_path: Path, cloud: Project) -> Iterator[Google]:
-    """Google's servers, and somebody who is logged in."""
+    """Google's servers, and credentials for them."""
     with google_stand_ins(tmp_path, *cloud.hosts()) as google:
-        google.others = cloud.hosts()
+        google.hosts = cloud.hosts()
         file = tmp_path / "credentials.json"
         file.write_text(json.dumps(service_account_key()))
         google.settings |= {
             "FUNCTION_URL": f"https://{FUNCTION_HOST}",
             "GOOGLE_APPLICATION_CREDENTIALS": str(file),
-            "UV_OFFLINE": "true",  # where the proxy leads, there are no packages
+            "UV_OFFLINE": "true",  # the proxy serves no packages
         }
         yield google
 
 
 @pytest.fixture(scope="module")
 def project(render: Render) -> Path:
-    """A project whose environments have been made."""
+    """A project with installed environments."""
     project = render()
     run("uv", "run", "just", cwd=project)
     for part in ("orchestrator", "cloud_function"):
@@ -122,24 +123,24 @@ def project(render: Render) -> Path:
     return project
 
 
-def examine(project: Path, google: Google, *arguments: str, **settings: str) -> dict[str, str]:
-    """What the doctor says of each check."""
+def diagnose(project: Path, google: Google, *arguments: str, **settings: str) -> dict[str, str]:
+    """The doctor's result of each check."""
     command = ("uv", "run", "just", "doctor", *arguments)
     environment = {**google.settings, **settings}
     status, printed = end(*command, cwd=project, env=environment, timeout=120)
-    return findings(status, printed)
+    return parse_results(status, printed)
 
 
-def findings(status: int, printed: str) -> dict[str, str]:
-    lines = [line for line in printed.splitlines() if line.startswith(("ok ", "FAULT", "skipped"))]
-    found = {}
-    for line in lines:
+def parse_results(status: int, printed: str) -> dict[str, str]:
+    kinds = ("ok ", "FINDING ", "skipped ")
+    results = {}
+    for line in filter(lambda line: line.startswith(kinds), printed.splitlines()):
         kind, _, rest = line.partition(" ")
-        name, _, says = rest.strip().partition(": ")
-        found[name] = f"{kind} {says}"
-    assert list(found) == CHECKS
-    assert status == (0 if all(says.startswith("ok ") for says in found.values()) else 1)
-    return found
+        name, _, text = rest.strip().partition(": ")
+        results[name] = f"{kind} {text}"
+    assert list(results) == CHECKS
+    assert status == (0 if all(text.startswith("ok ") for text in results.values()) else 1)
+    return results
 
 
 def test_a_function_that_is_deployed_and_called_is_healthy(
@@ -149,13 +150,13 @@ def test_a_function_that_is_deployed_and_called_is_healthy(
     script.write_text(SCRIPT)
     command = ("uv", "run", "python", str(script), str(tmp_path), f"https://{FUNCTION_HOST}")
 
-    found = findings(*end(*command, cwd=project, env=google.settings))
+    results = parse_results(*end(*command, cwd=project, env=google.settings))
 
-    assert {says.partition(" ")[0] for says in found.values()} == {"ok"}, found
+    assert {text.partition(" ")[0] for text in results.values()} == {"ok"}, results
     assert [call.bearer is None for call in google.calls] == [True, False]
 
 
-def test_a_function_that_turns_dagster_away_is_found(
+def test_a_function_that_rejects_dagster_is_found(
     project: Path, google: Google, tmp_path: Path
 ) -> None:
     google.audience = "https://people.example.com"
@@ -163,40 +164,50 @@ def test_a_function_that_turns_dagster_away_is_found(
     script.write_text(SCRIPT)
     command = ("uv", "run", "python", str(script), str(tmp_path), f"https://{FUNCTION_HOST}")
 
-    found = findings(*end(*command, cwd=project, env=google.settings))
+    results = parse_results(*end(*command, cwd=project, env=google.settings))
 
-    assert found["token"].startswith("ok ")
-    assert "responded 401: Unauthorized" in found["messages"]
-    assert "set FUNCTION_AUDIENCE to that. Fix: README.md has a table" in found["messages"]
+    assert results["token"].startswith("ok ")
+    assert "responded 401: Unauthorized" in results["messages"]
+    assert (
+        "set FUNCTION_AUDIENCE to it. Fix: see README.md, 'When a call fails'."
+        in results["messages"]
+    )
 
 
-def test_without_a_cloud_it_says_what_it_has_not_looked_at(project: Path, tmp_path: Path) -> None:
+def test_without_a_cloud_it_lists_the_skipped_checks(project: Path, tmp_path: Path) -> None:
     nobody = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
     settings = {"FUNCTION_URL": "https://localhost:9"}
 
-    found = findings(*end("uv", "run", "just", "doctor", cwd=project, env=nobody | settings))
+    results = parse_results(*end("uv", "run", "just", "doctor", cwd=project, env=nobody | settings))
 
-    assert found["settings"] == "ok orchestrator/.env.example, for my-gcp-project"
-    assert found["login"].startswith("FAULT Nobody is logged in to Google Cloud: gcloud auth")
-    assert found["buckets"] == "skipped there is nothing to look at without project"
-    assert "could not be reached: [Errno 111] Connection refused" in found["function URL"]
-    assert found["messages"] == "skipped there is nothing to look at without token"
+    assert results["settings"] == "ok orchestrator/.env.example, for my-gcp-project"
+    assert results["login"].startswith(
+        "FINDING You are not logged in to Google Cloud. Run: gcloud auth"
+    )
+    assert results["buckets"] == "skipped needs the check 'project'"
+    assert (
+        "Could not reach https://localhost:9: [Errno 111] Connection refused."
+        in results["function URL"]
+    )
+    assert results["messages"] == "skipped needs the check 'token'"
 
 
-def forbidden(message: str) -> Answer:
-    return Answer(403, {"error": {"message": message}})
+def forbidden(message: str) -> Response:
+    return Response(403, {"error": {"message": message}})
 
 
-Spoil = Callable[[Project], None]
-FAULTS: dict[str, tuple[Spoil, str, str, str]] = {
-    "a project that is not there": (
-        lambda cloud: setattr(cloud, "found", forbidden("It may not exist.")),
+Break = Callable[[Project], None]
+FINDINGS: dict[str, tuple[Break, str, str, str]] = {
+    "a project that does not exist": (
+        lambda cloud: setattr(cloud, "description", forbidden("It may not exist.")),
         "project",
-        "my-gcp-project is no project that you may see, or its API is off: It may not exist.",
+        "my-gcp-project does not exist, or you may not see it, or its API is off: It may not",
         "`gcloud projects list`",
     ),
     "a project that is being deleted": (
-        lambda cloud: setattr(cloud, "found", Answer(200, {"lifecycleState": "DELETE_REQUESTED"})),
+        lambda cloud: setattr(
+            cloud, "description", Response(200, {"lifecycleState": "DELETE_REQUESTED"})
+        ),
         "project",
         "is being deleted",
         "gcloud projects undelete my-gcp-project",
@@ -210,36 +221,36 @@ FAULTS: dict[str, tuple[Spoil, str, str, str]] = {
     "a role that is missing": (
         lambda cloud: setattr(cloud, "denied", ("storage.buckets.setIamPolicy",)),
         "roles",
-        "To deploy, you lack roles/storage.admin.",
-        "somebody who may grant them",
+        "You lack roles to deploy: roles/storage.admin.",
+        "ask an administrator of the project my-gcp-project",
     ),
-    "a region that is none": (
+    "a region without functions": (
         lambda cloud: setattr(cloud, "regions", ("us-east1",)),
         "region",
-        "europe-west4 is no region of Cloud Run functions.",
-        "one of us-east1",
+        "Cloud Run functions do not run in the region europe-west4.",
+        "use one of us-east1",
     ),
-    "a bucket that is not there": (
-        lambda cloud: setattr(cloud, "bucket", Answer(404, {"error": {"message": "None."}})),
+    "a bucket that does not exist": (
+        lambda cloud: setattr(cloud, "bucket", Response(404, {"error": {"message": "None."}})),
         "buckets",
         "There is no bucket my-gcp-project-data-lake.",
-        "uv run just deploy ENVIRONMENT makes it.",
+        "uv run just deploy ENVIRONMENT",
     ),
-    "a bucket of somebody else": (
+    "a bucket of another owner": (
         lambda cloud: setattr(cloud, "bucket", forbidden("No access.")),
         "buckets",
-        "belongs to somebody else, or you may not see it: No access.",
-        "choose another one",
+        "has another owner, or you may not see it: No access.",
+        "choose another name",
     ),
     "a bucket of another project": (
-        lambda cloud: setattr(cloud, "bucket", Answer(200, {"projectNumber": "2"})),
+        lambda cloud: setattr(cloud, "bucket", Response(200, {"projectNumber": "2"})),
         "buckets",
         "belongs to another project",
         "choose another name",
     ),
     "a bucket in another region": (
         lambda cloud: setattr(
-            cloud, "bucket", Answer(200, {"projectNumber": "1", "location": "EU"})
+            cloud, "bucket", Response(200, {"projectNumber": "1", "location": "EU"})
         ),
         "buckets",
         "is in eu, not in europe-west4",
@@ -248,54 +259,52 @@ FAULTS: dict[str, tuple[Spoil, str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_and_its_fix_is_named(
+@pytest.mark.parametrize("name", FINDINGS)
+def test_each_error_is_a_finding_with_a_fix(
     name: str, project: Path, google: Google, cloud: Project
 ) -> None:
-    spoil, check, problem, fix = FAULTS[name]
-    spoil(cloud)
+    break_, check, problem, fix = FINDINGS[name]
+    break_(cloud)
     google.settings["FUNCTION_URL"] = "https://localhost:9"
 
-    found = examine(project, google)
+    results = diagnose(project, google)
 
-    assert found[check].startswith("FAULT ")
-    assert problem in found[check]
-    assert fix in found[check].partition(" Fix: ")[2]
+    assert results[check].startswith("FINDING ")
+    assert problem in results[check]
+    assert fix in results[check].partition(" Fix: ")[2]
     before = CHECKS[: CHECKS.index(check)]
-    assert all(found[name].startswith("ok ") for name in before), found
+    assert all(results[name].startswith("ok ") for name in before), results
 
 
 @pytest.mark.parametrize(
-    ("answer", "problem"),
+    ("response", "problem"),
     [
-        (Answer(200, b"OK"), "answered 200 to somebody without a token, instead of 401 or 403"),
-        (Answer(404, b""), f"There is no function at https://{FUNCTION_HOST}"),
+        (Response(200, b"OK"), "responded 200 to a request without a token, instead of 401 or 403"),
+        (Response(404, b""), f"There is no function at https://{FUNCTION_HOST}"),
     ],
 )
-def test_a_function_that_is_open_to_all_or_not_there_is_found(
-    answer: Answer, problem: str, project: Path, google: Google
+def test_a_function_that_is_public_or_does_not_exist_is_found(
+    response: Response, problem: str, project: Path, google: Google
 ) -> None:
-    google.others[FUNCTION_HOST] = lambda request: answer
+    google.hosts[FUNCTION_HOST] = lambda request: response
 
-    assert problem in examine(project, google)["function URL"]
+    assert problem in diagnose(project, google)["function URL"]
 
 
-def test_a_login_that_is_no_longer_good_is_found(project: Path, google: Google) -> None:
-    google.others["oauth2.googleapis.com"] = lambda request: Answer(
+def test_a_login_that_google_rejects_is_found(project: Path, google: Google) -> None:
+    google.hosts["oauth2.googleapis.com"] = lambda request: Response(
         400, {"error": "invalid_grant", "error_description": "Token has been revoked."}
     )
 
-    found = examine(project, google, FUNCTION_URL="https://localhost:9")
+    results = diagnose(project, google, FUNCTION_URL="https://localhost:9")
 
-    assert "FAULT The login is no longer good:" in found["login"]
-    assert "gcloud auth application-default login" in found["login"]
+    assert "FINDING Google rejects your login:" in results["login"]
+    assert "gcloud auth application-default login" in results["login"]
 
 
-def test_an_environment_is_looked_at_by_its_name_before_it_is_deployed(
-    project: Path, google: Google
-) -> None:
-    found = examine(project, google, "prod")
+def test_an_environment_can_be_checked_before_it_is_deployed(project: Path, google: Google) -> None:
+    results = diagnose(project, google, "prod")
 
-    assert "my-gcp-project-prod" in found["settings"]
-    assert "my-gcp-project-data-lake-prod" in found["buckets"]
-    assert "my-gcp-project-prod.cloudfunctions.net/my-data-platform" in found["function URL"]
+    assert "my-gcp-project-prod" in results["settings"]
+    assert "my-gcp-project-data-lake-prod" in results["buckets"]
+    assert "my-gcp-project-prod.cloudfunctions.net/my-data-platform" in results["function URL"]

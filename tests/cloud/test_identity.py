@@ -165,7 +165,7 @@ def identity_requests(google: Google) -> list[Request]:
     """The requests for identity tokens, without those that only lead to them."""
     return [
         request
-        for request in google.asked
+        for request in google.token_requests
         if request.path.endswith("generateIdToken")
         or "/identity?" in request.path
         or "assertion" in request.body
@@ -193,7 +193,7 @@ def test_a_token_is_asked_for_and_once_more_if_it_is_rejected(
 def test_a_workload_proves_who_it_is_by_its_own_token(project: Path, google: Google) -> None:
     materialize(project, google, "federation")
 
-    exchange = google.asked[0]
+    exchange = google.token_requests[0]
     assert (exchange.host, exchange.path) == ("sts.googleapis.com", "/v1/token")
     assert exchange.body["subject_token"] == "proof"
     assert exchange.body["audience"] == FEDERATION["audience"]
@@ -205,7 +205,7 @@ def test_messages_are_read_as_the_account_that_is_impersonated(
 ) -> None:
     materialize(project, google, "person")
 
-    asked = [request for request in google.asked if request.path.endswith("AccessToken")]
+    asked = [request for request in google.token_requests if request.path.endswith("AccessToken")]
     assert {request.path.rpartition("/")[2] for request in asked} == {
         f"{DAGSTER}:generateAccessToken"
     }
@@ -232,7 +232,7 @@ def test_a_request_without_a_token_is_turned_away_and_the_step_says_so(
     report = materialize(project, google, "key", FUNCTION_URL=google.front_url)
 
     assert [call.bearer for call in google.calls] == [None]
-    assert google.asked == []
+    assert google.token_requests == []
     error, *_ = report["errors"]
     assert "responded 403: Forbidden. The request had no identity token, since it was" in error
     assert "Call the function by its https URL." in error

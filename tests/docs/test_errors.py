@@ -1,4 +1,4 @@
-"""The guide's page of errors has each error that the rendered code tells, and no other."""
+"""The errors on the guide's page are those of the rendered code."""
 
 import ast
 import builtins
@@ -10,17 +10,17 @@ from conftest import MODULES, TEMPLATE
 PAGE = TEMPLATE / "docs" / "reference" / "errors.md"
 
 # How the code tells errors: what it calls with them, and the statements in which they stand.
-CALLS = {"fault", "warn", "warning", "error", "refuse", "append", "_report", "print", "__init__"}
+CALLS = {"finding", "warn", "warning", "error", "refuse", "append", "_report", "print", "__init__"}
 STATEMENTS = (ast.Raise, ast.Return, ast.Yield, ast.Assign)
 
 NO_ERRORS = {
-    "# Nothing is reported to Dagster's makers, and no e-mail address is asked for.",
-    "FAULT    \0: \0",  # errors of this page follow
+    "# No telemetry, and no prompt for an e-mail address.",
+    "FINDING  \0: \0",  # errors of this page follow
     "Not deployed: \0",
     "Preparing \0 ...",
     "ok       \0: \0",
     "Done in \0 s.",
-    "Edits are followed.",
+    "Reloads when you edit.",
     "The Dagster context was sent in the event, the body of the request.",
     "The function has ended.",
     "The function may be running, may have ended, may never have begun.",
@@ -55,10 +55,10 @@ def told(node: ast.AST) -> Iterator[str]:
     """The first sentences of the errors that a piece of code tells."""
     match node:
         case ast.Call(func=function, args=arguments) if name(function) in CALLS:
-            # A fault of the doctor's says first what is wrong, and then how to mend it.
-            parts = arguments[:1] if name(function) == "fault" else arguments
+            # The first argument of a finding is the error, the second is the fix.
+            parts = arguments[:1] if name(function) == "finding" else arguments
             found = [text for part in parts for text in texts(part)]
-        case ast.Raise(exc=ast.Call(func=function)) if name(function) == "fault":
+        case ast.Raise(exc=ast.Call(func=function)) if name(function) == "finding":
             return
         case _ if isinstance(node, STATEMENTS):
             found = list(texts(node))

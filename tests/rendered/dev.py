@@ -1,4 +1,4 @@
-"""A running `just dev`, and what can be asked of its Dagster."""
+"""A running `just dev`, and requests to its Dagster."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from conftest import replace, start
 
 PATIENCE = 120  # seconds
 
-# What is printed when an edit has been followed, and then how long that took.
-FUNCTION_STARTED = "The function was edited: starting it  "
-DEFINITIONS_LOADED = "The definitions were edited: loading them  "
+# Printed after a reload, followed by its duration.
+FUNCTION_STARTED = "The function was edited: restarting  "
+DEFINITIONS_LOADED = "The definitions were edited: reloading  "
 
 _REPOSITORY = """
 repositoryLocationName: "orchestrator", repositoryName: "__repository__"
@@ -27,7 +27,7 @@ repositoryLocationName: "orchestrator", repositoryName: "__repository__"
 
 
 class Dev:
-    """A running `just dev`, and what it has printed."""
+    """A running `just dev`, and its output."""
 
     def __init__(self, project: Path, process: "subprocess.Popen[str]") -> None:
         self.project = project
@@ -42,7 +42,7 @@ class Dev:
             self.printed += line
 
     def eventually(self, holds: Callable[[], Any]) -> None:
-        """Wait until something holds, for as long as it runs."""
+        """Wait until a condition holds."""
         deadline = time.monotonic() + PATIENCE
         while not holds():
             assert self.process.poll() is None, self.printed
@@ -50,40 +50,40 @@ class Dev:
             time.sleep(0.2)
 
     def address(self, name: str) -> str:
-        """The address that stands behind `name`, once it is printed."""
+        """The printed address of `name`."""
         self.eventually(lambda: re.search(rf"^{name} +(\S+)$", self.printed, re.MULTILINE))
         [address] = re.findall(rf"^{name} +(\S+)$", self.printed, re.MULTILINE)
         return str(address)
 
     def edit_function(self, file: str, old: str, new: str) -> None:
-        """Replace the one occurrence of `old` in a file of the function, and wait for its start."""
+        """Replace the one `old` in a file of the function, and wait for the restart."""
         started = self.printed.count(FUNCTION_STARTED)
         replace(self.project / "cloud_function" / file, old, new)
         self.eventually(lambda: self.printed.count(FUNCTION_STARTED) > started)
 
     def graphql(self, query: str) -> Any:
-        """Dagster's answer to a query."""
+        """Dagster's response to a query."""
         request = urllib.request.Request(
             f"{self.address('Dagster')}/graphql",
             data=json.dumps({"query": query}).encode(),
             headers={"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as response:
-            answer = json.load(response)
-        assert "errors" not in answer, answer["errors"]
-        return answer["data"]
+            result = json.load(response)
+        assert "errors" not in result, result["errors"]
+        return result["data"]
 
     def assets(self) -> set[str]:
-        """The assets that Dagster knows."""
+        """The keys of all assets."""
         found = self.graphql("{ assetNodes { assetKey { path } } }")["assetNodes"]
         return {"/".join(asset["assetKey"]["path"]) for asset in found}
 
     def launch(self, asset: str) -> Any:
-        """Materialize an asset as the web page does, and wait for the run's end.
+        """Materialize an asset as the web page does, and wait until the run ends.
 
         Returns:
-            Its `runId`, its `status`, and its `events`, each with what it has of `__typename`,
-            `message` and `error`.
+            Its `runId`, its `status`, and its `events`, with `__typename`, and with `message` and
+            `error` if they have them.
         """
         launched = self.graphql(
             f"""
@@ -147,11 +147,11 @@ class Dev:
           }}
         }}"""
 
-        def asked() -> Any:
+        def state() -> Any:
             return self.graphql(query)["partitionBackfillOrError"]
 
-        self.eventually(lambda: str(asked()["status"]).startswith(("COMPLETED", "FAILED")))
-        return asked()
+        self.eventually(lambda: str(state()["status"]).startswith(("COMPLETED", "FAILED")))
+        return state()
 
     def materializations(self, asset: str) -> list[str]:
         """The partition of each materialization of an asset."""
@@ -177,7 +177,7 @@ class Dev:
         return counts
 
     def stop(self) -> None:
-        """Stop it, by Ctrl-C, if it has not ended."""
+        """Stop it with Ctrl-C, if it is running."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT)
         self.process.wait(60)
@@ -186,7 +186,7 @@ class Dev:
 
 @contextmanager
 def running_dev(project: Path) -> Iterator[Dev]:
-    """Run `just dev` of a project while the block runs."""
+    """Run `just dev` of a project during the block."""
     dev = Dev(project, start("uv", "run", "just", "dev", cwd=project))
     try:
         dev.address("Dagster")

@@ -1,4 +1,4 @@
-"""`just demo`: what it shows, and what it leaves behind, which is nothing."""
+"""`just demo` prints what happened, and leaves no processes or files."""
 
 import os
 import re
@@ -19,7 +19,7 @@ MARK = "MARK_OF_TEST"
 
 @pytest.fixture(scope="module")
 def installed(project: Path) -> Path:
-    """A project whose environments are installed."""
+    """A project with installed environments."""
     for part in (".", "cloud_function", "orchestrator"):
         run("uv", "sync", cwd=project / part)
     return project
@@ -27,9 +27,9 @@ def installed(project: Path) -> Path:
 
 @pytest.fixture
 def mark(temporary_folder: Path) -> Iterator[dict[str, str]]:
-    """An environment by which all processes of a test, and their temporary folders, are known.
+    """Environment variables that identify the processes and temporary files of a test.
 
-    In the end there are none.
+    After the test, none may be left.
     """
     environment = {MARK: uuid.uuid4().hex, "TMPDIR": str(temporary_folder)}
     yield environment
@@ -55,7 +55,7 @@ def ports(processes: list[psutil.Process]) -> set[int]:
     }
 
 
-def answers(port: int) -> bool:
+def is_open(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -68,7 +68,7 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> None:
     raise AssertionError(f"The demo ended without {text!r}")
 
 
-def test_the_demo_shows_what_happened(installed: Path, mark: Mapping[str, str]) -> None:
+def test_the_demo_prints_what_happened(installed: Path, mark: Mapping[str, str]) -> None:
     shown = run("uv", "run", "just", "demo", cwd=installed, env={**mark, "COLUMNS": "200"}).stdout
 
     for text in (
@@ -97,7 +97,7 @@ def test_two_demos_run_at_once(installed: Path, mark: Mapping[str, str]) -> None
 
 
 def by_key(demo: "subprocess.Popen[str]") -> None:
-    """As Ctrl-C does: the terminal asks the whole process group."""
+    """Ctrl-C: the terminal signals the whole process group."""
     os.killpg(demo.pid, signal.SIGINT)
 
 
@@ -111,7 +111,7 @@ def by_closed_terminal(demo: "subprocess.Popen[str]") -> None:
 
 
 def by_supervisor(demo: "subprocess.Popen[str]") -> None:
-    """As a supervisor does: only the process that it has started is asked."""
+    """A supervisor signals only the process that it started."""
     demo.terminate()
 
 
@@ -137,7 +137,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(
     assert demo.returncode != 0
     assert "Done in" not in shown
     psutil.wait_procs(started, timeout=30)
-    assert [port for port in listening if answers(port)] == []
+    assert [port for port in listening if is_open(port)] == []
 
 
 def test_a_demo_that_fails_says_why_and_leaves_nothing_behind(

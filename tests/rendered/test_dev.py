@@ -1,4 +1,4 @@
-"""`just dev`: Dagster's web page beside the local cloud, following edits."""
+"""`just dev` runs Dagster's web page and the local cloud, and reloads after edits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from dev import DEFINITIONS_LOADED, FUNCTION_STARTED, PATIENCE, Dev, running_dev
 
 @pytest.fixture(scope="module")
 def dev(render: Render) -> Iterator[Dev]:
-    """A project of which `just dev` runs."""
+    """A project with a running `just dev`."""
     with running_dev(render()) as dev:
         yield dev
 
@@ -22,7 +22,7 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_an_edit_of_the_function_is_followed(dev: Dev) -> None:
+def test_an_edit_of_the_function_restarts_it(dev: Dev) -> None:
     assert "Cloud function version: development" in dev.materialize("people")
 
     dev.edit_function("main.py", '"development"', '"edited"')
@@ -30,7 +30,7 @@ def test_an_edit_of_the_function_is_followed(dev: Dev) -> None:
     assert "Cloud function version: edited" in dev.materialize("people")
 
 
-def test_an_edit_of_the_package_is_followed_by_the_function_and_the_definitions(dev: Dev) -> None:
+def test_an_edit_of_the_package_reloads_the_function_and_the_definitions(dev: Dev) -> None:
     started, loaded = dev.printed.count(FUNCTION_STARTED), dev.printed.count(DEFINITIONS_LOADED)
 
     with (dev.project / "packages/gcp-pipes/src/gcp_pipes/protocol.py").open("a") as module:
@@ -40,7 +40,7 @@ def test_an_edit_of_the_package_is_followed_by_the_function_and_the_definitions(
     dev.eventually(lambda: dev.printed.count(DEFINITIONS_LOADED) > loaded)
 
 
-def test_an_edit_of_the_definitions_is_followed(dev: Dev) -> None:
+def test_an_edit_of_the_definitions_reloads_them(dev: Dev) -> None:
     [definition] = dev.project.glob("orchestrator/src/*/defs/people.py")
 
     loaded = dev.printed.count(DEFINITIONS_LOADED)
@@ -51,22 +51,22 @@ def test_an_edit_of_the_definitions_is_followed(dev: Dev) -> None:
     assert any(str(asset["description"]).startswith("Invented people") for asset in assets)
 
 
-def test_a_broken_edit_is_reported_and_a_mended_one_followed(dev: Dev) -> None:
+def test_an_error_is_reported_and_its_fix_reloads(dev: Dev) -> None:
     main = dev.project / "cloud_function" / "main.py"
     [definition] = dev.project.glob("orchestrator/src/*/defs/people.py")
 
     for broken in (main, definition):
         edit(broken, "\nimport ", "\nimport no_such_module\nimport ")
-    refused = "Dagster could not load the definitions."
-    dev.eventually(lambda: "No module named" in dev.printed.partition(refused)[2])
-    dev.eventually(lambda: "It starts again with the next edit" in dev.printed)
+    error = "Dagster could not load the definitions."
+    dev.eventually(lambda: "No module named" in dev.printed.partition(error)[2])
+    dev.eventually(lambda: "Edit it again to restart it" in dev.printed)
 
     started = dev.printed.count(FUNCTION_STARTED)
     loaded = dev.printed.count(DEFINITIONS_LOADED)
-    for mended in (main, definition):
-        edit(mended, "\nimport no_such_module\n", "\n")
+    for broken in (main, definition):
+        edit(broken, "\nimport no_such_module\n", "\n")
     dev.eventually(lambda: dev.printed.count(FUNCTION_STARTED) > started)
-    # Dagster shows new definitions already while it still replaces the process that has the old.
+    # Dagster shows the new definitions before it has replaced the process with the old ones.
     dev.eventually(lambda: dev.printed.count(DEFINITIONS_LOADED) > loaded)
 
     dev.materialize("people")
@@ -75,9 +75,9 @@ def test_a_broken_edit_is_reported_and_a_mended_one_followed(dev: Dev) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "line"),
     [("deps:", "dep:", 7), ("attributes:", "attribute:", 3)],
-    ids=["in attributes", "beside them"],
+    ids=["in attributes", "next to attributes"],
 )
-def test_a_mistake_in_yaml_is_reported_by_its_line_and_a_corrected_file_followed(
+def test_an_error_in_yaml_is_reported_by_its_line_and_its_fix_reloads(
     right: str, wrong: str, line: int, dev: Dev
 ) -> None:
     [definition] = dev.project.glob("orchestrator/src/*/defs/visits/defs.yaml")
@@ -90,7 +90,7 @@ def test_a_mistake_in_yaml_is_reported_by_its_line_and_a_corrected_file_followed
     edit(definition, wrong, right)
     dev.eventually(lambda: dev.printed.count(DEFINITIONS_LOADED) > loaded)
 
-    # Dagster has no definitions for a moment, while it replaces the process that had none.
+    # Dagster has no definitions until it has replaced the process that had none.
     dev.eventually(lambda: "visits" in str(dev.graphql("{ assetNodes { assetKey { path } } }")))
 
 
@@ -102,7 +102,7 @@ def test_the_tables_are_kept_in_the_project(dev: Dev) -> None:
     assert (lake / "people" / "_delta_log").is_dir()
 
 
-def test_a_server_that_ends_is_reported_and_ends_it_all(dev: Dev) -> None:
+def test_a_server_that_ends_is_reported_and_stops_everything(dev: Dev) -> None:
     [emulator] = [
         process
         for process in psutil.Process(dev.process.pid).children(recursive=True)
@@ -113,11 +113,11 @@ def test_a_server_that_ends_is_reported_and_ends_it_all(dev: Dev) -> None:
 
     assert dev.process.wait(60) == 1
     dev.stop()
-    assert "Failed: The storage emulator has ended" in dev.printed
+    assert "Failed: The storage emulator ended" in dev.printed
 
 
 @pytest.mark.parametrize("settings", ["LAKE_URI=gs://the-real-lake", "FUNCTION_URL=", "LAKE_URI"])
-def test_a_lake_without_a_function_to_call_is_refused(settings: str, render: Render) -> None:
+def test_a_lake_without_a_function_to_call_is_rejected(settings: str, render: Render) -> None:
     project = render()
     (project / "orchestrator" / ".env").write_text(settings)
 
@@ -125,4 +125,4 @@ def test_a_lake_without_a_function_to_call_is_refused(settings: str, render: Ren
         printed, _ = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 1
-    assert "orchestrator/.env names no function to call. Set FUNCTION_URL there" in printed
+    assert "orchestrator/.env does not name the function to call." in printed

@@ -1,4 +1,4 @@
-"""What `copier copy` asks, and which answers it takes."""
+"""The questions of `copier copy`, and the answers that it accepts."""
 
 import ast
 import keyword
@@ -33,66 +33,66 @@ ACCEPTED = {
     "environments": ["prod", "nprod, prod", "dev,test,live", "a" * 12, "e1 , e2"],
     "ci": ["github", "gitlab", "none"],
 }
-BUCKET_REFUSED = {
+BUCKET_REJECTED = {
     "gs://my-bucket": "lowercase letters",
     "My-Bucket": "lowercase letters",
-    "-bucket": "begins and ends",
+    "-bucket": "Start and end",
     "my bucket": "lowercase letters",
     "ab": "3 to 63",
     "a" * 64: "3 to 63",
     f"{'a' * 64}.example.com": "up to 63 between",
     "192.168.5.4": "IP address",
-    "data..example.com": "dot beside",
-    "goog-bucket": "begins with goog",
-    "my-g00gle-bucket": "looks like it",
+    "data..example.com": "next to a dot",
+    "goog-bucket": "start with goog",
+    "my-g00gle-bucket": "a lookalike",
     "": "lowercase letters",
 }
-REFUSED: dict[str, dict[str, str]] = {
+REJECTED: dict[str, dict[str, str]] = {
     "project_name": {
-        "": "No empty name",
-        "Lake ": "no space at its ends",
-        'My "Lake"': "mean something else",
-        "C:\\Lake": "mean something else",
+        "": "Enter a name",
+        "Lake ": "without spaces at its ends",
+        'My "Lake"': "special meaning",
+        "C:\\Lake": "special meaning",
         "Lake\nHouse": "control characters",
-        "{{ lake }}": "mean something else",
-        "A" * 61: "At most 60",
+        "{{ lake }}": "special meaning",
+        "A" * 61: "at most 60",
     },
     "package_name": {
         "": "lowercase letters",
         "MyLake": "lowercase letters",
         "my-lake": "underscores",
-        "2nd_lake": "begins with a letter",
-        "lake_": "does not end with an underscore",
+        "2nd_lake": "Start with a letter",
+        "lake_": "do not end with an underscore",
         "lake__house": "single underscores",
         "données": "from a to z",
-        "a" * 41: "At most 40",
+        "a" * 41: "at most 40",
         "class": "class is taken",
-        "aux": "by Windows",
+        "aux": "taken by Python, by a package that this project installs, or by Windows",
     },
     "gcp_project_id": {
         "": "6 to 30",
         "short": "6 to 30",
         "a" * 31: "6 to 30",
         "My-Project": "lowercase",
-        "1-project": "begins with a letter",
-        "my-project-": "does not end with a hyphen",
-        "my-google-project": "Google allows no project ID",
+        "1-project": "Start with a letter",
+        "my-project-": "do not end with a hyphen",
+        "my-google-project": "in a project ID",
         "123456789012": "not the project's name or number",
     },
     "region": {
-        "": "Name a region",
+        "": "Enter a region",
         "eu": "multi-region",
         "europe-west4-a": "not a zone",
-        "Europe West": "Name a region",
+        "Europe West": "Enter a region",
     },
-    "lake_bucket": BUCKET_REFUSED,
-    "messages_bucket": {**BUCKET_REFUSED, "my-gcp-project-data-lake": "bucket of their own"},
+    "lake_bucket": BUCKET_REJECTED,
+    "messages_bucket": {**BUCKET_REJECTED, "my-gcp-project-data-lake": "bucket of their own"},
     "function_name": {
         "": "at most 49",
         "My-Function": "lowercase",
         "my_function": "hyphens",
-        "1-function": "begins with a letter",
-        "my-function-": "does not end with a hyphen",
+        "1-function": "Start with a letter",
+        "my-function-": "do not end with a hyphen",
         "f" * 50: "at most 49",
     },
     "iac": {"pulumi": "Invalid choice", "": "Invalid choice", "Terraform ": "Invalid choice"},
@@ -102,19 +102,19 @@ REFUSED: dict[str, dict[str, str]] = {
         "nprod; prod": "commas",
         "Prod": "lowercase",
         "pre-prod": "lowercase letters and",
-        "1st": "begins with a letter",
+        "1st": "starts with a letter",
         "a" * 13: "at most 12",
-        "prod, prod": "prod is there twice",
-        "dev, aux": "takes aux for something else",
-        "on": "takes on for something else",
-        "google": "takes google for something else",
+        "prod, prod": "Duplicate name: prod.",
+        "dev, aux": "Do not use aux",
+        "on": "Do not use on",
+        "google": "Do not use google",
     },
     "ci": {"jenkins": "Invalid choice", "": "Invalid choice", "GitHub ": "Invalid choice"},
 }
 
 
 def answer(folder: Path, **answers: Any) -> None:
-    """Answer the questions as `copier copy --data` does; nothing is written."""
+    """Answer the questions as `copier copy --data` does, without writing a project."""
     copier.run_copy(
         str(TEMPLATE), folder, data=answers, defaults=True, vcs_ref="HEAD", pretend=True, quiet=True
     )
@@ -125,7 +125,7 @@ def pairs(answers: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", questions())
-def test_each_question_says_what_the_answer_is_for_and_has_a_default_and_a_validator(
+def test_each_question_explains_the_answer_and_has_a_default_and_a_validator(
     name: str,
 ) -> None:
     question = questions()[name]
@@ -133,27 +133,37 @@ def test_each_question_says_what_the_answer_is_for_and_has_a_default_and_a_valid
     assert question["default"]
     assert "choices" in question or question["validator"]
     assert "choices" in question or len(question["help"].splitlines()) >= 2
-    # A terminal has 80 columns, and what does not fit into a line of it is not shown.
+    # A terminal has 80 columns, and questionary truncates longer lines.
     assert all(len(line) <= 76 for line in question["help"].splitlines())
     assert len(ACCEPTED[name]) >= len(question.get("choices", range(3)))
-    assert len(REFUSED[name]) >= 3
+    assert len(REJECTED[name]) >= 3
 
 
 @pytest.mark.parametrize(("name", "value"), pairs(ACCEPTED))
-def test_a_right_answer_is_accepted(name: str, value: str, tmp_path: Path) -> None:
+def test_a_valid_answer_is_accepted(name: str, value: str, tmp_path: Path) -> None:
     answer(tmp_path, **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), pairs(REFUSED))
-def test_a_wrong_answer_is_refused_with_the_rule(name: str, value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "value"), pairs(REJECTED))
+def test_an_invalid_answer_is_rejected_with_the_rule(name: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"'{name}'") as error:
         answer(tmp_path, **{name: value})
 
-    assert REFUSED[name][value] in str(error.value)
+    assert REJECTED[name][value] in str(error.value)
+
+
+def test_each_error_in_a_list_of_environments_is_reported_once(rules: Any) -> None:
+    errors = rules.environments_problem("dev, nprod, dev, prod, nprod, dev, aux")
+
+    assert errors.splitlines() == [
+        "Duplicate name: dev.",
+        "Duplicate name: nprod.",
+        "Do not use aux: it has a special meaning in Windows, Google Cloud or YAML.",
+    ]
 
 
 @pytest.mark.parametrize("project_name", ["Class", "JSON", "Dagster", "local-cloud"])
-def test_a_project_name_that_suggests_a_taken_package_name_is_refused(
+def test_a_project_name_that_suggests_a_taken_package_name_is_rejected(
     project_name: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"question 'package_name'.* is taken"):
@@ -162,7 +172,7 @@ def test_a_project_name_that_suggests_a_taken_package_name_is_refused(
 
 @pytest.fixture(scope="module")
 def rules() -> Any:
-    """What rules.jinja defines."""
+    """The macros and variables of rules.jinja."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         extensions=["jinja2_ansible_filters.AnsibleCoreFiltersExtension"],
@@ -172,7 +182,7 @@ def rules() -> Any:
 
 @pytest.fixture(scope="module")
 def taken_package_names(rules: Any) -> set[str]:
-    """The names that no project's package can have."""
+    """The names that the package of a project cannot have."""
     return set(rules.taken_package_names)
 
 
@@ -194,22 +204,22 @@ def test_a_project_name_suggests_a_package_name(
 
 
 def package_names(names: Iterable[str]) -> set[str]:
-    """Those that a project's name could lead to."""
+    """The names that could be derived from a project's name."""
     return {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
 
 
-def test_whoever_takes_the_defaults_is_asked_ten_questions_at_most() -> None:
+def test_there_are_at_most_ten_questions_and_all_have_defaults() -> None:
     assert len(questions()) <= 10
     assert all("default" in question for question in questions().values())
 
 
-def test_no_package_is_named_like_a_part_of_python(taken_package_names: set[str]) -> None:
+def test_names_of_python_are_taken(taken_package_names: set[str]) -> None:
     python = package_names([*map(str.lower, keyword.kwlist), *sys.stdlib_module_names])
 
     assert python - taken_package_names == set()
 
 
-def test_no_package_is_named_like_one_that_the_project_imports(
+def test_names_of_imported_packages_are_taken(
     taken_package_names: set[str],
 ) -> None:
     modules = [ast.parse(path.read_text()) for path in MODULES]
@@ -218,14 +228,15 @@ def test_no_package_is_named_like_one_that_the_project_imports(
     names |= {
         str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) if not node.level
     }
-    elsewhere = {"deployment", "lake", "settings", "tasks", "werkzeug"}  # in other environments
+    # In other environments than the orchestrator's.
+    elsewhere = {"deployment", "hcl2", "lake", "lark", "settings", "tasks", "werkzeug"}
 
     imported = package_names(name.partition(".")[0] for name in names)
     assert {"dagster", "gcp_pipes", "polars"} <= imported
     assert imported - taken_package_names == elsewhere
 
 
-def test_copying_asks_for_no_trust_and_tells_the_next_command(tmp_path: Path) -> None:
+def test_copying_needs_no_trust_and_prints_the_next_command(tmp_path: Path) -> None:
     destination = tmp_path / "a project"
 
     copied = run(

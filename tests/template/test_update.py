@@ -264,7 +264,7 @@ def test_a_conflict_can_be_left_in_a_file_of_its_own(make: Make) -> None:
 
     rejected = f"{EXTERNAL}/request.py.rej"
     assert [name for name in contents(project) if name.endswith(".rej")] == [rejected]
-    assert_refused(project, rejected, "Apply by hand what these rejected changes hold")
+    assert_refused(project, rejected, "Apply these rejected changes by hand")
 
 
 def assert_refused(project: Path, *reasons: str) -> None:

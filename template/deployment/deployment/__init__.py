@@ -1,1 +1,1 @@
-"""Brings the project to Google Cloud."""
+"""Deploys the project to Google Cloud."""

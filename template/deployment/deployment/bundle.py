@@ -1,12 +1,11 @@
-"""Makes build/function.zip, which Google Cloud builds the function from: `just bundle`.
+"""Builds build/function.zip, the source code of the function for Google Cloud: `just bundle`.
 
-It holds the sources of cloud_function/ and of the package gcp_pipes, and a requirements.txt with
-the locked version and the hashes of each other package. The same sources make the same bytes, on
-every machine: so its hash says whether a deployment would change anything.
+The bundle contains cloud_function/, the package gcp_pipes, and a requirements.txt with the locked
+version and the hashes of each dependency. It is reproducible: the same sources result in the same
+bytes on every machine, so its hash tells whether a deployment changes anything.
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Set
@@ -15,28 +14,26 @@ from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
 from deployment.errors import DeploymentError
+from deployment.project import PROJECT, UV
 
-PROJECT = Path(__file__).resolve().parents[2]
 _SOURCES = PROJECT / "cloud_function"
 _PACKAGE = PROJECT / "packages" / "gcp-pipes" / "src"
 _BUNDLE = PROJECT / "build" / "function.zip"
 _REQUIREMENTS = "requirements.txt"
 _VERSION = "version.txt"  # main.py logs it
 
-# Not needed to run the function. Names that begin with a dot are left out, too.
+# Not needed to run the function, as all files whose names start with a dot.
 _DEVELOPMENT = {"tests", "pyproject.toml", "uv.lock", "__pycache__"}
 _ONLY_FOR_DAGSTER = {"orchestrator", "components"}  # in gcp_pipes
-
-_UV = os.environ.get("UV", "uv")  # `uv run` tells its children which uv it is
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The function's sources and requirements, in one file.
+    """The zip file with the function's sources and requirements.
 
     Attributes:
         path: The file.
-        sha256: The hash of its content, in hexadecimal.
+        sha256: The hash of the file, in hexadecimal.
     """
 
     path: Path
@@ -44,35 +41,35 @@ class Bundle:
 
 
 def main() -> int:
-    """Make the bundle, and print where it is.
+    """Build the bundle, and print its path and hash.
 
     Returns:
-        The exit status: 0, or 1 for a failure.
+        The exit status: 0, or 1 after an error.
     """
     try:
         bundle = make_bundle()
     except DeploymentError as error:
-        print(f"No bundle was made: {error}", file=sys.stderr)
+        print(f"Could not build the bundle: {error}", file=sys.stderr)
         return 1
     print(f"{bundle.path.relative_to(PROJECT)}  sha256:{bundle.sha256}")
     return 0
 
 
 def make_bundle() -> Bundle:
-    """Make build/function.zip anew.
+    """Build build/function.zip.
 
     Raises:
-        DeploymentError: The function's sources or its lock file are not fit to be deployed.
+        DeploymentError: The function's sources or its lock file cannot be deployed.
     """
     files = {path.relative_to(_SOURCES).as_posix(): path for path in _source_files(_SOURCES)}
     for path in _source_files(_PACKAGE, _DEVELOPMENT | _ONLY_FOR_DAGSTER):
         files[path.relative_to(_PACKAGE).as_posix()] = path
     if "main.py" not in files:
-        raise DeploymentError("cloud_function/main.py is missing: Google Cloud begins there.")
+        raise DeploymentError("cloud_function/main.py, the function's entry point, is missing.")
     if _REQUIREMENTS in files:
         raise DeploymentError(
-            f"cloud_function/{_REQUIREMENTS} is in the way: the bundle's is made from uv.lock. "
-            "Delete it, and add what it requires with `uv add`."
+            f"cloud_function/{_REQUIREMENTS} conflicts with the one that is generated from "
+            "uv.lock. Delete it, and add its packages with `uv add`."
         )
     contents = {name: path.read_bytes() for name, path in files.items()}
     contents[_REQUIREMENTS] = _export_requirements()
@@ -86,14 +83,14 @@ def make_bundle() -> Bundle:
 
 
 def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[Path]:
-    """The files in a folder that the function is made of."""
+    """The files in a folder that belong into the bundle."""
     for path in folder.iterdir():
         if path.name in left_out or path.name.startswith("."):
             continue
         if path.is_symlink():
             raise DeploymentError(
-                f"{path.relative_to(PROJECT)} is a symbolic link: what it leads to may differ on "
-                "another machine. Put the file itself there."
+                f"{path.relative_to(PROJECT)} is a symbolic link, whose target may differ on "
+                "another machine. Replace it with the file."
             )
         if path.is_dir():
             yield from _source_files(path, left_out)
@@ -102,8 +99,8 @@ def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[P
 
 
 def _export_requirements() -> bytes:
-    """The function's packages, each at its locked version, and with its hashes."""
-    command = [_UV, "export", "--locked", "--no-dev", "--no-emit-project", "--no-emit-local"]
+    """The function's packages, with their locked versions and hashes."""
+    command = [UV, "export", "--locked", "--no-dev", "--no-emit-project", "--no-emit-local"]
     exported = subprocess.run(
         [*command, "--no-header", "--no-annotate", "--format=requirements.txt"],
         cwd=_SOURCES,
@@ -113,14 +110,14 @@ def _export_requirements() -> bytes:
     if exported.returncode != 0:
         raise DeploymentError(
             f"uv cannot export the function's requirements. {exported.stderr.decode().strip()} If "
-            "uv.lock is missing or out of date, `uv lock --directory cloud_function` writes it: "
-            "look at what has changed, and commit it."
+            "uv.lock is missing or out of date, run `uv lock --directory cloud_function`, review "
+            "the changes, and commit the file."
         )
     return exported.stdout
 
 
 def _version(contents: Mapping[str, bytes]) -> bytes:
-    """Twelve digits that change with any of the files."""
+    """Twelve hexadecimal digits that depend on all files."""
     digest = hashlib.sha256()
     for name, content in sorted(contents.items()):
         digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
@@ -128,7 +125,7 @@ def _version(contents: Mapping[str, bytes]) -> bytes:
 
 
 def _zip_entry(name: str) -> ZipInfo:
-    """An entry that does not tell when and where it was made; compression would depend on that."""
+    """An entry without time and owner, and uncompressed: those differ between machines."""
     entry = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     entry.create_system = 3  # Unix, which knows the permissions in the next line
     entry.external_attr = 0o644 << 16

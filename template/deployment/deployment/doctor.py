@@ -1,8 +1,8 @@
-"""Looks for all that keeps a function from being deployed and called, in order: `just doctor`.
+"""Diagnoses the deployment, and suggests fixes: `just doctor`.
 
-It looks at what Dagster would use: the environment, then orchestrator/.env, then, where there is
-none yet, orchestrator/.env.example. Each line says what was found, or why nothing was looked for;
-each fault comes with its fix.
+It uses the settings that Dagster would use: the environment, then orchestrator/.env, or
+orchestrator/.env.example if there is no .env yet. It prints a line for each check: ok, skipped, or
+a finding with a fix.
 """
 
 import json
@@ -19,31 +19,29 @@ from typing import Any
 import requests
 from deployment.errors import DeploymentError
 from deployment.google import LOGIN, GoogleApi, GoogleError, find_credentials
+from deployment.project import ORCHESTRATOR, UV
 from dotenv import dotenv_values
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
 
-PROJECT = Path(__file__).resolve().parents[2]
-ORCHESTRATOR = PROJECT / "orchestrator"
-
 _SETTINGS = ("GOOGLE_CLOUD_PROJECT", "LAKE_URI", "MESSAGES_BUCKET", "FUNCTION_URL")
-_TIMEOUT = 30.0  # seconds without an answer
-_ROUND_TRIP_TIMEOUT = 600.0  # seconds; an instance has to start, and an environment to be made
-_UV = os.environ.get("UV", "uv")  # `uv run` tells its children which uv it is
+_TIMEOUT = 30.0  # seconds without a response
+_ROUND_TRIP_TIMEOUT = 600.0  # seconds, to install the environment and to start an instance
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing to look at.
+    """One check of the doctor.
 
     Attributes:
-        name: What to call it.
-        look: Looks at it, and says what was found; raises `DeploymentError` if that is wrong.
-        needs: The names of the checks without whose success there is nothing to look at.
+        name: The name to print.
+        run: Makes the check, and returns the result to print. Raises `DeploymentError` for a
+            finding.
+        needs: The names of the checks that must succeed first.
     """
 
     name: str
-    look: Callable[[], str]
+    run: Callable[[], str]
     needs: tuple[str, ...] = ()
 
 
@@ -51,7 +49,7 @@ def main() -> int:
     """Make all checks, and print a line for each.
 
     Returns:
-        The exit status: 0 if nothing is wrong, 1 if something is, 130 if interrupted.
+        The exit status: 0 if all checks succeeded, 1 if not, 130 if interrupted.
     """
     try:
         succeeded = run_checks(Doctor().checks())
@@ -64,35 +62,35 @@ def run_checks(checks: list[Check]) -> bool:
     """Make the checks in order, and print a line for each.
 
     Args:
-        checks: The checks, each after those that it needs.
+        checks: The checks, each after the ones that it needs.
 
     Returns:
-        Whether all have succeeded.
+        True if all succeeded.
     """
     succeeded: set[str] = set()
     for check in checks:
         if missing := [name for name in check.needs if name not in succeeded]:
-            print(f"skipped  {check.name}: there is nothing to look at without {missing[0]}")
+            print(f"skipped  {check.name}: needs the check {missing[0]!r}")
             continue
         try:
-            print(f"ok       {check.name}: {check.look()}", flush=True)
+            print(f"ok       {check.name}: {check.run()}", flush=True)
             succeeded.add(check.name)
         except DeploymentError as error:
-            print(f"FAULT    {check.name}: {error}", flush=True)
+            print(f"FINDING  {check.name}: {error}", flush=True)
     return len(succeeded) == len(checks)
 
 
 class Doctor:
-    """All checks, and what they have found out for those that follow."""
+    """All checks, and the results that later checks use."""
 
     def __init__(self) -> None:
         self._expected = tomllib.loads((Path(__file__).parent / "doctor.toml").read_text())
         self._region = os.environ.get("GOOGLE_CLOUD_REGION") or str(self._expected["region"])
-        self._make = str(self._expected["make"])
+        self._create = str(self._expected["create"])
         self._settings, self._source = find_settings()
 
     def checks(self) -> list[Check]:
-        """The checks, in the order in which a first deployment trips over their subjects."""
+        """The checks, in the order in which a first deployment would fail."""
         return [
             Check("tools", self.tools),
             Check("settings", self.settings),
@@ -108,7 +106,7 @@ class Doctor:
         ]
 
     def tools(self) -> str:
-        """The programs that a deployment takes are installed.
+        """Check that the programs for a deployment are installed.
 
         Raises:
             DeploymentError: One of them is not.
@@ -116,41 +114,41 @@ class Doctor:
         tools: Mapping[str, str] = self._expected["tools"]
         for tool, source in tools.items():
             if shutil.which(tool) is None:
-                raise fault(f"{tool} is not installed.", source)
+                raise finding(f"{tool} is not installed.", source)
         return ", ".join(tools)
 
     def settings(self) -> str:
-        """The settings are there.
+        """Check that all required settings are set.
 
         Raises:
             DeploymentError: One of them is not.
         """
         for name in _SETTINGS:
             if not self._settings.get(name):
-                raise fault(
-                    f"{self._source} does not set {name}.", "orchestrator/.env.example shows how."
+                raise finding(
+                    f"{self._source} does not set {name}.", "see orchestrator/.env.example."
                 )
         return f"{self._source}, for {self._settings['GOOGLE_CLOUD_PROJECT']}"
 
     def login(self) -> str:
-        """Somebody is logged in, and Google still accepts it.
+        """Check that there are credentials, and that Google accepts them.
 
         Raises:
-            DeploymentError: Nobody is, or Google does not.
+            DeploymentError: There are none, or Google rejects them.
         """
         credentials = find_credentials()
         try:
             credentials.refresh(Request())
         except GoogleAuthError as error:
-            raise fault(f"The login is no longer good: {error}.", LOGIN) from error
+            raise finding(f"Google rejects your login: {error}.", LOGIN) from error
         self._api = GoogleApi(credentials)
-        return getattr(credentials, "service_account_email", None) or "as a person"
+        return getattr(credentials, "service_account_email", None) or "a person's account"
 
     def project(self) -> str:
-        """The project exists, for whoever is logged in.
+        """Check that the project exists and is visible to you.
 
         Raises:
-            DeploymentError: It does not, or it is being deleted, or it could not be looked at.
+            DeploymentError: It is not, or it is being deleted, or the request failed.
         """
         project = self._settings["GOOGLE_CLOUD_PROJECT"]
         url = f"https://cloudresourcemanager.googleapis.com/v1/projects/{project}"
@@ -158,22 +156,22 @@ class Doctor:
             found = self._api.request("GET", url)
         except GoogleError as error:
             if error.status in (403, 404):
-                raise fault(
-                    f"{project} is no project that you may see, or its API is off: {error}",
-                    "`gcloud projects list` shows which there are; `gcloud services enable "
+                raise finding(
+                    f"{project} does not exist, or you may not see it, or its API is off: {error}",
+                    "`gcloud projects list` lists your projects; `gcloud services enable "
                     f"cloudresourcemanager.googleapis.com --project={project}` turns the API on.",
                 ) from error
             raise
         if found.get("lifecycleState") != "ACTIVE":
-            raise fault(f"{project} is being deleted.", f"gcloud projects undelete {project}")
+            raise finding(f"{project} is being deleted.", f"gcloud projects undelete {project}")
         self._project_number = found["projectNumber"]
         return f"{project}, number {self._project_number}"
 
     def apis(self) -> str:
-        """The services that a function takes are enabled.
+        """Check that the APIs that a function needs are enabled.
 
         Raises:
-            DeploymentError: Some are not, or Google Cloud could not be asked.
+            DeploymentError: Some are not, or the request failed.
         """
         names: list[str] = self._expected["apis"]["names"]
         parent = f"projects/{self._project_number}"
@@ -188,7 +186,7 @@ class Doctor:
             if service.get("state") == "ENABLED"
         }
         if missing := [name for name in names if name not in enabled]:
-            raise fault(
+            raise finding(
                 f"Not enabled: {', '.join(missing)}.",
                 f"gcloud services enable {' '.join(missing)} "
                 f"--project={self._settings['GOOGLE_CLOUD_PROJECT']}",
@@ -196,10 +194,10 @@ class Doctor:
         return f"{len(names)} enabled"
 
     def roles(self) -> str:
-        """Whoever is logged in may deploy.
+        """Check that you have the permissions to deploy.
 
         Raises:
-            DeploymentError: A role is lacking, or Google Cloud could not be asked.
+            DeploymentError: A role is missing, or the request failed.
         """
         project = self._settings["GOOGLE_CLOUD_PROJECT"]
         permissions: Mapping[str, str] = self._expected["permissions"]
@@ -210,17 +208,17 @@ class Doctor:
         )
         granted = found.get("permissions", [])
         if missing := sorted({role for name, role in permissions.items() if name not in granted}):
-            raise fault(
-                f"To deploy, you lack {', '.join(missing)}.",
-                f"somebody who may grant them does, on the project {project}.",
+            raise finding(
+                f"You lack roles to deploy: {', '.join(missing)}.",
+                f"ask an administrator of the project {project} for them.",
             )
         return "you may deploy"
 
     def region(self) -> str:
-        """The region is one where functions can run.
+        """Check that functions can run in the region.
 
         Raises:
-            DeploymentError: It is not, or Google Cloud could not be asked.
+            DeploymentError: They cannot, or the request failed.
         """
         project = self._settings["GOOGLE_CLOUD_PROJECT"]
         found = self._api.request(
@@ -230,96 +228,94 @@ class Doctor:
         )
         regions = sorted(location["locationId"] for location in found.get("locations", []))
         if self._region not in regions:
-            raise fault(
-                f"{self._region} is no region of Cloud Run functions.",
-                f"one of {', '.join(regions)}.",
+            raise finding(
+                f"Cloud Run functions do not run in the region {self._region}.",
+                f"use one of {', '.join(regions)}.",
             )
         return self._region
 
     def buckets(self) -> str:
-        """The buckets exist, in this project and in this region.
+        """Check that the buckets exist, in this project and in this region.
 
         Raises:
-            DeploymentError: One of them does not, is elsewhere, or could not be looked at.
+            DeploymentError: One of them does not, or the request failed.
         """
         names = [
             self._settings["LAKE_URI"].removeprefix("gs://"),
             self._settings["MESSAGES_BUCKET"],
         ]
         for name in names:
-            self._look_at_bucket(name)
+            self._check_bucket(name)
         return " and ".join(names)
 
-    def _look_at_bucket(self, name: str) -> None:
+    def _check_bucket(self, name: str) -> None:
         url = f"https://storage.googleapis.com/storage/v1/b/{name}"
         try:
             bucket = self._api.request("GET", url)
         except GoogleError as error:
             if error.status == 404:
-                raise fault(f"There is no bucket {name}.", self._make) from error
+                raise finding(f"There is no bucket {name}.", self._create) from error
             if error.status == 403:
-                raise fault(
-                    f"The bucket {name} belongs to somebody else, or you may not see it: {error}",
-                    "buckets' names are taken once in the whole world; choose another one.",
+                raise finding(
+                    f"The bucket {name} has another owner, or you may not see it: {error}",
+                    "choose another name: all of Google Cloud shares the names of buckets.",
                 ) from error
             raise
         if str(bucket.get("projectNumber")) != self._project_number:
-            raise fault(f"The bucket {name} belongs to another project.", "choose another name.")
+            raise finding(f"The bucket {name} belongs to another project.", "choose another name.")
         if bucket["location"].lower() != self._region:
-            raise fault(
+            raise finding(
                 f"The bucket {name} is in {bucket['location'].lower()}, not in {self._region}.",
                 "a bucket cannot be moved: choose another name, or its region for the function.",
             )
 
     def function_url(self) -> str:
-        """Something answers at the function's URL, and only those whom it knows.
+        """Check that the function exists, and rejects requests without a token.
 
         Raises:
-            DeploymentError: Nothing answers, or it answers strangers, too.
+            DeploymentError: It does not exist, or it is public.
         """
         url = self._settings["FUNCTION_URL"]
         try:
             status = requests.get(url, timeout=_TIMEOUT, allow_redirects=False).status_code
         except requests.RequestException as error:
-            problem = f"{url} could not be reached: {_innermost(error)}."
-            raise fault(problem, "is FUNCTION_URL right?") from error
+            problem = f"Could not reach {url}: {_root_cause(error)}."
+            raise finding(problem, "correct FUNCTION_URL.") from error
         if status == 404:
-            raise fault(f"There is no function at {url}.", self._make)
+            raise finding(f"There is no function at {url}.", self._create)
         if status not in (401, 403):
-            raise fault(
-                f"{url} answered {status} to somebody without a token, instead of 401 or 403.",
-                "take allUsers and allAuthenticatedUsers from those who may invoke it.",
+            raise finding(
+                f"{url} responded {status} to a request without a token, instead of 401 or 403.",
+                "remove allUsers and allAuthenticatedUsers from roles/run.invoker.",
             )
-        return f"{url} refuses strangers"
+        return f"{url} rejects requests without a token"
 
     def token(self) -> str:
-        """Dagster gets an identity token for the function.
+        """Check that Dagster can get an identity token for the function.
 
         Raises:
-            DeploymentError: It does not, or Dagster could not be asked.
+            DeploymentError: It cannot, or the test call could not start.
         """
         self._report = self._ping()
         if problem := self._report["token"]:
-            raise fault(problem, "orchestrator/.env, or a login as Dagster's account.")
-        return "Dagster gets one for the function"
+            raise finding(problem, "correct orchestrator/.env, or log in to another account.")
+        return "Dagster can get an identity token"
 
     def messages(self) -> str:
-        """A call comes back as messages.
+        """Check that Dagster can call the function and read its messages.
 
         Raises:
-            DeploymentError: The call failed, or its messages did not come back.
+            DeploymentError: The call failed, or its messages were lost.
         """
         if problem := self._report["round_trip"]:
-            reason = problem.partition("\n\n")[0]  # what follows is the function's own traceback
-            raise fault(reason, "README.md has a table of the usual reasons.")
-        return "the function was called, and its messages came back"
+            reason = problem.partition("\n\n")[0]  # without the function's traceback
+            raise finding(reason, "see README.md, 'When a call fails'.")
+        return "Dagster called the function and received its messages"
 
     def _ping(self) -> dict[str, Any]:
-        package = tomllib.loads((ORCHESTRATOR / "pyproject.toml").read_text())
-        root_module = package["tool"]["dg"]["project"]["root_module"]
         try:
             done = subprocess.run(
-                [_UV, "run", "python", "-m", "local_cloud.ping", root_module],
+                [UV, "run", "python", "-m", "local_cloud.ping"],
                 cwd=ORCHESTRATOR,
                 env={**os.environ, **self._settings},
                 capture_output=True,
@@ -328,27 +324,27 @@ class Doctor:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            problem = f"Dagster was not done after {_ROUND_TRIP_TIMEOUT:.0f} s."
-            raise fault(problem, "look at the function's logs.") from error
+            problem = f"The test call timed out after {_ROUND_TRIP_TIMEOUT:.0f} s."
+            raise finding(problem, "see the function's logs.") from error
         if done.returncode != 0:
             last_line = done.stderr.strip().rpartition("\n")[2]
-            raise fault(f"Dagster could not be asked: {last_line}.", "uv run just check")
+            raise finding(f"The test call could not start: {last_line}.", "uv run just check")
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return report
 
 
-def fault(problem: str, fix: str) -> DeploymentError:
-    """What is wrong, and how to mend it.
+def finding(problem: str, fix: str) -> DeploymentError:
+    """The error for a finding.
 
     Args:
-        problem: What is wrong: a sentence, with its full stop.
-        fix: How to mend it: a command, or what else is to follow `Fix:`.
+        problem: A sentence, with its full stop.
+        fix: A command, or the rest of a sentence that starts with `Fix:`.
     """
     return DeploymentError(f"{problem} Fix: {fix}")
 
 
 def find_settings() -> tuple[dict[str, str], str]:
-    """The settings that Dagster would use, and where they were found."""
+    """The settings that Dagster would use, and the file with them."""
     name = ".env" if (ORCHESTRATOR / ".env").exists() else ".env.example"
     values = {**dotenv_values(ORCHESTRATOR / name), **os.environ}
     settings = {key: value for key in _SETTINGS if (value := values.get(key))}
@@ -357,8 +353,7 @@ def find_settings() -> tuple[dict[str, str], str]:
     return settings, f"orchestrator/{name}"
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """What an error began with."""
+def _root_cause(error: BaseException) -> BaseException:
     while cause := error.__cause__ or error.__context__:
         error = cause
     return error

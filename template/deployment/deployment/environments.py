@@ -1,14 +1,17 @@
-"""The environments to deploy to: what their files in infra/environments say."""
+"""The environments to deploy to, as configured in infra/environments."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hcl2
 from deployment.errors import DeploymentError
+from deployment.project import PROJECT
+from lark import UnexpectedInput
 
-PROJECT = Path(__file__).resolve().parents[2]
 INFRA = PROJECT / "infra"
 _ENVIRONMENTS = INFRA / "environments"
+_PLAIN = hcl2.SerializationOptions(strip_string_quotes=True, with_comments=False)
 
 
 @dataclass(frozen=True)
@@ -16,67 +19,79 @@ class Environment:
     """One environment.
 
     Attributes:
-        name: Its name, and that of its files.
-        variables: The variables of Terraform that are text, by name.
-        is_federated: Whether continuous integration may deploy to it.
+        name: Its name, and the name of its files.
+        variables: The values of Terraform's variables, by name.
     """
 
     name: str
-    variables: dict[str, str]
-    is_federated: bool
+    variables: dict[str, Any]
 
     @property
     def variables_file(self) -> Path:
-        """The values of Terraform's variables."""
-        return _ENVIRONMENTS / f"{self.name}.tfvars"
+        """The file with the values of Terraform's variables."""
+        return _variables_file(self.name)
 
     @property
     def backend_file(self) -> Path:
-        """Where Terraform keeps the environment's state."""
+        """The file that says where Terraform stores the environment's state."""
         return _ENVIRONMENTS / f"{self.name}.gcs.tfbackend"
+
+    @property
+    def state_bucket(self) -> str:
+        """The bucket for Terraform's state."""
+        return _text(_parse(self.backend_file), "bucket", self.backend_file)
+
+    @property
+    def is_federated(self) -> bool:
+        """True if continuous integration may deploy to the environment."""
+        return any(map(self.variables.get, ("github_repository", "gitlab_project")))
 
     def __getitem__(self, variable: str) -> str:
         """The value of a variable.
 
         Args:
-            variable: The name of one of Terraform's variables that are text.
+            variable: The name of one of Terraform's variables of type string.
 
         Raises:
             DeploymentError: The environment's file does not set it.
         """
-        try:
-            return self.variables[variable]
-        except KeyError:
-            raise DeploymentError(
-                f"{self.variables_file.relative_to(PROJECT)} does not set {variable}."
-            ) from None
+        return _text(self.variables, variable, self.variables_file)
 
 
 def find_environment(name: str) -> Environment:
-    """The environment of this name.
+    """Read the configuration of an environment.
 
     Args:
-        name: That of its `.tfvars` file in infra/environments, without the ending.
+        name: The name of its `.tfvars` file in infra/environments, without the suffix.
 
     Raises:
-        DeploymentError: There is none.
+        DeploymentError: There is no such file, or it could not be parsed.
     """
-    file = _ENVIRONMENTS / f"{name}.tfvars"
+    file = _variables_file(name)
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in _ENVIRONMENTS.glob("*.tfvars")))
-        raise DeploymentError(f"There is no environment {name!r} in infra/environments: {known}.")
-    text = file.read_text()
-    return Environment(
-        name=name,
-        variables=read_text_values(text),
-        is_federated=re.search(r"^\w+ *= *{ *id *=", text, re.MULTILINE) is not None,
-    )
+        raise DeploymentError(
+            f"There is no environment {name!r} in infra/environments. There are: {known}."
+        )
+    return Environment(name, _parse(file))
 
 
-def read_text_values(text: str) -> dict[str, str]:
-    """The values of a file of Terraform's that are plain text, one a line: `name = "value"`.
+def _variables_file(name: str) -> Path:
+    return _ENVIRONMENTS / f"{name}.tfvars"
 
-    Args:
-        text: All that is in the file, which may hold values of other kinds, too.
-    """
-    return dict(re.findall(r'^(\w+) *= *"([^"\\$]*)"', text, re.MULTILINE))
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = hcl2.loads(file.read_text(), serialization_options=_PLAIN)
+    except UnexpectedInput as error:
+        raise DeploymentError(
+            f"Could not parse {file.relative_to(PROJECT)}: syntax error in line {error.line}."
+        ) from error
+    return values
+
+
+def _text(values: dict[str, Any], name: str, file: Path) -> str:
+    value = values.get(name)
+    if not isinstance(value, str):
+        raise DeploymentError(f"{file.relative_to(PROJECT)} does not set {name}.")
+    return value

@@ -1,5 +1,5 @@
-"""What all that deploys can fail with."""
+"""The error that all deployment commands report."""
 
 
 class DeploymentError(Exception):
-    """A deployment cannot go on: what happened, and what to do."""
+    """A deployment command failed: why, and what to do."""

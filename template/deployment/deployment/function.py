@@ -1,8 +1,8 @@
-"""Brings new code into the function of an environment: `just deploy-function ENVIRONMENT`.
+"""Deploys new code to the function of an environment: `just deploy-function ENVIRONMENT`.
 
-That is what continuous integration does. It needs no more than the deployer may do: to upload a
-bundle, and to update this one function. While a new version is built, and if that fails, the old
-one goes on serving.
+Continuous integration runs it. It needs only the permissions of the deployer: to upload a bundle,
+and to update this one function. The previous version goes on serving while a new version is built,
+and if the build fails.
 """
 
 import os
@@ -19,23 +19,22 @@ from google.auth import identity_pool
 from google.auth.credentials import Credentials
 
 _LONGEST_DEPLOYMENT = 20 * 60.0  # seconds; one takes about two minutes
-_INTERVAL = 5.0  # seconds between two looks at the function
+_INTERVAL = 5.0  # seconds between two polls
 
 
 def main() -> int:
-    """Deploy to the environment that the command line names.
+    """Deploy to the environment on the command line.
 
     Returns:
-        The exit status: 0, also where nothing may be deployed from here yet; 1 for a failure; 130
-        if interrupted.
+        The exit status: 0 on success, or if continuous integration may not deploy to the
+        environment yet; 1 after an error; 130 if interrupted.
     """
     try:
         environment = find_environment(sys.argv[1])
         if os.environ.get("CI") and not environment.is_federated:
             print(
-                f"Skipped: nothing may be deployed to {environment.name} from here, since "
-                f"infra/environments/{environment.name}.tfvars does not say where this is. "
-                "infra/README.md says how to change that."
+                f"Skipped: infra/environments/{environment.name}.tfvars names no repository that "
+                f"may deploy to {environment.name}. See infra/README.md."
             )
             return 0
         bundle = make_bundle()
@@ -45,22 +44,22 @@ def main() -> int:
         print(f"Not deployed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted; a deployment that has begun goes on.", file=sys.stderr)
+        print("Interrupted. A deployment that has started continues.", file=sys.stderr)
         return 130
     print(f"{environment['function_name']} in {environment.name} serves {bundle.sha256}")
     return 0
 
 
 def deploy_function(api: GoogleApi, environment: Environment, bundle: Bundle) -> None:
-    """Upload the bundle, let the function be built from it, and wait until that is served.
+    """Upload the bundle, update the function, and wait until the new version is served.
 
     Args:
-        api: Sends the requests, as the deployer or somebody who may do as much.
-        environment: Where to deploy to. Its function has to be there already.
+        api: A client with the permissions of the deployer.
+        environment: The environment to deploy to. Its function must exist.
         bundle: The new code.
 
     Raises:
-        DeploymentError: The new code is not served.
+        DeploymentError: The deployment failed.
     """
     url = function_url(environment)
     before = api.request("GET", url)
@@ -76,13 +75,13 @@ def deploy_function(api: GoogleApi, environment: Environment, bundle: Bundle) ->
 
 
 def deployer_credentials() -> Credentials:
-    """The deployer's credentials in continuous integration, or else those of whoever is logged in.
+    """The deployer's credentials in continuous integration, else the application default ones.
 
-    Continuous integration has an identity token, which says where it runs. By workload identity
-    federation, Google Cloud takes it for one of the deployer.
+    Continuous integration has an identity token that names the repository. Google Cloud exchanges
+    it for an access token of the deployer, by workload identity federation.
 
     Raises:
-        DeploymentError: There are neither.
+        DeploymentError: There are no credentials.
     """
     provider = os.environ.get("WORKLOAD_IDENTITY_PROVIDER")
     if not provider:
@@ -90,8 +89,8 @@ def deployer_credentials() -> Credentials:
     needed = ("ID_TOKEN", "DEPLOYER_SERVICE_ACCOUNT")
     if missing := [name for name in needed if not os.environ.get(name)]:
         raise DeploymentError(
-            f"WORKLOAD_IDENTITY_PROVIDER is set, but not {' and '.join(missing)}: infra/README.md "
-            "says where they come from."
+            f"WORKLOAD_IDENTITY_PROVIDER is set without {' and '.join(missing)}. See "
+            "infra/README.md."
         )
     account = os.environ["DEPLOYER_SERVICE_ACCOUNT"]
     return identity_pool.Credentials(
@@ -113,10 +112,10 @@ class _IdToken(identity_pool.SubjectTokenSupplier):
 
 
 def function_url(environment: Environment) -> str:
-    """Where Google Cloud describes the environment's function.
+    """The URL of the environment's function in Google Cloud's API.
 
     Args:
-        environment: Where the function is.
+        environment: The environment of the function.
     """
     return (
         f"https://cloudfunctions.googleapis.com/v2/projects/{environment['project_id']}/locations/"
@@ -125,7 +124,7 @@ def function_url(environment: Environment) -> str:
 
 
 def _upload(api: GoogleApi, bundle: Bundle, *, bucket: str, object: str) -> None:
-    """Upload the bundle, unless it is there: its name says what it holds."""
+    """Upload the bundle, unless an object of its name exists: the name is its hash."""
     try:
         api.request(
             "POST",
@@ -134,15 +133,15 @@ def _upload(api: GoogleApi, bundle: Bundle, *, bucket: str, object: str) -> None
             data=bundle.path.read_bytes(),
         )
     except GoogleError as error:
-        if error.status != 412:  # Precondition Failed: it exists
+        if error.status != 412:  # Precondition Failed: the object exists
             raise
 
 
 def _wait_until_served(api: GoogleApi, url: str, previous_build: str | None) -> None:
-    """Wait for a new build to be served.
+    """Wait until the function serves a new build.
 
-    The operation itself would say when it is done, but it belongs to the project, where the
-    deployer has no rights; the function names the last build that was deployed.
+    The deployer may not read the operation, which belongs to the project. So this polls the
+    function, which names its last deployed build.
     """
     deadline = time.monotonic() + _LONGEST_DEPLOYMENT
     while time.monotonic() < deadline:
@@ -151,24 +150,23 @@ def _wait_until_served(api: GoogleApi, url: str, previous_build: str | None) -> 
             case "ACTIVE" if _last_build(function) != previous_build:
                 return
             case "FAILED" | "UNKNOWN":
-                raise DeploymentError(f"The function is not served. {_problems(function)}")
-            case "ACTIVE" if problems := _problems(function):
-                raise DeploymentError(f"The previous version goes on serving. {problems}")
+                raise DeploymentError(f"The function is not served. {_errors(function)}")
+            case "ACTIVE" if errors := _errors(function):
+                raise DeploymentError(f"The previous version goes on serving. {errors}")
         time.sleep(_INTERVAL)
     raise DeploymentError(
         f"No new version was served within {_LONGEST_DEPLOYMENT / 60:.0f} minutes; the previous "
-        "one goes on serving. The history of Cloud Build tells more."
+        "one goes on serving. See the history of Cloud Build."
     )
 
 
 def _last_build(function: dict[str, Any]) -> str | None:
-    """The build that the function was last deployed from."""
+    """The name of the function's last deployed build."""
     build: str | None = function.get("buildConfig", {}).get("build")
     return build
 
 
-def _problems(function: dict[str, Any]) -> str:
-    """What Google Cloud says is wrong with the function."""
+def _errors(function: dict[str, Any]) -> str:
     return " ".join(
         message.get("message", "")
         for message in function.get("stateMessages", [])

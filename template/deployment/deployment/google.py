@@ -1,4 +1,4 @@
-"""Google Cloud's HTTP APIs."""
+"""A client for the HTTP APIs of Google Cloud."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _RETRY = Retry(
     total=3,
     backoff_factor=0.5,  # seconds, doubled each time
     status_forcelist=(429, 500, 502, 503, 504),
-    allowed_methods=None,  # each request here can be made twice
+    allowed_methods=None,  # all requests here are safe to repeat
     raise_on_status=False,
 )
 
@@ -26,11 +26,11 @@ LOGIN = "gcloud auth application-default login"
 
 
 class GoogleError(DeploymentError):
-    """Google Cloud refused a request, or could not be reached.
+    """Google Cloud rejected a request, or could not be reached.
 
     Args:
-        status: The HTTP status, or None if there was no answer; kept as an attribute.
-        message: What is wrong, in Google's words if there was an answer.
+        status: The HTTP status of the response, or None without a response. Also an attribute.
+        message: The error: Google's own message if there was a response.
     """
 
     def __init__(self, status: int | None, message: str) -> None:
@@ -39,10 +39,10 @@ class GoogleError(DeploymentError):
 
 
 class GoogleApi:
-    """Requests to Google Cloud, answered as JSON.
+    """A client for JSON APIs of Google Cloud.
 
     Args:
-        credentials: Whose requests they are.
+        credentials: The credentials to send requests with.
     """
 
     def __init__(self, credentials: Credentials) -> None:
@@ -58,28 +58,28 @@ class GoogleApi:
         json: object = None,
         data: bytes | None = None,
     ) -> dict[str, Any]:
-        """Send a request.
+        """Send a request, and return the JSON object in the response.
 
         Args:
             method: The HTTP method.
-            url: Where to send it, without its parameters.
-            params: The URL's parameters; one with a list is there once for each of its items.
-            json: What to send as JSON; nothing if it is None.
-            data: What to send as it is, where there is no `json`.
+            url: The URL without query parameters.
+            params: The query parameters. A list repeats its parameter.
+            json: The body, to be encoded as JSON.
+            data: The body as bytes, instead of `json`.
 
         Raises:
-            GoogleError: It was refused, or there was no answer.
+            GoogleError: The request was rejected, or there was no response.
         """
         try:
             response = self._session.request(
                 method, url, params=params, json=json, data=data, timeout=_TIMEOUT
             )
         except (requests.RequestException, GoogleAuthError) as error:
-            raise GoogleError(None, f"{url} could not be asked: {error}") from error
+            raise GoogleError(None, f"Could not reach {url}: {error}") from error
         if not response.ok:
             raise GoogleError(response.status_code, _error_text(response))
-        answer: dict[str, Any] = response.json()
-        return answer
+        result: dict[str, Any] = response.json()
+        return result
 
     def close(self) -> None:
         """Close the connections."""
@@ -87,20 +87,20 @@ class GoogleApi:
 
 
 def find_credentials() -> Credentials:
-    """The credentials of whoever is logged in on this machine.
+    """The application default credentials of this machine.
 
     Raises:
-        DeploymentError: Nobody is.
+        DeploymentError: There are none.
     """
     try:
         credentials: Credentials = google.auth.default(scopes=SCOPES)[0]
     except DefaultCredentialsError as error:
-        raise DeploymentError(f"Nobody is logged in to Google Cloud: {LOGIN}") from error
+        raise DeploymentError(f"You are not logged in to Google Cloud. Run: {LOGIN}") from error
     return credentials
 
 
 def _error_text(response: requests.Response) -> str:
-    """What Google says is wrong: `error.message` of its JSON answer."""
+    """The `error.message` in a JSON response, or the status."""
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

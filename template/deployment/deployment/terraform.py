@@ -1,6 +1,6 @@
 """Runs Terraform for an environment: `just plan`, `deploy`, `destroy`, `bootstrap`, `settings`.
 
-Where nobody is logged in to Google Cloud, all that needs no cloud is done, and the rest is named.
+Without a login to Google Cloud, it runs the steps that need none, and reports the rest.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from deployment import doctor
 from deployment.bundle import make_bundle
-from deployment.environments import INFRA, Environment, find_environment, read_text_values
+from deployment.environments import INFRA, Environment, find_environment
 from deployment.errors import DeploymentError
 from deployment.google import find_credentials
 
@@ -19,11 +19,11 @@ _SUBCOMMANDS = {"plan": "plan", "deploy": "apply", "destroy": "destroy"}
 
 
 def main() -> int:
-    """Do what the command line says: a recipe's name, and an environment's.
+    """Run the recipe for the environment, both from the command line.
 
     Returns:
-        The exit status: 0, 1 for a failure, 130 if interrupted; where Terraform has taken over, its
-        own.
+        The exit status: 0, 1 after an error, 130 if interrupted. If Terraform replaced this
+        process, its own.
     """
     recipe, name = sys.argv[1:]
     try:
@@ -54,14 +54,14 @@ def _require_terraform() -> None:
 
 
 def run_terraform(recipe: str, environment: Environment) -> NoReturn:
-    """Plan, deploy or destroy an environment; Terraform asks before it changes anything.
+    """Plan, deploy or destroy an environment. Terraform asks before it changes anything.
 
     Args:
         recipe: `plan`, `deploy` or `destroy`.
-        environment: The environment to do that to.
+        environment: The environment.
 
     Raises:
-        DeploymentError: It was not done.
+        DeploymentError: A step before failed, or there are no credentials.
     """
     make_bundle()
     try:
@@ -70,43 +70,41 @@ def run_terraform(recipe: str, environment: Environment) -> NoReturn:
         _prepare("init", "-backend=false", "-input=false")
         _prepare("validate")
         raise DeploymentError(
-            "build/function.zip is made and infra/ is valid; the rest was skipped, since it needs "
-            f"Google Cloud. {error}"
+            f"Built build/function.zip and validated infra/. Skipped the rest. {error}"
         ) from error
     _open_state(environment)
     _hand_over(_SUBCOMMANDS[recipe], f"-var-file={environment.variables_file}")
 
 
 def make_state_bucket(environment: Environment) -> NoReturn:
-    """Make the bucket that holds an environment's state; Terraform asks before it does.
+    """Create the bucket for an environment's state. Terraform asks before.
 
     Args:
-        environment: The environment. Its backend file names the bucket.
+        environment: The environment, whose backend file names the bucket.
 
     Raises:
-        DeploymentError: It was not made.
+        DeploymentError: There are no credentials, or Terraform could not start.
     """
     find_credentials()
-    bucket = read_text_values(environment.backend_file.read_text())["bucket"]
     state = f"-backend-config=path={environment.name}.tfstate"
     _prepare("init", "-input=false", "-reconfigure", state, folder="bootstrap")
     _hand_over(
         "apply",
         f"-var=project_id={environment['project_id']}",
         f"-var=region={environment['region']}",
-        f"-var=state_bucket={bucket}",
+        f"-var=state_bucket={environment.state_bucket}",
         folder="bootstrap",
     )
 
 
 def show_settings(environment: Environment) -> NoReturn:
-    """Print the orchestrator's settings for a deployed environment, and nothing else.
+    """Print only the orchestrator's settings for a deployed environment, from its state.
 
     Args:
-        environment: The environment. Its settings are in its state.
+        environment: The environment.
 
     Raises:
-        DeploymentError: They are not known.
+        DeploymentError: There are no credentials, or the state could not be read.
     """
     find_credentials()
     _open_state(environment)
@@ -114,7 +112,7 @@ def show_settings(environment: Environment) -> NoReturn:
 
 
 def expected_settings(environment: Environment) -> dict[str, str]:
-    """The orchestrator's settings, as far as they are known before the environment is there.
+    """The orchestrator's settings for an environment, as far as they are known before it exists.
 
     Args:
         environment: The environment, deployed or not.
@@ -133,32 +131,31 @@ def expected_settings(environment: Environment) -> dict[str, str]:
 
 
 def _open_state(environment: Environment) -> None:
-    """Have Terraform use the environment's state."""
+    """Make Terraform use the environment's state."""
     backend = f"-backend-config={environment.backend_file}"
     try:
         _prepare("init", "-input=false", "-reconfigure", backend)
     except DeploymentError as error:
         raise DeploymentError(
-            f"{error} If the bucket for its state does not exist: uv run just bootstrap "
+            f"{error} If the bucket for the state does not exist, create it: uv run just bootstrap "
             f"{environment.name}"
         ) from error
 
 
 def _prepare(*command: str, folder: str = ".") -> None:
-    """Run Terraform in a folder of infra/; it speaks only if it fails."""
+    """Run Terraform in a folder of infra/, and print its output only if it fails."""
     done = subprocess.run(
         ["terraform", f"-chdir={INFRA / folder}", *command], stdout=subprocess.PIPE, check=False
     )
     if done.returncode != 0:
         sys.stderr.write(done.stdout.decode())
-        raise DeploymentError(f"terraform {command[0]} has failed.")
+        raise DeploymentError(f"terraform {command[0]} failed.")
 
 
 def _hand_over(*command: str, folder: str = ".") -> NoReturn:
-    """Become Terraform, in a folder of infra/.
+    """Replace this process with Terraform, in a folder of infra/.
 
-    So it is Terraform itself that is interrupted by Ctrl-C: it has to leave its state in order,
-    which takes longer than a program that has started another one waits for it.
+    Ctrl-C then interrupts Terraform itself, which can take its time to save its state.
     """
     os.execvp("terraform", ["terraform", f"-chdir={INFRA / folder}", *command])
 

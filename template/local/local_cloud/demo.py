@@ -1,11 +1,10 @@
-"""One materialization, from end to end, on this machine: `just demo`."""
+"""Materializes all assets once, end to end, on your machine: `just demo`."""
 
 import json
 import os
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,13 +27,13 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
-    """Run the demo; return the exit status."""
+    """Run the demo, and return the exit status."""
     started = time.monotonic()
     try:
         with interrupted_once(), temporary_folder() as folder:
             report = run_demo(folder)
     except KeyboardInterrupt:
-        console.print("Interrupted. All that was started has been stopped.")
+        console.print("Interrupted. All processes are stopped.")
         return 130
     except ProcessError as error:
         failed(f"{error}. Its output is above.")
@@ -43,17 +42,17 @@ def main() -> int:
         failed(str(error))
         return 1
     console.print(
-        f"Done in {time.monotonic() - started:.1f} s. All that was started has been stopped, and "
-        "its temporary folder is gone. [bold]uv run just dev[/bold] keeps its tables, in .local/."
+        f"Done in {time.monotonic() - started:.1f} s. All processes are stopped, and the temporary "
+        "folder is deleted. [bold]uv run just dev[/bold] keeps its tables in .local/."
     )
     return 1 if report["errors"] else 0
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
-    """Start the local cloud, materialize all assets, show what happened, stop the local cloud.
+    """Start the local cloud, materialize all assets, print the results, stop the local cloud.
 
     Args:
-        folder: Where to put the data lake, the report and Dagster's log.
+        folder: Where to store the data lake, the report and Dagster's log.
 
     Returns:
         The report of `local_cloud.materialize`.
@@ -75,7 +74,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
 
 
 def prepare_environments() -> None:
-    """Install what the function and Dagster need; nothing to do from the second time on."""
+    """Install the dependencies of the function and of Dagster."""
     for project in (CLOUD_FUNCTION, ORCHESTRATOR):
         console.print(f"Preparing {project.name} ...")
         run_to_end("uv sync", [UV, "sync"], environment={}, directory=project)
@@ -83,7 +82,7 @@ def prepare_environments() -> None:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is removed in the end, with all that the processes started here put aside."""
+    """A folder for this process and its children, which is deleted after the block."""
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         os.environ["TMPDIR"] = folder
         yield Path(folder)
@@ -91,57 +90,46 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Show that something is going on, and how long it took.
+    """Show that the block is running, and then how long it took.
 
     Args:
-        title: What is going on, in up to 40 characters.
+        title: What the block does, in up to 40 characters.
     """
     started = time.monotonic()
     if not console.is_terminal:
         console.print(f"{title} ...")
-    with console.status(f"{title} ..."):  # turns, where there is a terminal
+    with console.status(f"{title} ..."):  # a spinner, in a terminal
         yield
     console.print(f"{title:<40} {time.monotonic() - started:5.1f} s")
 
 
 def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
-    """Materialize all assets, in a process of the orchestrator's environment.
+    """Materialize all assets in a process of the orchestrator's environment.
 
     Args:
-        folder: Where to put the report and Dagster's log.
-        settings: The environment variables by which Dagster finds the function, its messages and
-            the data lake.
+        folder: Where to store the report and Dagster's log.
+        settings: The environment variables with the function's URL, the messages bucket and the
+            data lake.
 
     Returns:
         The report of `local_cloud.materialize`.
 
     Raises:
-        ProcessError: Dagster ended without a report.
+        ProcessError: Dagster failed before it wrote a report.
     """
     report = folder / "report.json"
-    command = [UV, "run", "python", "-m", "local_cloud.materialize", root_module(), str(report)]
+    command = [UV, "run", "python", "-m", "local_cloud.materialize", str(report)]
     log = folder / "dagster.log"
     with log.open("w") as output:
         try:
             run_to_end(
-                "Dagster",
-                command,
-                environment=settings,
-                directory=ORCHESTRATOR,
-                output=output,
+                "Dagster", command, environment=settings, directory=ORCHESTRATOR, output=output
             )
         except ProcessError:
             console.out(log.read_text())
             raise
     result: dict[str, Any] = json.loads(report.read_text())
     return result
-
-
-def root_module() -> str:
-    """The orchestrator's package, as `dg` knows it."""
-    configuration = tomllib.loads((ORCHESTRATOR / "pyproject.toml").read_text())
-    module: str = configuration["tool"]["dg"]["project"]["root_module"]
-    return module
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -153,27 +141,27 @@ def show(report: Mapping[str, Any]) -> None:
     for key, asset in report["assets"].items():
         title = f"\n{key}"
         if partitions := asset["partitions"]:
-            title += f", partition {partitions[-1]}, one of {len(partitions)} that were made"
+            title += f", partition {partitions[-1]} (of {len(partitions)} materialized)"
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
         table.add_row("data version", Text(str(asset["data_version"])))
         for name, value in asset["metadata"].items():
             table.add_row(name, Markdown(value) if name == "preview" else Text(value))
         console.print(table, soft_wrap=False)
-    console.print("\n[bold]Log, as it stands in Dagster[/bold]")
+    console.print("\n[bold]The log of the run in Dagster[/bold]")
     for level, message in report["logs"]:
         console.print(f"  {level:<8} {message}", markup=False)
     for check, passed in report["checks"]:
-        console.print(f"\nThe check {check} has {'passed' if passed else 'failed'}.", markup=False)
+        console.print(f"\nThe check {check} {'passed' if passed else 'failed'}.", markup=False)
     for error in report["errors"]:
         console.print()
         failed(error)
 
 
 def failed(reason: str) -> None:
-    """Print why something failed, as it stands: brackets in it are no markup.
+    """Print an error literally: brackets in it are not markup.
 
     Args:
-        reason: Why: a sentence or more.
+        reason: The error.
     """
     console.print(Text.assemble(("Failed: ", "red"), reason))
 

@@ -1,8 +1,8 @@
-"""Dagster's web page beside the local cloud, following edits: `just dev`.
+"""Dagster's web page and the local cloud, which reload when you edit: `just dev`.
 
-An edit of the function starts it anew; an edit of the definitions makes Dagster load them anew.
-Tables and runs are kept in `.local/`. Where `FUNCTION_URL` is set, by the environment or by
-`orchestrator/.env`, Dagster calls that function, and nothing but Dagster runs here.
+After an edit, the function restarts, or Dagster reloads its definitions. Tables and runs are kept
+in `.local/`. If `FUNCTION_URL` is set, in the environment or in `orchestrator/.env`, Dagster calls
+that function, and only Dagster runs on this machine.
 """
 
 import json
@@ -39,10 +39,10 @@ from watchfiles import PythonFilter, watch
 
 _KEPT = PROJECT / ".local"
 _CONFIGURATION = """\
-# Nothing is reported to Dagster's makers, and no e-mail address is asked for.
+# No telemetry, and no prompt for an e-mail address.
 telemetry: {enabled: false}
 nux: {enabled: false}
-# The daemon learns of mended definitions a moment after the web page: until then, a run waits.
+# After an edit, the daemon loads the definitions later than the web page. Runs wait for it.
 run_queue: {max_user_code_failure_retries: 15, user_code_failure_retry_delay: 2}
 """
 _RELOAD_DEFINITIONS = """
@@ -58,12 +58,12 @@ mutation {
 
 
 def main() -> int:
-    """Run until interrupted; return the exit status."""
+    """Run until interrupted, and return the exit status."""
     try:
         with interrupted_once(), ExitStack() as stack:
             run(stack)
     except KeyboardInterrupt:
-        console.print("\nAll that was started has been stopped.")
+        console.print("\nAll processes are stopped.")
     except ProcessError as error:
         failed(f"{error}. Its output is above.")
         return 1
@@ -74,10 +74,10 @@ def main() -> int:
 
 
 def run(stack: ExitStack) -> None:
-    """Start everything, to be stopped with `stack`, and follow edits until interrupted.
+    """Start everything, and reload after edits until interrupted.
 
     Args:
-        stack: Stops what was started, when it is closed.
+        stack: Stops all processes when it is closed.
     """
     settings = read_settings()
     prepare_environments()
@@ -98,34 +98,34 @@ def run(stack: ExitStack) -> None:
     console.print(f"\nDagster         {servers['Dagster']}")
     console.print(f"Cloud function  {settings['FUNCTION_URL']}")
     console.print(f"Data lake       {settings.get('LAKE_URI')}")
-    console.print("Edits are followed. Stop with Ctrl-C.\n")
+    console.print("Reloads when you edit. Press Ctrl-C to stop.\n")
     follow_edits(function, servers)
 
 
 def read_settings() -> dict[str, str]:
-    """The environment, under what `orchestrator/.env` sets: to Dagster, too, that goes first.
+    """The environment variables, overridden by `orchestrator/.env` as in Dagster.
 
     Raises:
-        SettingsError: The file would have the local function write to another lake than the local.
+        SettingsError: The file is meant for a deployed function, but does not name one.
     """
     file = {name: value or "" for name, value in dotenv_values(ORCHESTRATOR / ".env").items()}
     settings = {**os.environ, **file}
     if not settings.get("FUNCTION_URL") and (file.keys() & {"FUNCTION_URL", "LAKE_URI"}):
         raise SettingsError(
-            "orchestrator/.env names no function to call. Set FUNCTION_URL there to call a "
-            "deployed function; or remove FUNCTION_URL and LAKE_URI, to run it all on this machine."
+            "orchestrator/.env does not name the function to call. To call a deployed function, "
+            "set FUNCTION_URL there. To use the local cloud, remove FUNCTION_URL and LAKE_URI."
         )
     return settings
 
 
 class ReloadingFunction:
-    """The served cloud function, which can be started anew at the same URL.
+    """The served cloud function, which can restart at the same URL.
 
     Args:
-        storage: What `storage_emulator` yielded.
+        storage: The variables that `storage_emulator` yielded.
 
     Attributes:
-        settings: What `cloud_function` yielded.
+        settings: The variables that `cloud_function` yielded.
     """
 
     def __init__(self, storage: Mapping[str, str]) -> None:
@@ -144,21 +144,21 @@ class ReloadingFunction:
         self._running.close()
 
     def reload(self) -> None:
-        """Serve the function as its files are now; if that fails, say so and serve nothing."""
+        """Restart the function with its edited files; if that fails, print why."""
         self._running.close()
         try:
-            with step("The function was edited: starting it"):
+            with step("The function was edited: restarting"):
                 self._running.enter_context(cloud_function(self._storage, self._port))
         except ProcessError as error:
-            console.print(f"[red]{error}[/red]. It starts again with the next edit.")
+            console.print(f"[red]{error}[/red]. Edit it again to restart it.")
 
 
 @contextmanager
 def dagster(settings: Mapping[str, str]) -> Iterator[str]:
-    """Run `dg dev` while the block runs.
+    """Run `dg dev` during the block.
 
     Args:
-        settings: The orchestrator's settings, beside those in the environment and in `.env`.
+        settings: Settings in addition to those in the environment and in `.env`.
 
     Yields:
         The URL of the web page.
@@ -175,14 +175,14 @@ def dagster(settings: Mapping[str, str]) -> Iterator[str]:
 
 
 def follow_edits(function: ReloadingFunction | None, servers: Mapping[str, str]) -> None:
-    """Take each edit to where it belongs, for as long as all servers are there.
+    """Reload after each edit, until a server ends.
 
     Args:
-        function: The local function, if it is the one to call.
-        servers: The URLs of what runs beside it, `Dagster` among them, by what to call them.
+        function: The local function, or None if Dagster calls a deployed one.
+        servers: The URLs of the other servers by name, including `Dagster`.
 
     Raises:
-        ProcessError: A server has ended on its own.
+        ProcessError: A server ended.
     """
     of_definitions = (ORCHESTRATOR / "src", GCP_PIPES)
     of_function = (CLOUD_FUNCTION, GCP_PIPES)
@@ -195,7 +195,7 @@ def follow_edits(function: ReloadingFunction | None, servers: Mapping[str, str])
     ):
         for name, url in servers.items():
             if not is_listening(urlsplit(url).port or 80):
-                raise ProcessError(f"{name} has ended")
+                raise ProcessError(f"{name} ended")
         paths = [Path(path) for _, path in changes]
         if function is not None and _is_any_in(paths, of_function):
             function.reload()
@@ -208,7 +208,7 @@ def _is_any_in(paths: Iterable[Path], folders: Iterable[Path]) -> bool:
 
 
 def reload_definitions(dagster_url: str) -> None:
-    """Make Dagster load the definitions as their files are now, and say if it cannot.
+    """Reload Dagster's definitions, and print the errors in them.
 
     Args:
         dagster_url: The URL of the web page, without a slash at the end.
@@ -218,27 +218,26 @@ def reload_definitions(dagster_url: str) -> None:
         data=json.dumps({"query": _RELOAD_DEFINITIONS}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with step("The definitions were edited: loading them"):
+    with step("The definitions were edited: reloading"):
         try:
             with local_opener().open(request, timeout=60) as response:
-                problems = _problems(json.load(response))
+                errors = _errors(json.load(response))
         except OSError as error:
-            problems = [f"Dagster does not answer: {error}"]
-    for problem in problems:
+            errors = [f"Dagster does not respond: {error}"]
+    for message in errors:
         console.print("[red]Dagster could not load the definitions.[/red]")
-        console.print(problem.strip(), markup=False)
+        console.print(message.strip(), markup=False)
 
 
-def _problems(answer: dict[str, Any]) -> list[str]:
-    """What Dagster says is wrong with the query, the workspace, or a code location in it."""
-    workspace = (answer.get("data") or {}).get("reloadWorkspace", {})
+def _errors(response: dict[str, Any]) -> list[str]:
+    """The errors in the query, in the workspace, and in each code location."""
+    workspace = (response.get("data") or {}).get("reloadWorkspace", {})
     locations = [entry["locationOrLoadError"] for entry in workspace.get("locationEntries", [])]
-    places = [*answer.get("errors", []), workspace, *locations]
-    return [_innermost(place) for place in places if place and "message" in place]
+    places = [*response.get("errors", []), workspace, *locations]
+    return [_root_cause(place) for place in places if place and "message" in place]
 
 
-def _innermost(error: dict[str, Any]) -> str:
-    """What an error began with, which is what is to be mended."""
+def _root_cause(error: dict[str, Any]) -> str:
     return str([error, *error.get("causes", [])][-1]["message"])
 
 

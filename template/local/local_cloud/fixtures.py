@@ -1,9 +1,10 @@
-"""Fixtures of pytest: the local cloud, and what Dagster sends to a function.
+"""Pytest fixtures for the local cloud, and the Pipes context that Dagster sends to a function.
 
-The `pyproject.toml` of each project loads them, by `-p local_cloud.fixtures`.
+Each `pyproject.toml` loads them with `-p local_cloud.fixtures`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import pytest
 from dagster_pipes import PipesContextData
@@ -12,33 +13,38 @@ from local_cloud.cloud import local_cloud, storage_emulator
 
 @pytest.fixture(scope="session")
 def emulated_storage() -> Iterator[Mapping[str, str]]:
-    """Cloud Storage with the messages bucket; its settings are in the environment."""
-    with storage_emulator() as settings, pytest.MonkeyPatch.context() as environment:
-        for name, value in settings.items():
-            environment.setenv(name, value)
+    """Emulated Cloud Storage with the messages bucket; the environment has its settings."""
+    with storage_emulator() as settings, _environment(settings):
         yield settings
 
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
-    """The served function and Cloud Storage; their settings are in the environment.
+    """The served function and emulated Cloud Storage; the environment has their settings.
 
     Args:
-        tmp_path_factory: Makes the folder that is the data lake.
+        tmp_path_factory: Creates the folder for the data lake.
     """
     lake = tmp_path_factory.mktemp("lake")
-    with local_cloud(lake) as settings, pytest.MonkeyPatch.context() as environment:
-        for name, value in settings.items():
-            environment.setenv(name, value)
+    with local_cloud(lake) as settings, _environment(settings):
         yield settings
 
 
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables during the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
 def context_data(asset_keys: Sequence[str], partition_key: str | None = None) -> PipesContextData:
-    """What Dagster sends to a function that is to materialize assets, or a partition of them.
+    """The Pipes context that Dagster sends to a function to materialize assets.
 
     Args:
         asset_keys: The keys of the assets.
-        partition_key: The partition; None if there are none.
+        partition_key: The partition to materialize, if the assets have partitions.
     """
     return {
         "asset_keys": asset_keys,

@@ -1,7 +1,7 @@
-"""Materializes all assets once, and writes down what happened.
+"""Materializes all assets once, and writes a report for the demo.
 
-Runs in the orchestrator's environment: `python -m local_cloud.materialize PACKAGE REPORT`, with the
-orchestrator's package and the path of the JSON file to write. `demo` shows the report.
+Runs in the orchestrator's environment: `python -m local_cloud.materialize REPORT`, with the path of
+the JSON file to write.
 """
 
 import importlib
@@ -15,23 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from local_cloud.cloud import root_module
 
 _MOST_PARTITIONS = 3
 
 
 def materialize(package: str) -> dict[str, Any]:
-    """Materialize all assets on a Dagster instance of its own, kept in memory.
+    """Materialize all assets in a new Dagster instance, in memory.
 
-    Of partitioned assets, only the newest partitions are made; none where there is none yet.
+    Of partitioned assets, only the newest partitions are materialized.
 
     Args:
         package: The name of the orchestrator's package.
 
     Returns:
-        `seconds`, how long the runs took; `assets`, by their keys, each with the `partitions` that
-        were made, if it has any, and with the `data_version` and the `metadata` of the last one;
-        `logs`, pairs of level and message; `checks`, pairs of a check and whether it passed;
-        `errors`, why it failed, if it did.
+        `seconds`, the duration of the runs; `assets` by key, each with the materialized
+        `partitions`, and with the `data_version` and the `metadata` of the last one; `logs`, pairs
+        of level and message; `checks`, pairs of a name and whether the check passed; `errors`, the
+        messages of all failures.
     """
     definitions: dg.Definitions = importlib.import_module(f"{package}.definitions").defs()
     job = definitions.resolve_implicit_global_asset_job_def()
@@ -53,34 +54,34 @@ def materialize(package: str) -> dict[str, Any]:
 def runs(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> Iterator[tuple[list[dg.AssetKey], dict[str, Any]]]:
-    """The runs that materialize all assets, each with its assets and with its partitions.
+    """The runs that materialize all assets: for each, the assets and the partitions.
 
     The partitions are arguments of `execute_in_process`.
 
     Args:
-        definitions: All that the orchestrator defines.
-        instance: Knows the partitions that are added while Dagster runs.
+        definitions: The orchestrator's definitions.
+        instance: The instance that stores dynamic partitions.
     """
     graph = definitions.resolve_asset_graph()
     assets = [graph.get(key) for key in graph.toposorted_asset_keys]
     assets = [asset for asset in assets if asset.is_executable]
-    for partitions, alike in groupby(assets, key=lambda asset: asset.partitions_def):
-        group = list(alike)
-        selection = [asset.key for asset in group]
+    for partitions, group in groupby(assets, key=lambda asset: asset.partitions_def):
+        first, *others = group
+        selection = [asset.key for asset in (first, *others)]
         if partitions is None:
             yield selection, {}
         elif keys := partitions.get_partition_keys(dynamic_partitions_store=instance):
-            yield selection, newest(keys, group[0].backfill_policy)
+            yield selection, newest(keys, first.backfill_policy)
 
 
 def newest(
     partition_keys: Sequence[str], backfill_policy: dg.BackfillPolicy | None
 ) -> dict[str, Any]:
-    """The newest partitions, or the one, if a run of the asset can have no more.
+    """The newest partitions, or only one if a run of the asset cannot have more.
 
     Args:
-        partition_keys: All partitions of the asset, of which there is at least one.
-        backfill_policy: The asset's own; only by `single_run()` can a run have more than one.
+        partition_keys: All partitions of the asset: at least one.
+        backfill_policy: The asset's policy. Only with `single_run()` can a run have several.
 
     Returns:
         Arguments of `execute_in_process`: `partition_key`, or `tags` with a range.
@@ -97,22 +98,23 @@ def newest(
 
 
 def add(entry: dg.EventLogEntry, report: dict[str, Any]) -> None:
-    """Add to the report what an entry of the event log says.
+    """Add an entry of the event log to the report.
 
     Args:
         entry: An entry of a run's event log.
-        report: What `materialize` is to return, as far as it is known.
+        report: The report that `materialize` returns.
     """
     event = entry.dagster_event
     if event is None:
         report["logs"].append((logging.getLevelName(entry.level), entry.user_message))
     elif event.is_step_materialization:
-        made = event.step_materialization_data.materialization
-        asset = report["assets"].setdefault(made.asset_key.to_user_string(), {"partitions": []})
-        asset["data_version"] = (made.tags or {}).get("dagster/data_version")
-        asset["metadata"] = {name: _text(value) for name, value in made.metadata.items()}
-        if made.partition:
-            asset["partitions"].append(made.partition)
+        materialization = event.step_materialization_data.materialization
+        key = materialization.asset_key.to_user_string()
+        asset = report["assets"].setdefault(key, {"partitions": []})
+        asset["data_version"] = (materialization.tags or {}).get("dagster/data_version")
+        asset["metadata"] = {name: _text(value) for name, value in materialization.metadata.items()}
+        if materialization.partition:
+            asset["partitions"].append(materialization.partition)
     elif event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
         evaluation: Any = event.event_specific_data
         name = evaluation.asset_check_key.to_user_string()
@@ -128,10 +130,10 @@ def _text(value: dg.MetadataValue[Any]) -> str:
 
 
 def reason(event: dg.DagsterEvent) -> str:
-    """Why a step or a run failed: what its error began with, without the stack.
+    """The root cause of a failure, without its traceback.
 
     Args:
-        event: An event that tells of the failure.
+        event: The failure of a step or of a run.
     """
     data: Any = event.event_specific_data
     if (failure := getattr(data, "user_failure_data", None)) and failure.description:
@@ -143,4 +145,4 @@ def reason(event: dg.DagsterEvent) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(materialize(sys.argv[1])))
+    Path(sys.argv[1]).write_text(json.dumps(materialize(root_module())))

@@ -1,27 +1,27 @@
-"""Calls the function as Dagster does, with a task that does nothing: for `just doctor`.
+"""Calls the function from Dagster with a task that does nothing: for `just doctor`.
 
-Runs in the orchestrator's environment: `python -m local_cloud.ping PACKAGE`, with the
-orchestrator's package. Prints a JSON object: `token` and `round_trip`, each null, or what is wrong.
+Runs in the orchestrator's environment: `python -m local_cloud.ping`. Prints a JSON object with
+`token` and `round_trip`: an error, or null.
 """
 
 import importlib
 import json
-import sys
 
 import dagster as dg
+from local_cloud.cloud import root_module
 from local_cloud.materialize import reason
 
 from gcp_pipes.orchestrator.auth import CredentialsError, http_session
 
 
 def ping(package: str) -> dict[str, str | None]:
-    """Ask for an identity token; then call the function, and read its messages.
+    """Get an identity token; then call the function, and read its messages.
 
     Args:
         package: The name of the orchestrator's package.
 
     Returns:
-        `token` and `round_trip`, each None, or what is wrong.
+        `token` and `round_trip`: an error, or None.
     """
     settings = importlib.import_module(f"{package}.settings").Settings.from_environment()
     try:
@@ -36,13 +36,13 @@ def ping(package: str) -> dict[str, str | None]:
 
 
 def call_function(package: str) -> str | None:
-    """Call the function in a run of its own, kept in memory.
+    """Call the function in a run of its own, in memory.
 
     Args:
         package: The name of the orchestrator's package.
 
     Returns:
-        Why the run failed, or None.
+        The reason why the run failed, or None.
     """
     resources = importlib.import_module(f"{package}.defs.resources")
 
@@ -65,4 +65,4 @@ def call_function(package: str) -> str | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(ping(sys.argv[1])))
+    print(json.dumps(ping(root_module())))

@@ -1,4 +1,4 @@
-"""Starts processes and makes sure that they end."""
+"""Starts processes, and stops them with everything that they started."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from typing import IO
 
 _START_TIMEOUT = 120.0  # seconds
 _STOP_TIMEOUT = 5.0  # seconds
-_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-UV = os.environ.get("UV", "uv")  # `uv run` tells its children which uv it is
+UV = os.environ.get("UV", "uv")  # `uv run` sets it to its own path
 
 
 class ProcessError(Exception):
-    """A process did not start, or ended on its own."""
+    """A process did not start, or ended unexpectedly."""
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
+    """A free TCP port on 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -32,10 +32,10 @@ def free_port() -> int:
 
 
 def is_listening(port: int) -> bool:
-    """Whether something listens on a TCP port of this machine.
+    """True if a process listens on a TCP port of 127.0.0.1.
 
     Args:
-        port: The port on 127.0.0.1.
+        port: The port.
     """
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
@@ -51,17 +51,17 @@ def running(
     environment: Mapping[str, str],
     directory: Path | None = None,
 ) -> Iterator[None]:
-    """Run a server while the block runs, from when it listens on `port`.
+    """Start a server, wait until it listens on `port`, and stop it after the block.
 
     Args:
-        name: What to call the server in an error.
+        name: The name of the server in errors.
         command: The program and its arguments.
-        port: The port on 127.0.0.1 that the server will listen on.
-        environment: Variables to set beside those of this process.
-        directory: Where to run it.
+        port: The port on 127.0.0.1 that the server listens on.
+        environment: Variables in addition to those of this process.
+        directory: The working directory.
 
     Raises:
-        ProcessError: The server ended, or was silent for too long, before it listened.
+        ProcessError: The server ended or timed out before it listened.
     """
     with _process(command, environment, directory) as process:
         _wait_until_listening(name, process, port)
@@ -79,14 +79,14 @@ def run_to_end(
     """Run a program until it ends.
 
     Args:
-        name: What to call the program in an error.
+        name: The name of the program in errors.
         command: The program and its arguments.
-        environment: Variables to set beside those of this process.
-        directory: Where to run it.
-        output: Where its output goes; where that of this process goes if None.
+        environment: Variables in addition to those of this process.
+        directory: The working directory.
+        output: The file for its output. The default is the output of this process.
 
     Raises:
-        ProcessError: The program ended with another status than 0.
+        ProcessError: The program ended with a status other than 0.
     """
     with _process(command, environment, directory, output) as process:
         if status := process.wait():
@@ -100,11 +100,11 @@ def _process(
     directory: Path | None,
     output: IO[str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program while the block runs, at the most."""
+    """Start a program, and stop it after the block."""
     inherited = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     process = None
     try:
-        with _uninterrupted():
+        with _signals_delayed():
             process = subprocess.Popen(
                 command,
                 cwd=directory,
@@ -121,16 +121,16 @@ def _process(
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Put an interruption off until the end of the block.
+def _signals_delayed() -> Iterator[None]:
+    """Delay signals until the end of the block.
 
-    A process whose start it interrupts runs, but nobody knows of it, to stop it.
+    Otherwise a signal during the start of a process could leave it running, unknown to this one.
     """
-    if threading.current_thread() is not threading.main_thread():  # no signal comes to others
+    if threading.current_thread() is not threading.main_thread():  # only it receives signals
         yield
         return
     arrived: list[int] = []
-    with _interruptions_go_to(lambda number, _: arrived.append(number)):
+    with _signals_handled_by(lambda number, _: arrived.append(number)):
         yield
     for number in arrived:
         signal.raise_signal(number)
@@ -138,24 +138,24 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def interrupted_once() -> Iterator[None]:
-    """Let the first Ctrl-C, or request to end, interrupt the block, and ignore any further one.
+    """Raise KeyboardInterrupt at the first signal to end, and ignore all that follow.
 
-    What is to be stopped is then stopped, however often and by whichever way one is asked to.
+    Further signals then cannot interrupt the code that stops the processes.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in _INTERRUPTIONS:
+        for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    with _interruptions_go_to(interrupt):
+    with _signals_handled_by(interrupt):
         yield
 
 
 @contextmanager
-def _interruptions_go_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have all interruptions of the block handled by `handler`."""
-    previous = {number: signal.signal(number, handler) for number in _INTERRUPTIONS}
+def _signals_handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle all signals to end with `handler` during the block."""
+    previous = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -175,7 +175,7 @@ def _wait_until_listening(name: str, process: subprocess.Popen[bytes], port: int
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started: politely at first."""
+    """Stop the process and everything that it started: terminate, then kill."""
     _signal_group(process, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_TIMEOUT)
@@ -184,6 +184,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # Nobody is left to be signalled: Linux says so by the first error, macOS by the second.
+    # No process of the group is left: Linux raises the first error, macOS the second.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
