@@ -1,14 +1,14 @@
-# All buckets are closed to the public, and only IAM says who may do what in them.
+# All buckets are private. Access is controlled by IAM only, without access control lists.
 
-# One object a chunk of messages, from the function to Dagster.
+# The function's messages to Dagster, one object for each chunk.
 resource "google_storage_bucket" "messages" {
-  #checkov:skip=CKV_GCP_62:Logs of access would outgrow the messages.
-  #checkov:skip=CKV_GCP_78:An object is written once, and never replaced.
+  #checkov:skip=CKV_GCP_62:Access logs would be larger than the messages.
+  #checkov:skip=CKV_GCP_78:Objects are written once and never overwritten.
   name                        = var.messages_bucket
   location                    = var.region
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
-  force_destroy               = true # nothing in it is worth keeping
+  force_destroy               = true # messages are temporary
 
   lifecycle_rule {
     action {
@@ -20,16 +20,16 @@ resource "google_storage_bucket" "messages" {
   }
 
   soft_delete_policy {
-    retention_duration_seconds = 0 # what is deleted is gone, and no longer paid for
+    retention_duration_seconds = 0 # do not keep, or pay for, deleted messages
   }
 
   depends_on = [google_project_service.api]
 }
 
-# The tables. The bucket is not destroyed while there is anything in it.
+# The tables. Terraform does not destroy this bucket unless it is empty.
 resource "google_storage_bucket" "lake" {
-  #checkov:skip=CKV_GCP_62:Turn on Data Access audit logs where access has to be proven.
-  #checkov:skip=CKV_GCP_78:Delta tables keep their own versions; soft delete keeps what is deleted by mistake.
+  #checkov:skip=CKV_GCP_62:Turn on Data Access audit logs if you have to prove who read the data.
+  #checkov:skip=CKV_GCP_78:Delta tables have their own versions, and soft delete keeps deleted objects.
   name                        = var.lake_bucket
   location                    = var.region
   uniform_bucket_level_access = true
@@ -42,25 +42,25 @@ resource "google_storage_bucket" "lake" {
   depends_on = [google_project_service.api]
 }
 
-# The function's sources, one object a version: build/function.zip, under the name of its hash.
+# The function's source code: build/function.zip, one object for each version, named after its hash.
 resource "google_storage_bucket" "sources" {
-  #checkov:skip=CKV_GCP_62:Who deploys is in the audit log of the function.
-  #checkov:skip=CKV_GCP_78:An object is named for its content, and never replaced.
+  #checkov:skip=CKV_GCP_62:The function's audit log has all deployments.
+  #checkov:skip=CKV_GCP_78:Objects are named after their content and never overwritten.
   name                        = var.sources_bucket
   location                    = var.region
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
-  force_destroy               = true # it can be made again from the repository
+  force_destroy               = true # the bundles can be rebuilt from the repository
 
   depends_on = [google_project_service.api]
 }
 
-# Google copies the sources to a bucket of this name, and builds the function from there. It makes
-# the bucket at the first deployment of a function in a project, but without letting the account
-# that builds read it. To grant that, the bucket has to be here before.
+# Google copies the source code to a bucket of this name and builds the function from it. Google
+# would create the bucket at the first deployment in a project, but would not let the build account
+# read it. Terraform creates the bucket first, in order to grant that role.
 resource "google_storage_bucket" "builds" {
-  #checkov:skip=CKV_GCP_62:Google writes it, and the account that builds reads it.
-  #checkov:skip=CKV_GCP_78:The sources have a bucket of their own.
+  #checkov:skip=CKV_GCP_62:Only Google writes to it, and only the build account reads it.
+  #checkov:skip=CKV_GCP_78:All versions of the source code are in the bucket for sources.
   name                        = "gcf-v2-sources-${google_storage_bucket.sources.project_number}-${var.region}"
   location                    = var.region
   uniform_bucket_level_access = true

@@ -1,4 +1,4 @@
-# Checks infra/ without a cloud: `just check-infra`, which makes build/function.zip first.
+# Checks infra/ without a cloud. Run it by `just check-infra`, which first creates build/function.zip.
 set -eu
 cd "$(dirname "$0")"
 

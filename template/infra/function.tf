@@ -1,4 +1,4 @@
-# The cloud function, made of build/function.zip (`just bundle`).
+# The cloud function, built from build/function.zip, which `just bundle` creates.
 
 locals {
   bundle = "${path.module}/../build/function.zip"
@@ -10,16 +10,16 @@ resource "google_storage_bucket_object" "bundle" {
   source = local.bundle
 }
 
-# The images that are built of it.
+# The container images that Google builds from the bundle.
 resource "google_artifact_registry_repository" "images" {
-  #checkov:skip=CKV_GCP_84:Google's own keys encrypt it; the image holds no secret.
+  #checkov:skip=CKV_GCP_84:Google-managed keys are enough, since the images contain no secrets.
   repository_id = var.function_name
   description   = "Images of the cloud function ${var.function_name}"
   location      = var.region
   format        = "DOCKER"
 
   cleanup_policies {
-    id     = "keep-the-last-ones"
+    id     = "keep-latest"
     action = "KEEP"
     most_recent_versions {
       keep_count = 5
@@ -27,7 +27,7 @@ resource "google_artifact_registry_repository" "images" {
   }
 
   cleanup_policies {
-    id     = "delete-the-others"
+    id     = "delete-older"
     action = "DELETE"
     condition {
       older_than = "2592000s" # 30 days
@@ -38,9 +38,9 @@ resource "google_artifact_registry_repository" "images" {
 }
 
 resource "google_cloudfunctions2_function" "function" {
-  #checkov:skip=CKV_GCP_124:Dagster may run anywhere: who may call is decided by IAM, not by the network.
+  #checkov:skip=CKV_GCP_124:Dagster may run anywhere, so IAM controls access instead of the network.
   name        = var.function_name
-  description = "Does the work that Dagster orchestrates."
+  description = "Runs the tasks of Dagster assets."
   location    = var.region
 
   build_config {

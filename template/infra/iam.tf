@@ -1,9 +1,35 @@
-# Who may do what. Each role is given on one bucket, repository, service or account, and none on the
-# project. README.md has this as a table.
+# The service accounts and their roles. Each role is granted on one bucket, repository, service or
+# account, never on the project. README.md has a table of all roles.
+
+locals {
+  # An account ID has at most 30 characters.
+  account_prefix = trimsuffix(substr(var.function_name, 0, 17), "-")
+}
+
+resource "google_service_account" "function" {
+  account_id   = "${local.account_prefix}-function"
+  display_name = "Runs the cloud function ${var.function_name}"
+
+  depends_on = [google_project_service.api]
+}
+
+resource "google_service_account" "orchestrator" {
+  account_id   = "${local.account_prefix}-orchestrator"
+  display_name = "Dagster, which calls ${var.function_name}"
+
+  depends_on = [google_project_service.api]
+}
+
+resource "google_service_account" "build" {
+  account_id   = "${local.account_prefix}-build"
+  display_name = "Builds ${var.function_name}"
+
+  depends_on = [google_project_service.api]
+}
 
 resource "google_storage_bucket_iam_member" "function_creates_messages" {
   bucket = google_storage_bucket.messages.name
-  role   = "roles/storage.objectCreator" # it can neither read nor replace them
+  role   = "roles/storage.objectCreator" # can neither read nor overwrite messages
   member = google_service_account.function.member
 }
 
@@ -19,7 +45,7 @@ resource "google_storage_bucket_iam_member" "orchestrator_reads_messages" {
   member = google_service_account.orchestrator.member
 }
 
-# A function of the second generation is called as what it is: a service of Cloud Run.
+# A second-generation function is a Cloud Run service, and Cloud Run checks who may call it.
 resource "google_cloud_run_v2_service_iam_member" "orchestrator_calls_function" {
   name     = google_cloudfunctions2_function.function.name
   location = var.region

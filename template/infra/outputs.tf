@@ -4,12 +4,12 @@ output "function_url" {
 }
 
 output "orchestrator_service_account" {
-  description = "The account that Dagster has to run as."
+  description = "The service account that Dagster must run as."
   value       = google_service_account.orchestrator.email
 }
 
 output "settings" {
-  description = "The orchestrator's settings: the content of orchestrator/.env."
+  description = "Settings for Dagster, in the format of orchestrator/.env."
   value       = <<-EOT
     FUNCTION_URL=${google_cloudfunctions2_function.function.service_config[0].uri}
     FUNCTION_TIMEOUT=${var.function_timeout}

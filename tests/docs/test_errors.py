@@ -44,7 +44,7 @@ def messages() -> set[str]:
 def messages_elsewhere() -> set[str]:
     """The same, of Terraform's files and of the recipes."""
     template = TEMPLATE / "template"
-    terraform = "\n".join(file.read_text() for file in (template / "infra").glob("*.tf"))
+    terraform = "\n".join(file.read_text() for file in (template / "infra").glob("*.tf*"))
     texts = re.findall(r'error_message = "(.+)"', terraform)
     texts += re.findall(r'echo "(.+)"', (template / "justfile.jinja").read_text())
     sentences = [re.match(r".+?(?:[.](?= |$)|: (?=gh |glab )|$)", text) for text in texts]

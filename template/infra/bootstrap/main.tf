@@ -1,4 +1,5 @@
-# Makes the bucket that holds the state of an environment, once: `just bootstrap ENVIRONMENT`.
+# Creates the bucket for the Terraform state of an environment. Run it once, by
+# `just bootstrap ENVIRONMENT`.
 
 terraform {
   required_version = ">= 1.9, < 2"
@@ -10,7 +11,7 @@ terraform {
     }
   }
 
-  # On this machine, in ENVIRONMENT.tfstate: before the bucket, there is no other place.
+  # The state of this bucket itself is local, in ENVIRONMENT.tfstate.
   backend "local" {}
 }
 
@@ -25,7 +26,7 @@ variable "region" {
 }
 
 variable "state_bucket" {
-  description = "Name of the bucket, as environments/ENVIRONMENT.gcs.tfbackend has it."
+  description = "Name of the bucket. It must match environments/ENVIRONMENT.gcs.tfbackend."
   type        = string
 }
 
@@ -35,7 +36,7 @@ provider "google" {
 }
 
 resource "google_storage_bucket" "state" {
-  #checkov:skip=CKV_GCP_62:Who reads the state is in the audit log of Cloud Storage, once that is turned on.
+  #checkov:skip=CKV_GCP_62:Turn on Data Access audit logs if you have to prove who read the state.
   name                        = var.state_bucket
   location                    = var.region
   uniform_bucket_level_access = true

@@ -1,4 +1,4 @@
-# What a security review would ask of an environment: `just check-infra`, which needs no cloud.
+# Tests of security and settings. They run in `just check-infra`, without a cloud.
 
 mock_provider "google" {}
 
@@ -9,7 +9,7 @@ variables {
   lake_bucket        = "test-lake"
   messages_bucket    = "test-messages"
   sources_bucket     = "test-sources"
-  orchestrator_users = ["user:somebody@example.com"]
+  orchestrator_users = ["user:name@example.com"]
 }
 
 override_resource {
@@ -42,7 +42,7 @@ override_resource {
   values = { id = "repositories/people", name = "people" }
 }
 
-run "an_environment_that_says_no_more_than_it_has_to" {
+run "defaults" {
   # Buckets
 
   assert {
@@ -52,44 +52,44 @@ run "an_environment_that_says_no_more_than_it_has_to" {
         google_storage_bucket.sources, google_storage_bucket.builds,
       ] : bucket.uniform_bucket_level_access && bucket.public_access_prevention == "enforced"
     ])
-    error_message = "A bucket has access control lists, or may be made public."
+    error_message = "A bucket has access control lists, or can be made public."
   }
 
   assert {
     condition     = one(google_storage_bucket.messages.lifecycle_rule[0].action).type == "Delete"
-    error_message = "Messages are kept for ever."
+    error_message = "Messages are never deleted."
   }
 
   assert {
     condition     = google_storage_bucket.messages.soft_delete_policy[0].retention_duration_seconds == 0
-    error_message = "Deleted messages are kept, and paid for."
+    error_message = "Deleted messages are kept and billed."
   }
 
   assert {
     condition     = google_storage_bucket.lake.soft_delete_policy[0].retention_duration_seconds >= 7 * 24 * 60 * 60
-    error_message = "What is deleted from the lake by mistake cannot be brought back for a week."
+    error_message = "Objects deleted from the lake cannot be restored for a week."
   }
 
   assert {
     condition     = length(google_storage_bucket.lake.lifecycle_rule) == 0 && google_storage_bucket.lake.force_destroy != true
-    error_message = "Something deletes tables."
+    error_message = "Terraform or a lifecycle rule can delete tables."
   }
 
   assert {
     condition     = google_storage_bucket.builds.name == "gcf-v2-sources-123456789-us-east4"
-    error_message = "Google builds from a bucket of another name."
+    error_message = "The bucket does not have the name that Google builds from."
   }
 
   # The function
 
   assert {
     condition     = google_cloudfunctions2_function.function.service_config[0].max_instance_request_concurrency == 1
-    error_message = "Google Cloud would choose the concurrency."
+    error_message = "The function does not set its concurrency."
   }
 
   assert {
     condition     = google_cloudfunctions2_function.function.service_config[0].environment_variables["MESSAGES_BUCKET"] == "test-messages"
-    error_message = "The function does not know its messages bucket."
+    error_message = "The function does not get the name of its messages bucket."
   }
 
   assert {
@@ -102,7 +102,7 @@ run "an_environment_that_says_no_more_than_it_has_to" {
       google_cloudfunctions2_function.function.build_config[0].service_account == "accounts/build" &&
       google_cloudfunctions2_function.function.build_config[0].docker_repository == "repositories/people"
     )
-    error_message = "The function is not built by the account that builds, or not into its repository."
+    error_message = "The function is not built by the build account, or not into its repository."
   }
 
   # Roles
@@ -113,7 +113,7 @@ run "an_environment_that_says_no_more_than_it_has_to" {
       google_storage_bucket_iam_member.function_creates_messages.role == "roles/storage.objectCreator" &&
       google_storage_bucket_iam_member.function_creates_messages.member == "serviceAccount:function@test"
     )
-    error_message = "The function cannot create messages, or may do something else with them."
+    error_message = "The function cannot create messages, or has more rights on them."
   }
 
   assert {
@@ -122,7 +122,7 @@ run "an_environment_that_says_no_more_than_it_has_to" {
       google_storage_bucket_iam_member.function_uses_lake.role == "roles/storage.objectUser" &&
       google_storage_bucket_iam_member.function_uses_lake.member == "serviceAccount:function@test"
     )
-    error_message = "The function cannot read and write the lake, or may do more."
+    error_message = "The function cannot read and write the lake, or has more rights on it."
   }
 
   assert {
@@ -131,7 +131,7 @@ run "an_environment_that_says_no_more_than_it_has_to" {
       google_cloud_run_v2_service_iam_member.orchestrator_calls_function.role == "roles/run.invoker" &&
       google_cloud_run_v2_service_iam_member.orchestrator_calls_function.member == "serviceAccount:orchestrator@test"
     )
-    error_message = "The orchestrator cannot call the function, or somebody else can."
+    error_message = "The orchestrator cannot call the function, or another account can."
   }
 
   assert {
@@ -140,16 +140,16 @@ run "an_environment_that_says_no_more_than_it_has_to" {
       google_storage_bucket_iam_member.orchestrator_reads_messages.role == "roles/storage.objectViewer" &&
       google_storage_bucket_iam_member.orchestrator_reads_messages.member == "serviceAccount:orchestrator@test"
     )
-    error_message = "The orchestrator cannot read messages, or may do more."
+    error_message = "The orchestrator cannot read messages, or has more rights on them."
   }
 
   assert {
     condition = (
-      keys(google_service_account_iam_member.users_act_as_orchestrator) == ["user:somebody@example.com"] &&
-      google_service_account_iam_member.users_act_as_orchestrator["user:somebody@example.com"].role == "roles/iam.serviceAccountTokenCreator" &&
-      google_service_account_iam_member.users_act_as_orchestrator["user:somebody@example.com"].service_account_id == "accounts/orchestrator"
+      keys(google_service_account_iam_member.users_act_as_orchestrator) == ["user:name@example.com"] &&
+      google_service_account_iam_member.users_act_as_orchestrator["user:name@example.com"].role == "roles/iam.serviceAccountTokenCreator" &&
+      google_service_account_iam_member.users_act_as_orchestrator["user:name@example.com"].service_account_id == "accounts/orchestrator"
     )
-    error_message = "Not just orchestrator_users may act as the orchestrator, or as another account."
+    error_message = "Not only orchestrator_users can impersonate the orchestrator, or they can impersonate another account."
   }
 
   assert {
@@ -158,7 +158,7 @@ run "an_environment_that_says_no_more_than_it_has_to" {
       google_storage_bucket_iam_member.build_reads_sources.role == "roles/storage.objectViewer" &&
       google_storage_bucket_iam_member.build_reads_sources.member == "serviceAccount:build@test"
     )
-    error_message = "The account that builds cannot read the sources, or may do more."
+    error_message = "The build account cannot read the sources, or has more rights on them."
   }
 
   assert {
@@ -167,7 +167,7 @@ run "an_environment_that_says_no_more_than_it_has_to" {
       google_artifact_registry_repository_iam_member.build_writes_images.role == "roles/artifactregistry.writer" &&
       google_artifact_registry_repository_iam_member.build_writes_images.member == "serviceAccount:build@test"
     )
-    error_message = "The account that builds cannot write images, or may do more."
+    error_message = "The build account cannot write images, or has more rights on them."
   }
 
   # Outputs
@@ -181,11 +181,11 @@ run "an_environment_that_says_no_more_than_it_has_to" {
       GOOGLE_CLOUD_PROJECT=test-project
       IMPERSONATE_SERVICE_ACCOUNT=orchestrator@test
     EOT
-    error_message = "orchestrator/.env would not lead Dagster to the function."
+    error_message = "The settings for orchestrator/.env are wrong."
   }
 }
 
-run "an_environment_that_says_all" {
+run "all_variables_set" {
   variables {
     function_name          = "f23456789-123456-89-123456789-123456789-12345678"
     function_timeout       = 600
@@ -206,7 +206,7 @@ run "an_environment_that_says_all" {
       google_cloudfunctions2_function.function.service_config[0].max_instance_count == 3 &&
       google_cloudfunctions2_function.function.service_config[0].min_instance_count == 1
     )
-    error_message = "A variable does not reach the function."
+    error_message = "A variable is not passed to the function."
   }
 
   assert {
@@ -216,11 +216,11 @@ run "an_environment_that_says_all" {
 
   assert {
     condition     = google_service_account.orchestrator.account_id == "f23456789-123456-orchestrator"
-    error_message = "A long name makes the name of an account that Google refuses."
+    error_message = "A long function name makes an account ID that Google rejects."
   }
 }
 
-run "what_google_would_refuse" {
+run "invalid_values_are_rejected" {
   command = plan
 
   variables {
@@ -230,7 +230,7 @@ run "what_google_would_refuse" {
     messages_bucket    = "test-lake"
     messages_days      = 0
     function_timeout   = 3601
-    orchestrator_users = ["somebody@example.com"]
+    orchestrator_users = ["name@example.com"]
   }
 
   expect_failures = [

@@ -1,6 +1,6 @@
 mock_provider "google" {}
 
-run "the_state_is_private_and_can_be_brought_back" {
+run "state_is_private_and_versioned" {
   command = plan
 
   variables {
@@ -14,11 +14,11 @@ run "the_state_is_private_and_can_be_brought_back" {
       google_storage_bucket.state.uniform_bucket_level_access &&
       google_storage_bucket.state.public_access_prevention == "enforced"
     )
-    error_message = "The bucket has access control lists, or may be made public."
+    error_message = "The bucket has access control lists, or can be made public."
   }
 
   assert {
     condition     = google_storage_bucket.state.versioning[0].enabled
-    error_message = "A lost state cannot be brought back."
+    error_message = "Earlier versions of the state cannot be restored."
   }
 }
