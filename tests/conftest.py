@@ -27,6 +27,12 @@ ANSWER_SETS = sorted((TEMPLATE / "tests" / "template" / "answers").glob("*.yml")
 
 PARTS_WITH_ENVIRONMENTS = {"orchestrator", "cloud_function"}
 
+# How to install the programs that some tests need.
+INSTALL = {
+    "chromium": "On Debian: apt-get install chromium",
+    "terraform": "See https://developer.hashicorp.com/terraform/install",
+}
+
 Render = Callable[..., Path]
 Workshop = Callable[[Path], Path]
 
@@ -200,11 +206,30 @@ def run_transport_tests(project: Path) -> None:
     )
 
 
+def require_program(name: str, *alternatives: str) -> str:
+    """Return the path of an installed program, or skip the test.
+
+    In CI (`CI` is set), the test fails instead: a skip there would hide that tests did not run.
+
+    Args:
+        name: The program.
+        alternatives: Programs to use if the first is not installed.
+    """
+    for program in (name, *alternatives):
+        if path := shutil.which(program):
+            return path
+    reason = f"{' or '.join((name, *alternatives))} is not in PATH. {INSTALL[name]}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def initialize(infra: Path) -> None:
-    """Get Terraform's providers, or skip the test where there is no way to any."""
+    """Install Terraform's providers, or skip the test if they cannot be downloaded."""
+    require_program("terraform")
     status, printed = end("terraform", "init", "-backend=false", "-input=false", cwd=infra)
     if status != 0 and "Failed to query available provider packages" in printed:
-        pytest.skip("Terraform reaches neither a mirror of its providers nor their registry.")
+        pytest.skip("Terraform cannot download its providers: no registry or mirror is reachable.")
     assert status == 0, printed
 
 

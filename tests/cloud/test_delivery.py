@@ -1,5 +1,6 @@
-"""Continuous integration checks each change, and deploys it with no more rights than it needs."""
+"""CI checks each change and deploys it, with the least privileges."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import yaml
 from conftest import TEMPLATE, Render, run
 
 ZIZMOR = ("uv", "tool", "run", "--from=zizmor>=1.32,<2", "zizmor", "--offline", "--pedantic")
-CHECKS = ["check", "infra"]
 GITHUB: dict[str, dict[str, str]] = {
     "two environments": {},
     "one environment": {"environments": "solo"},
@@ -19,7 +19,7 @@ GITHUB: dict[str, dict[str, str]] = {
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A YAML file, without YAML's habit of taking `on` for true."""
+    """Read a YAML file as strings, so that the key `on` is not read as true."""
     loaded: dict[str, Any] = yaml.load(path.read_text(), yaml.BaseLoader)
     return loaded
 
@@ -47,13 +47,12 @@ def workflows(render: Render) -> list[dict[str, Any]]:
     ]
 
 
-def test_each_job_has_a_limit_and_no_right_that_it_does_not_need(render: Render) -> None:
+def test_each_job_has_a_timeout_and_the_least_privileges(render: Render) -> None:
     for workflow in workflows(render):
         assert workflow["permissions"] == {}
         assert workflow["concurrency"]["group"]
         for name, job in workflow["jobs"].items():
-            deploys = name.startswith("deploy-")
-            rights = {"contents": "read"} | ({"id-token": "write"} if deploys else {})
+            rights = {"contents": "read"} | ({"id-token": "write"} if name == "deploy" else {})
             assert job["permissions"] == rights
             assert int(job["timeout-minutes"]) <= 60
             for step in job["steps"]:
@@ -63,35 +62,50 @@ def test_each_job_has_a_limit_and_no_right_that_it_does_not_need(render: Render)
                     assert step["with"]["persist-credentials"] == "false"
 
 
+def deployments(job: dict[str, Any]) -> dict[str, list[str]]:
+    """The environments that a job deploys to, by the event that triggers it."""
+    environments = job["strategy"]["matrix"]["environment"]
+    if isinstance(environments, str):
+        found = re.fullmatch(
+            r"\${{ fromJSON\(github\.event_name == 'push' && '(.+)' \|\| '(.+)'\) }}", environments
+        )
+        assert found
+        return dict(zip(["push", "release"], map(json.loads, found.groups()), strict=True))
+    return {"push": environments}
+
+
 def test_a_push_deploys_to_the_first_environment_and_a_release_to_the_others_in_turn(
     render: Render,
 ) -> None:
     expected = {
-        "two environments": {"nprod": ("push", CHECKS), "prod": ("release", CHECKS)},
-        "one environment": {"solo": ("push", CHECKS)},
-        "three environments": {
-            "dev": ("push", CHECKS),
-            "test": ("release", CHECKS),
-            "live": ("release", "deploy-test"),
-        },
-        "no infrastructure": {},
+        "two environments": {"push": ["nprod"], "release": ["prod"]},
+        "one environment": {"push": ["solo"]},
+        "three environments": {"push": ["dev"], "release": ["test", "live"]},
     }
-    for name, answers in GITHUB.items():
-        jobs = load(render(answers) / ".github" / "workflows" / "ci.yml")["jobs"]
-        deployments = {
-            job["environment"]: (job["if"].split("'")[1], job["needs"])
-            for key, job in jobs.items()
-            if key.startswith("deploy-")
-        }
-        assert deployments == expected[name]
+    for name, by_event in expected.items():
+        workflow = load(render(GITHUB[name]) / ".github" / "workflows" / "ci.yml")
+        job = workflow["jobs"]["deploy"]
+        assert deployments(job) == by_event
+        assert {"push", "pull_request"} | by_event.keys() == workflow["on"].keys()
+        assert set(re.findall(r"'(\w+)'", job["if"])) == by_event.keys()
+        assert job["needs"] == ["check", "infra"]
+        assert (job["strategy"]["max-parallel"], job["strategy"]["fail-fast"]) == ("1", "true")
+        assert job["environment"] == "${{ matrix.environment }}"
 
 
-def test_a_deployment_is_not_broken_off_by_the_next_one(render: Render) -> None:
-    jobs = load(render() / ".github" / "workflows" / "ci.yml")["jobs"]
+def test_without_infrastructure_nothing_is_deployed(render: Render) -> None:
+    github = load(render(GITHUB["no infrastructure"]) / ".github" / "workflows" / "ci.yml")
+    gitlab = render({"ci": "gitlab", "iac": "none"}) / ".gitlab-ci.yml"
 
-    for environment in ("nprod", "prod"):
-        concurrency = jobs[f"deploy-{environment}"]["concurrency"]
-        assert concurrency == {"group": f"deploy-{environment}", "cancel-in-progress": "false"}
+    assert github["jobs"].keys() == {"check"}
+    assert "deploy" not in gitlab.read_text()
+
+
+def test_a_newer_run_does_not_cancel_a_deployment(render: Render) -> None:
+    job = load(render() / ".github" / "workflows" / "ci.yml")["jobs"]["deploy"]
+
+    group = "deploy-${{ matrix.environment }}"
+    assert job["concurrency"] == {"group": group, "cancel-in-progress": "false"}
 
 
 def test_gitlab_does_the_same(render: Render) -> None:
@@ -106,10 +120,6 @@ def test_gitlab_does_the_same(render: Render) -> None:
     assert pipeline[".deploy"]["interruptible"] == "false"
     assert pipeline[".deploy"]["resource_group"] == "$CI_ENVIRONMENT_NAME"
     assert pipeline["infra"]["script"] == ["sh infra/check.sh"]
-
-
-def test_without_infrastructure_nothing_is_deployed(render: Render) -> None:
-    assert "deploy" not in (render({"ci": "gitlab", "iac": "none"}) / ".gitlab-ci.yml").read_text()
 
 
 def test_new_versions_are_taken_after_a_week(render: Render) -> None:

@@ -1,6 +1,7 @@
-"""Deployments: new code is served, or the previous version goes on serving."""
+"""A deployment updates the function's code, or the old version keeps serving requests."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Render, end, fail, initialize, replace, run
-from google_stand_ins import DAGSTER, Google, Request, Response, Serve, google_stand_ins
+from conftest import Render, end, fail, initialize, replace, require_program, run
+from google_stand_ins import DAGSTER, Response, Google, Request, Serve, google_stand_ins
 
 PROVIDER = "projects/1/locations/global/workloadIdentityPools/people-github/providers/github"
+TOKEN_HOST = "pipelines.actions.githubusercontent.com"
 FUNCTION = "/v2/projects/my-gcp-project/locations/europe-west4/functions/my-data-platform"
 
 
 @dataclass
 class Cloud:
-    """A fake of the function in Google Cloud, and of the bucket with its sources.
+    """The function and the bucket for its source code.
 
     Attributes:
-        states: The function after an update, for each request.
-        rejection: The response to an update, if it is rejected.
-        stored: The sources by name.
+        states: The states of the function after its update, one for each request.
+        rejection: The error response to an update, if any.
+        stored: The uploaded bundles by their names.
         requests: All requests.
     """
 
@@ -43,7 +45,7 @@ class Cloud:
         return Response(200, {"name": name})
 
     def functions(self, request: Request) -> Response:
-        """Return the function, or start an update."""
+        """Describe the function, or start to update it."""
         self.requests.append(request)
         if request.method == "PATCH":
             if self.rejection is not None:
@@ -52,6 +54,30 @@ class Cloud:
             return Response(200, {"name": "operations/any"})
         self.function = next(self.updates, self.function)
         return Response(200, self.function)
+
+
+# What google-github-actions/auth writes.
+GITHUB_CREDENTIALS = {
+    "type": "external_account",
+    "audience": f"//iam.googleapis.com/{PROVIDER}",
+    "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+    "token_url": "https://sts.googleapis.com/v1/token",
+    "service_account_impersonation_url": (
+        "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/"
+        f"{DAGSTER}:generateAccessToken"
+    ),
+    "credential_source": {
+        "url": f"https://{TOKEN_HOST}/token?audience=https://iam.googleapis.com/{PROVIDER}",
+        "headers": {"Authorization": "Bearer of-a-job"},
+        "format": {"type": "json", "subject_token_field_name": "value"},
+    },
+}
+GITLAB = {
+    "DEPLOYER_SERVICE_ACCOUNT": DAGSTER,
+    "GOOGLE_APPLICATION_CREDENTIALS": "",
+    "ID_TOKEN": "proof",
+    "WORKLOAD_IDENTITY_PROVIDER": PROVIDER,
+}
 
 
 def active(build: str, **more: Any) -> dict[str, Any]:
@@ -65,8 +91,9 @@ def cloud() -> Cloud:
 
 @pytest.fixture
 def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
-    """Replacements of Google's servers, with the environment of a job in continuous integration."""
+    """Stand-ins for Google's servers, with the environment of a job in GitHub Actions."""
     hosts: dict[str, Serve] = {
+        TOKEN_HOST: issue_token,
         "storage.googleapis.com": cloud.storage,
         "cloudfunctions.googleapis.com": cloud.functions,
     }
@@ -74,24 +101,30 @@ def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
         google.hosts = hosts
         google.settings |= {
             "CI": "true",
-            "DEPLOYER_SERVICE_ACCOUNT": DAGSTER,
-            "ID_TOKEN": "proof",
-            "UV_OFFLINE": "true",  # the proxy serves no packages
-            "WORKLOAD_IDENTITY_PROVIDER": PROVIDER,
+            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "gha-creds.json"),
+            "UV_OFFLINE": "true",  # the proxy has no packages
         }
+        (tmp_path / "gha-creds.json").write_text(json.dumps(GITHUB_CREDENTIALS))
         yield google
+
+
+def issue_token(request: Request) -> Response:
+    """Issue the ID token of a job in GitHub Actions."""
+    if request.bearer != "of-a-job":
+        return Response(401)
+    return Response(200, {"value": "proof"})
 
 
 @pytest.fixture(scope="module")
 def project(render: Render) -> Path:
-    """A project that continuous integration may deploy to nprod."""
+    """A project that CI may deploy to nprod."""
     project = render()
     run("uv", "run", "just", cwd=project)
     run("uv", "lock", cwd=project / "cloud_function")
     replace(
         project / "infra" / "environments" / "nprod.tfvars",
-        '# github_repository = { id = "", owner_id = "" }',
-        'github_repository = { id = "1", owner_id = "2" }',
+        '# git_repository = { id = "", owner_id = "" }',
+        'git_repository = { id = "1", owner_id = "2" }',
     )
     return project
 
@@ -125,10 +158,13 @@ def test_the_deployer_uploads_the_bundle_and_waits_until_it_is_served(
     }
 
 
-def test_the_deployer_has_no_key(project: Path, google: Google, cloud: Cloud) -> None:
+@pytest.mark.parametrize("settings", [{}, GITLAB], ids=["github", "gitlab"])
+def test_the_deployer_has_no_key(
+    settings: dict[str, str], project: Path, google: Google, cloud: Cloud
+) -> None:
     cloud.states = [active("new")]
 
-    deploy(project, google)
+    assert deploy(project, google, **settings).startswith("0 ")
 
     exchange, impersonation = google.token_requests
     assert exchange.host == "sts.googleapis.com"
@@ -138,7 +174,20 @@ def test_the_deployer_has_no_key(project: Path, google: Google, cloud: Cloud) ->
     assert {request.bearer for request in cloud.requests} == {"of-an-account"}
 
 
-def test_an_uploaded_bundle_is_not_uploaded_again(
+def test_a_repository_that_may_not_deploy_gets_an_error(project: Path, google: Google) -> None:
+    reason = "The given credential is rejected by the attribute condition."
+    rejection = Response(400, {"error": "unauthorized_client", "error_description": reason})
+    google.hosts["sts.googleapis.com"] = lambda request: rejection
+
+    printed = deploy(project, google, GOOGLE_CLOUD_PROJECT="")
+
+    assert printed.startswith("1 ")
+    assert "Not deployed: " in printed
+    assert reason in printed
+    assert "Traceback" not in printed
+
+
+def test_an_existing_bundle_is_not_uploaded_twice(
     project: Path, google: Google, cloud: Cloud
 ) -> None:
     cloud.states = [active("new")]
@@ -155,26 +204,26 @@ def test_an_uploaded_bundle_is_not_uploaded_again(
     [
         (
             active("old", stateMessages=[{"severity": "ERROR", "message": "No matching version."}]),
-            "The previous version goes on serving. No matching version.",
+            "The previous version keeps serving requests. No matching version.",
         ),
         (
             {"state": "FAILED", "stateMessages": [{"severity": "ERROR", "message": "No port."}]},
-            "The function is not served. No port.",
+            "The function serves no requests. No port.",
         ),
     ],
 )
-def test_a_failed_build_fails_the_deployment_with_the_reason(
-    state: dict[str, Any], error: str, project: Path, google: Google, cloud: Cloud
+def test_a_failed_build_is_an_error_that_says_which_version_serves(
+    state: dict[str, Any], says: str, project: Path, google: Google, cloud: Cloud
 ) -> None:
     cloud.states = [state]
 
     printed = deploy(project, google)
 
     assert printed.startswith("1 ")
-    assert f"Not deployed: {error}" in printed
+    assert f"Not deployed: {says}" in printed
 
 
-def test_a_request_is_retried_after_a_temporary_error(
+def test_a_request_is_retried_after_a_server_error(
     project: Path, google: Google, cloud: Cloud
 ) -> None:
     responses = iter([Response(503), Response(500), Response(429)])
@@ -186,21 +235,25 @@ def test_a_request_is_retried_after_a_temporary_error(
     assert deploy(project, google).startswith("0 ")
 
 
-def test_an_error_of_google_is_printed(project: Path, google: Google, cloud: Cloud) -> None:
+def test_an_error_of_google_is_shown(project: Path, google: Google, cloud: Cloud) -> None:
     message = "Permission 'cloudfunctions.functions.update' denied."
     cloud.rejection = Response(403, {"error": {"message": message}})
 
     assert f"Not deployed: {message}" in deploy(project, google)
 
 
-def test_a_deployment_needs_an_environment_and_credentials(project: Path, google: Google) -> None:
-    skipped = deploy(project, google, "prod")
-    assert skipped.startswith("0 Skipped: infra/environments/prod.tfvars names no repository")
-    assert "set without ID_TOKEN. See infra/README.md" in deploy(project, google, ID_TOKEN="")
-    unknown = deploy(project, google, "staging")
-    assert "no environment 'staging' in infra/environments. There are: nprod, prod." in unknown
+def test_missing_settings_are_reported(project: Path, google: Google) -> None:
+    assert deploy(project, google, "prod").startswith(
+        "0 Skipped: CI cannot deploy to prod, because"
+    )
+    assert "not ID_TOKEN. See infra/README.md" in deploy(
+        project, google, **{**GITLAB, "ID_TOKEN": ""}
+    )
+    assert "no environment 'staging' in infra/environments: nprod, prod" in deploy(
+        project, google, "staging"
+    )
     google.settings |= {"NO_GCE_CHECK": "true", "GCE_METADATA_HOST": "", "GCE_METADATA_IP": ""}
-    nobody = deploy(project, google, WORKLOAD_IDENTITY_PROVIDER="")
+    nobody = deploy(project, google, GOOGLE_APPLICATION_CREDENTIALS="")
     assert nobody.startswith("1 ")
     assert "You are not logged in to Google Cloud. Run: gcloud auth application-def" in nobody
     assert google.token_requests == []
@@ -226,7 +279,7 @@ def test_a_syntax_error_in_an_environment_is_reported_by_its_line(
 
 
 @pytest.mark.parametrize("recipe", ["bootstrap", "plan", "deploy", "destroy", "settings"])
-def test_terraform_recipes_need_terraform_and_an_environment(
+def test_recipes_for_terraform_need_terraform_and_an_environment(
     recipe: str, project: Path, tmp_path: Path
 ) -> None:
     for program in ("uv", "sh"):
@@ -242,7 +295,7 @@ def test_terraform_recipes_need_terraform_and_an_environment(
 
 
 @pytest.mark.parametrize("recipe", ["plan", "deploy", "destroy"])
-def test_without_a_login_terraform_validates_infra(
+def test_without_a_login_terraform_only_validates(
     recipe: str, project: Path, tmp_path: Path
 ) -> None:
     initialize(project / "infra")
@@ -256,6 +309,7 @@ def test_without_a_login_terraform_validates_infra(
 
 @pytest.mark.parametrize("recipe", ["bootstrap", "settings"])
 def test_recipes_that_need_a_login_say_so(recipe: str, project: Path, tmp_path: Path) -> None:
+    require_program("terraform")
     nobody = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
 
     printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=nobody)

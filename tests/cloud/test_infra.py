@@ -1,4 +1,4 @@
-"""infra/ is valid and tested, and gives no right that its page does not name."""
+"""infra/ is valid, passes its own tests, and grants only the roles that its README lists."""
 
 import json
 import re
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from conftest import Render, initialize, replace, run
 
-# All that changes what is rendered for Terraform; each list of environments stands for its length.
+# The answers that change the Terraform files. Environments only matter by their number.
 COMBINATIONS: dict[str, dict[str, str]] = {
     "github": {},
     "gitlab": {"ci": "gitlab", "environments": "dev, test, live"},
     "none": {"ci": "none", "environments": "solo"},
 }
 
-# Makes every value known that a binding has.
+# Gives each binding known values.
 PLAN = """
 mock_provider "google" {}
 
@@ -27,7 +27,7 @@ variables {
   sources_bucket  = "the-sources"
   function_name   = "the-function"
 
-  orchestrator_users = ["user:somebody@example.com"]
+  orchestrator_users = ["user:name@example.com"]
   FEDERATION
 }
 
@@ -51,11 +51,7 @@ override_resource {{
   values = {{ name = "the-account-{name}", member = "serviceAccount:{name}" }}
 }}
 """
-FEDERATIONS = {
-    "github": 'github_repository = { id = "1", owner_id = "2" }',
-    "gitlab": 'gitlab_project = { id = "1", namespace_id = "2" }',
-    "none": "",
-}
+FEDERATION = 'git_repository = { id = "1", owner_id = "2" }'
 RESOURCES = {
     "the-lake": "bucket `lake`",
     "the-messages": "bucket `messages`",
@@ -73,7 +69,7 @@ GIVES_RIGHTS = re.compile("_iam_(member|binding|policy)$|_acl$|_access_control$"
 
 @dataclass(frozen=True)
 class Binding:
-    """Who has which role on what, in the words of infra/README.md."""
+    """A role of an account on a resource, in the words of infra/README.md."""
 
     who: str
     role: str
@@ -89,7 +85,7 @@ def ci(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def project(ci: str, render: Render) -> Path:
-    """A project with Terraform, with its providers and the function's bundle."""
+    """A project with Terraform's providers and the function's bundle."""
     project = render(COMBINATIONS[ci])
     initialize(project / "infra")
     run("uv", "lock", cwd=project / "cloud_function")
@@ -98,14 +94,14 @@ def project(ci: str, render: Render) -> Path:
 
 
 def apply(infra: Path, ci: str, environment: str) -> Iterator[dict[str, Any]]:
-    """Plan an environment, and apply the plan to a cloud that takes everything."""
+    """Apply an environment with a mock provider, and yield its resources."""
     accounts = re.findall(
         r'^resource "google_service_account" "(\w+)"', all_of(infra), re.MULTILINE
     )
     folder = infra / "planned"
     folder.mkdir(exist_ok=True)
     (folder / "plan.tftest.hcl").write_text(
-        PLAN.replace("FEDERATION", FEDERATIONS[ci]).replace(
+        PLAN.replace("FEDERATION", "" if ci == "none" else FEDERATION).replace(
             "OVERRIDES", "".join(ACCOUNT.format(name=name) for name in accounts)
         )
     )
@@ -127,7 +123,7 @@ def bindings(infra: Path, ci: str, environment: str) -> set[Binding]:
     """Every binding of an environment.
 
     Raises:
-        AssertionError: One is not on a single bucket, repository, function or account.
+        AssertionError: A binding is not on a single bucket, repository, function or account.
     """
     found = set()
     for resource in apply(infra, ci, environment):
@@ -141,13 +137,13 @@ def who(resource: dict[str, Any]) -> str:
     member: str = resource["values"]["member"]
     if member.startswith("principalSet://"):
         return "github" if "repository_id" in member else "gitlab"
-    if member == "user:somebody@example.com":
+    if member == "user:name@example.com":
         return "orchestrator_users"
     return member.removeprefix("serviceAccount:")
 
 
 def on(kind: str, values: dict[str, Any]) -> str:
-    """What a binding is on."""
+    """The resource of a binding."""
     match kind:
         case "google_storage_bucket_iam_member":
             return RESOURCES[values["bucket"]]
@@ -192,7 +188,7 @@ def test_checkov_finds_nothing_and_each_skip_has_a_reason(project: Path) -> None
     assert all(re.match(r":\S+ .*\.$", reason) for _, reason in skips)
 
 
-def test_each_environment_has_the_documented_bindings_and_no_other(project: Path, ci: str) -> None:
+def test_each_environment_has_exactly_the_documented_bindings(project: Path, ci: str) -> None:
     infra = project / "infra"
     environments = [path.stem for path in (infra / "environments").glob("*.tfvars")]
     assert len(environments) == len(COMBINATIONS[ci].get("environments", "nprod, prod").split(", "))
@@ -231,7 +227,7 @@ def test_a_binding_on_the_project_is_found(github_infra: Path) -> None:
 def test_a_binding_that_is_not_documented_is_found(github_infra: Path) -> None:
     replace(
         github_infra / "iam.tf",
-        '"roles/storage.objectCreator" # it can neither read nor replace them',
+        '"roles/storage.objectCreator" # can neither read nor overwrite messages',
         '"roles/storage.objectAdmin"',
     )
 

@@ -1,11 +1,9 @@
 """A browser, as the tests of Dagster's web page and the pictures of the guide use it."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
+from conftest import require_program
 from dev import PATIENCE
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -20,15 +18,8 @@ _OPTIONS = [
 
 @contextmanager
 def open_page(width: int = 1280, height: int = 900) -> Iterator[Page]:
-    """Open a blank page in Debian's Chromium, or in another one that is installed.
-
-    Where there is none, a test is skipped; it fails where continuous integration forgot it.
-    """
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        if os.environ.get("CI"):
-            pytest.fail("There is no Chromium: .ci/run has to install it.")
-        pytest.skip("There is no Chromium. On Debian: apt-get install chromium")
+    """Open a blank page in Chromium or Chrome, or skip the test if neither is installed."""
+    chromium = require_program("chromium", "google-chrome")
     expect.set_options(timeout=1_000 * PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=_OPTIONS)

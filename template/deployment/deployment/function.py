@@ -1,8 +1,7 @@
 """Deploys new code to the function of an environment: `just deploy-function ENVIRONMENT`.
 
-Continuous integration runs it. It needs only the permissions of the deployer: to upload a bundle,
-and to update this one function. The previous version goes on serving while a new version is built,
-and if the build fails.
+CI runs this. It only needs the roles of the deployer: to upload a bundle and to update this one
+function. The old version keeps serving requests until the new one is built, or if its build fails.
 """
 
 import os
@@ -17,30 +16,31 @@ from deployment.errors import DeploymentError
 from deployment.google import SCOPES, GoogleApi, GoogleError, find_credentials
 from google.auth import identity_pool
 from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError
 
 _LONGEST_DEPLOYMENT = 20 * 60.0  # seconds; one takes about two minutes
-_INTERVAL = 5.0  # seconds between two polls
+_INTERVAL = 5.0  # seconds between two requests for the state of the function
 
 
 def main() -> int:
     """Deploy to the environment on the command line.
 
     Returns:
-        The exit status: 0 on success, or if continuous integration may not deploy to the
-        environment yet; 1 after an error; 130 if interrupted.
+        The exit status: 0, also if CI may not deploy to the environment yet; 1 for a failure; 130
+        if interrupted.
     """
     try:
         environment = find_environment(sys.argv[1])
         if os.environ.get("CI") and not environment.is_federated:
             print(
-                f"Skipped: infra/environments/{environment.name}.tfvars names no repository that "
-                f"may deploy to {environment.name}. See infra/README.md."
+                f"Skipped: CI cannot deploy to {environment.name}, because git_repository is not "
+                f"set in infra/environments/{environment.name}.tfvars. See infra/README.md."
             )
             return 0
         bundle = make_bundle()
         with closing(GoogleApi(deployer_credentials())) as api:
             deploy_function(api, environment, bundle)
-    except DeploymentError as error:
+    except (DeploymentError, GoogleAuthError) as error:
         print(f"Not deployed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -51,15 +51,15 @@ def main() -> int:
 
 
 def deploy_function(api: GoogleApi, environment: Environment, bundle: Bundle) -> None:
-    """Upload the bundle, update the function, and wait until the new version is served.
+    """Upload the bundle, update the function, and wait until it serves the new code.
 
     Args:
-        api: A client with the permissions of the deployer.
+        api: Sends the requests, with the credentials of the deployer or of a user with its roles.
         environment: The environment to deploy to. Its function must exist.
         bundle: The new code.
 
     Raises:
-        DeploymentError: The deployment failed.
+        DeploymentError: The function does not serve the new code.
     """
     url = function_url(environment)
     before = api.request("GET", url)
@@ -75,10 +75,10 @@ def deploy_function(api: GoogleApi, environment: Environment, bundle: Bundle) ->
 
 
 def deployer_credentials() -> Credentials:
-    """The deployer's credentials in continuous integration, else the application default ones.
+    """Return the application default credentials, or exchange the ID token of the CI job.
 
-    Continuous integration has an identity token that names the repository. Google Cloud exchanges
-    it for an access token of the deployer, by workload identity federation.
+    Where the CI job only has an ID token, `WORKLOAD_IDENTITY_PROVIDER` is set, and workload
+    identity federation exchanges the token for credentials of the deployer.
 
     Raises:
         DeploymentError: There are no credentials.
@@ -89,8 +89,8 @@ def deployer_credentials() -> Credentials:
     needed = ("ID_TOKEN", "DEPLOYER_SERVICE_ACCOUNT")
     if missing := [name for name in needed if not os.environ.get(name)]:
         raise DeploymentError(
-            f"WORKLOAD_IDENTITY_PROVIDER is set without {' and '.join(missing)}. See "
-            "infra/README.md."
+            f"WORKLOAD_IDENTITY_PROVIDER is set, but not {' and '.join(missing)}. "
+            "See infra/README.md."
         )
     account = os.environ["DEPLOYER_SERVICE_ACCOUNT"]
     return identity_pool.Credentials(
@@ -112,7 +112,7 @@ class _IdToken(identity_pool.SubjectTokenSupplier):
 
 
 def function_url(environment: Environment) -> str:
-    """The URL of the environment's function in Google Cloud's API.
+    """Return the URL of the function in the Cloud Functions API.
 
     Args:
         environment: The environment of the function.
@@ -124,7 +124,7 @@ def function_url(environment: Environment) -> str:
 
 
 def _upload(api: GoogleApi, bundle: Bundle, *, bucket: str, object: str) -> None:
-    """Upload the bundle, unless an object of its name exists: the name is its hash."""
+    """Upload the bundle unless it exists. Its name contains its hash."""
     try:
         api.request(
             "POST",
@@ -140,8 +140,8 @@ def _upload(api: GoogleApi, bundle: Bundle, *, bucket: str, object: str) -> None
 def _wait_until_served(api: GoogleApi, url: str, previous_build: str | None) -> None:
     """Wait until the function serves a new build.
 
-    The deployer may not read the operation, which belongs to the project. So this polls the
-    function, which names its last deployed build.
+    This does not poll the operation of the update, because operations belong to the project, where
+    the deployer has no role. The function has the ID of the last deployed build.
     """
     deadline = time.monotonic() + _LONGEST_DEPLOYMENT
     while time.monotonic() < deadline:
@@ -150,23 +150,24 @@ def _wait_until_served(api: GoogleApi, url: str, previous_build: str | None) -> 
             case "ACTIVE" if _last_build(function) != previous_build:
                 return
             case "FAILED" | "UNKNOWN":
-                raise DeploymentError(f"The function is not served. {_errors(function)}")
-            case "ACTIVE" if errors := _errors(function):
-                raise DeploymentError(f"The previous version goes on serving. {errors}")
+                raise DeploymentError(f"The function serves no requests. {_problems(function)}")
+            case "ACTIVE" if problems := _problems(function):
+                raise DeploymentError(f"The previous version keeps serving requests. {problems}")
         time.sleep(_INTERVAL)
     raise DeploymentError(
-        f"No new version was served within {_LONGEST_DEPLOYMENT / 60:.0f} minutes; the previous "
-        "one goes on serving. See the history of Cloud Build."
+        f"The deployment timed out after {_LONGEST_DEPLOYMENT / 60:.0f} minutes. The previous "
+        "version keeps serving requests. See the history of Cloud Build."
     )
 
 
 def _last_build(function: dict[str, Any]) -> str | None:
-    """The name of the function's last deployed build."""
+    """The last deployed build."""
     build: str | None = function.get("buildConfig", {}).get("build")
     return build
 
 
-def _errors(function: dict[str, Any]) -> str:
+def _problems(function: dict[str, Any]) -> str:
+    """The errors that Google Cloud reports for the function."""
     return " ".join(
         message.get("message", "")
         for message in function.get("stateMessages", [])
