@@ -29,9 +29,9 @@ def questions_page() -> str:
         [
             "# Questions",
             "",
-            "The questions of `copier copy`, in this order. Each has a default. On the command line, "
-            "`--data NAME=VALUE`",
-            "answers one. You can [change an answer](../guides/update.md#change-an-answer) later.",
+            "The questions of `copier copy`, in this order. Each has a default. On the command",
+            "line, `--data NAME=VALUE` answers one. You can",
+            "[change an answer](../guides/update.md#change-an-answer) later.",
             *(line for name, question in questions().items() for line in _question(name, question)),
             "",
         ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Render, end, fail, initialize, replace, require_program, run
-from google_stand_ins import DAGSTER, Response, Google, Request, Serve, google_stand_ins
+from google_stand_ins import DAGSTER, Google, Request, Response, Serve, google_stand_ins
 
 PROVIDER = "projects/1/locations/global/workloadIdentityPools/people-github/providers/github"
 TOKEN_HOST = "pipelines.actions.githubusercontent.com"
@@ -200,7 +200,7 @@ def test_an_existing_bundle_is_not_uploaded_twice(
 
 
 @pytest.mark.parametrize(
-    ("state", "error"),
+    ("state", "says"),
     [
         (
             active("old", stateMessages=[{"severity": "ERROR", "message": "No matching version."}]),
