@@ -25,6 +25,7 @@ MODULES = sorted(
 )
 ANSWER_SETS = sorted((TEMPLATE / "tests" / "template" / "answers").glob("*.yml"))
 
+ENVIRONMENTS = {".venv", ".mypy_cache"}
 PARTS_WITH_ENVIRONMENTS = {"orchestrator", "cloud_function"}
 
 # How to install the programs that some tests need.
@@ -102,7 +103,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 def _delete_all_but_environments(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name in (".venv", ".mypy_cache"):
+        if path.name in ENVIRONMENTS:
             continue
         if path.name in PARTS_WITH_ENVIRONMENTS:
             _delete_all_but_environments(path)
@@ -117,7 +118,7 @@ def _move_into(source: Path, destination: Path) -> None:
         if path.name in PARTS_WITH_ENVIRONMENTS:
             (destination / path.name).mkdir(exist_ok=True)
             _move_into(path, destination / path.name)
-        else:
+        elif path.name not in ENVIRONMENTS:
             path.rename(destination / path.name)
 
 
