@@ -249,7 +249,7 @@ def test_missing_settings_are_reported(project: Path, google: Google) -> None:
     assert "not ID_TOKEN. See infra/README.md" in deploy(
         project, google, **{**GITLAB, "ID_TOKEN": ""}
     )
-    assert "no environment 'staging' in infra/environments: nprod, prod" in deploy(
+    assert "no environment 'staging' in infra/environments. There are: nprod, prod." in deploy(
         project, google, "staging"
     )
     google.settings |= {"NO_GCE_CHECK": "true", "GCE_METADATA_HOST": "", "GCE_METADATA_IP": ""}
@@ -271,7 +271,8 @@ def test_a_syntax_error_in_an_environment_is_reported_by_its_line(
         if text.startswith("region")
     )
 
-    printed = deploy(project, google, UV_OFFLINE="")
+    run("uv", "sync", cwd=project)  # before the proxy is set, which has no packages
+    printed = deploy(project, google)
 
     assert (
         f"Could not parse infra/environments/nprod.tfvars: syntax error in line {line}." in printed

@@ -44,7 +44,7 @@ class Environment:
     @property
     def is_federated(self) -> bool:
         """True if continuous integration may deploy to the environment."""
-        return any(map(self.variables.get, ("github_repository", "gitlab_project")))
+        return bool(self.variables.get("git_repository"))
 
     def __getitem__(self, variable: str) -> str:
         """The value of a variable.
