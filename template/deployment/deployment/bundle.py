@@ -1,8 +1,8 @@
 """Builds build/function.zip, the source code of the function for Google Cloud: `just bundle`.
 
 The bundle contains cloud_function/, the package gcp_pipes, and a requirements.txt with the locked
-version and the hashes of each dependency. It is reproducible: the same sources result in the same
-bytes on every machine, so its hash tells whether a deployment changes anything.
+version and the hashes of each dependency. The same sources result in the same bytes on every
+machine, so its hash shows whether a deployment changes anything.
 """
 
 import hashlib
