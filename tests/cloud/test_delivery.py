@@ -108,7 +108,7 @@ def test_a_newer_run_does_not_cancel_a_deployment(render: Render) -> None:
     assert job["concurrency"] == {"group": group, "cancel-in-progress": "false"}
 
 
-def test_gitlab_does_the_same(render: Render) -> None:
+def test_gitlab_deploys_the_same_way(render: Render) -> None:
     answers = {"ci": "gitlab", "environments": "dev, test, live"}
     pipeline = load(render(answers) / ".gitlab-ci.yml")
 

@@ -253,9 +253,9 @@ def test_missing_settings_are_reported(project: Path, google: Google) -> None:
         project, google, "staging"
     )
     google.settings |= {"NO_GCE_CHECK": "true", "GCE_METADATA_HOST": "", "GCE_METADATA_IP": ""}
-    nobody = deploy(project, google, GOOGLE_APPLICATION_CREDENTIALS="")
-    assert nobody.startswith("1 ")
-    assert "You are not logged in to Google Cloud. Run: gcloud auth application-def" in nobody
+    printed = deploy(project, google, GOOGLE_APPLICATION_CREDENTIALS="")
+    assert printed.startswith("1 ")
+    assert "You are not logged in to Google Cloud. Run: gcloud auth application-def" in printed
     assert google.token_requests == []
 
 
@@ -300,9 +300,9 @@ def test_without_a_login_terraform_only_validates(
     recipe: str, project: Path, tmp_path: Path
 ) -> None:
     initialize(project / "infra")
-    nobody = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
+    logged_out = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
 
-    printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=nobody)
+    printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=logged_out)
 
     assert "Built build/function.zip and validated infra/. Skipped the rest." in printed
     assert "gcloud auth application-default login" in printed
@@ -311,8 +311,8 @@ def test_without_a_login_terraform_only_validates(
 @pytest.mark.parametrize("recipe", ["bootstrap", "settings"])
 def test_recipes_that_need_a_login_say_so(recipe: str, project: Path, tmp_path: Path) -> None:
     require_program("terraform")
-    nobody = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
+    logged_out = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
 
-    printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=nobody)
+    printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=logged_out)
 
     assert f"{recipe}: You are not logged in to Google Cloud. Run: gcloud auth" in printed

@@ -175,10 +175,12 @@ def test_a_function_that_rejects_dagster_is_found(
 
 
 def test_without_a_cloud_it_lists_the_skipped_checks(project: Path, tmp_path: Path) -> None:
-    nobody = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
+    logged_out = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
     settings = {"FUNCTION_URL": "https://localhost:9"}
 
-    results = parse_results(*end("uv", "run", "just", "doctor", cwd=project, env=nobody | settings))
+    results = parse_results(
+        *end("uv", "run", "just", "doctor", cwd=project, env=logged_out | settings)
+    )
 
     assert results["settings"] == "ok orchestrator/.env.example, for my-gcp-project"
     assert results["login"].startswith(

@@ -86,7 +86,7 @@ def by_metadata(request: Request) -> bool:
 
 
 def by_impersonation(bearer: str) -> Callable[[Request], bool]:
-    """IAM Credentials, asked by whoever has the right to act as the account."""
+    """IAM Credentials, for callers that may act as the account."""
 
     def asks(request: Request) -> bool:
         return (
@@ -173,7 +173,7 @@ def identity_requests(google: Google) -> list[Request]:
 
 
 @pytest.mark.parametrize("name", ACCOUNTS)
-def test_a_token_is_asked_for_and_once_more_if_it_is_rejected(
+def test_a_token_is_requested_and_once_more_if_it_is_rejected(
     name: str, project: Path, google: Google
 ) -> None:
     google.rejections = 1
@@ -190,7 +190,7 @@ def test_a_token_is_asked_for_and_once_more_if_it_is_rejected(
     assert first["number"] != second["number"]
 
 
-def test_a_workload_proves_who_it_is_by_its_own_token(project: Path, google: Google) -> None:
+def test_a_workload_authenticates_with_its_own_token(project: Path, google: Google) -> None:
     materialize(project, google, "federation")
 
     exchange = google.token_requests[0]
@@ -226,7 +226,7 @@ def test_a_token_that_is_always_rejected_fails_the_step_after_two_requests(
     assert google.calls[0].bearer not in error
 
 
-def test_a_request_without_a_token_is_turned_away_and_the_step_says_so(
+def test_a_request_without_a_token_is_rejected_and_the_step_says_so(
     project: Path, google: Google
 ) -> None:
     report = materialize(project, google, "key", FUNCTION_URL=google.front_url)
@@ -238,7 +238,7 @@ def test_a_request_without_a_token_is_turned_away_and_the_step_says_so(
     assert "Call the function by its https URL." in error
 
 
-def test_a_token_for_another_audience_is_turned_away_and_the_step_says_so(
+def test_a_token_for_another_audience_is_rejected_and_the_step_says_so(
     project: Path, google: Google
 ) -> None:
     google.audience = "https://people.example.com"
@@ -250,7 +250,9 @@ def test_a_token_for_another_audience_is_turned_away_and_the_step_says_so(
     assert f"for {AUDIENCE}. If the function has another audience, set FUNCTION_AUD" in error
 
 
-def test_an_account_that_may_not_call_the_function_is_named(project: Path, google: Google) -> None:
+def test_an_error_names_the_account_that_may_not_call_the_function(
+    project: Path, google: Google
+) -> None:
     google.forbidden = True
 
     report = materialize(project, google, "key")
@@ -268,9 +270,7 @@ def test_the_audience_can_be_set(project: Path, google: Google) -> None:
     assert report["errors"] == []
 
 
-def test_an_expired_token_is_turned_away_and_the_step_says_so(
-    project: Path, google: Google
-) -> None:
+def test_an_expired_token_is_rejected_and_the_step_says_so(project: Path, google: Google) -> None:
     google.lifetime = -30
 
     report = materialize(project, google, "key")

@@ -170,7 +170,7 @@ def documented_bindings(infra: Path) -> set[Binding]:
     return {Binding(*row) for row in rows}
 
 
-def test_it_is_formatted_and_valid_and_passes_its_own_tests(project: Path) -> None:
+def test_the_configuration_is_formatted_valid_and_tested(project: Path) -> None:
     printed = run("uv", "run", "just", "check-infra", cwd=project).stdout
 
     assert len(re.findall(r"Success!.* [1-9]\d* passed, 0 failed", printed)) == 2

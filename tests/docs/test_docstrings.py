@@ -108,7 +108,7 @@ def differences(part: griffe.Object) -> Iterator[str]:
 @pytest.mark.parametrize(
     "module", MODULES, ids=[str(path.relative_to(TEMPLATE / "template")) for path in MODULES]
 )
-def test_all_that_is_public_says_what_it_takes_and_what_it_raises(module: Path) -> None:
+def test_public_docstrings_document_arguments_and_errors(module: Path) -> None:
     problems = []
     for part in public(read(module)):
         if part.docstring is None:

@@ -69,7 +69,7 @@ def test_each_picture_is_made_by_the_script_and_shown() -> None:
     assert shown == made == {picture.stem for picture in PICTURES.glob("*.png")}
 
 
-def test_the_diagram_is_drawn_of_its_source() -> None:
+def test_the_diagram_is_drawn_from_its_source() -> None:
     source = (PICTURES / "flow.mmd").read_text()
     drawn = (PICTURES / "flow.svg").read_text()
 
@@ -80,7 +80,7 @@ def test_the_diagram_is_drawn_of_its_source() -> None:
     assert [label for label in labels if "".join(label.split()) not in texts] == []
 
 
-def test_the_settings_are_those_that_the_code_reads() -> None:
+def test_the_page_lists_the_settings_that_the_code_reads() -> None:
     variable = re.compile("[A-Z]+(_[A-Z]+)+")
     of_dagster = set(filter(variable.fullmatch, texts(ORCHESTRATOR / "settings.py")))
     sources = [CLOUD_FUNCTION / "settings.py", GCP_PIPES / "external" / "logs.py"]
@@ -93,7 +93,7 @@ def test_the_settings_are_those_that_the_code_reads() -> None:
     assert documented == of_the_function - {"LOG_EXECUTION_ID"}
 
 
-def test_the_metadata_are_those_that_the_code_reports() -> None:
+def test_the_page_lists_the_metadata_that_the_code_reports() -> None:
     orchestrator = GCP_PIPES / "orchestrator"
     name = re.compile(r"cloud_function_\w+|table_(location|version)|preview|dagster/\w+_\w+")
     partitions = re.compile(r"failed_partitions|partitions_\w+")

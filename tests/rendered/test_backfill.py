@@ -32,7 +32,7 @@ def test_a_backfill_is_one_run_with_one_materialization_of_each_partition(dev: D
     assert dev.partition_counts("visits") == {"numMaterialized": 40, "numFailed": 0}
 
 
-def test_a_partition_that_fails_in_a_backfill_is_the_only_one_that_is_failed(dev: Dev) -> None:
+def test_a_failed_partition_of_a_backfill_is_the_only_one_marked_as_failed(dev: Dev) -> None:
     keys = days(12)
     dev.edit_function(
         "tasks/visits.py",

@@ -25,7 +25,9 @@ def page() -> Iterator[Page]:
         yield page
 
 
-def test_an_asset_is_materialized_by_clicks_and_its_page_tells_all(dev: Dev, page: Page) -> None:
+def test_an_asset_is_materialized_by_clicks_and_its_page_shows_the_result(
+    dev: Dev, page: Page
+) -> None:
     dagster = dev.address("Dagster")
 
     page.goto(f"{dagster}/assets/people")

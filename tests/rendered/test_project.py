@@ -65,7 +65,7 @@ def checks_in_ci(project: Path) -> tuple[str, ...] | None:
     return None
 
 
-def test_an_unknown_or_hidden_answer_is_refused(render: Render) -> None:
+def test_an_unknown_or_hidden_answer_is_rejected(render: Render) -> None:
     for name in ("project_nam", "project_slug", "_subdirectory"):
         with pytest.raises(ValueError, match=name):
             render({name: "anything"})

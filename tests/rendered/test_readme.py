@@ -37,7 +37,7 @@ def test_the_second_asset_of_the_readme_follows_the_first(readme_project: Path) 
     assert assets["cities"]["dependency_keys"] == ["people"]
 
 
-def test_the_recipes_of_the_readmes_are_all_that_there_are(project: Path) -> None:
+def test_the_readmes_have_all_recipes(project: Path) -> None:
     pages = [project / "README.md", project / "infra" / "README.md"]
     named = set(re.findall(r"^ *uv run just ([\w-]+)", "".join(map(Path.read_text, pages)), re.M))
     listed = run("uv", "run", "just", cwd=project).stdout

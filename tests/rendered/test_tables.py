@@ -3,7 +3,7 @@
 from conftest import TEMPLATE, Render, run
 
 
-def test_of_200_partitions_100_at_once_none_fails_and_none_is_doubled_five_times(
+def test_two_hundred_partitions_written_at_once_neither_fail_nor_double(
     render: Render,
 ) -> None:
     function = render() / "cloud_function"

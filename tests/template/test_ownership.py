@@ -34,7 +34,7 @@ def test_the_table_names_known_owners() -> None:
 
 
 @pytest.mark.parametrize("operation", ["copy", "update"])
-def test_what_is_yours_is_rendered_once(operation: str) -> None:
+def test_your_files_are_rendered_once(operation: str) -> None:
     configuration = yaml.safe_load((TEMPLATE / "copier.yml").read_text())
     yours = {
         f"/{path.replace('PACKAGE', '*')}" for path, owner in owners().items() if owner == "you"

@@ -104,7 +104,7 @@ def test_a_leak_is_found(plant: Plant, template: Path, render: Render) -> None:
         checks.assert_nothing_leaked(checks.contents(render(answers, template)), defaults)
 
 
-def test_an_answer_that_is_not_kept_is_found(template: Path, render: Render) -> None:
+def test_an_answer_that_is_not_stored_is_found(template: Path, render: Render) -> None:
     answers = {"region": "us-east1"}
     checks.assert_answered(checks.contents(render(answers, template)), answers)
 

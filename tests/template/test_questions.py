@@ -163,7 +163,7 @@ def test_each_error_in_a_list_of_environments_is_reported_once(rules: Any) -> No
 
 
 @pytest.mark.parametrize("project_name", ["Class", "JSON", "Dagster", "local-cloud"])
-def test_a_project_name_that_suggests_a_taken_package_name_is_rejected(
+def test_a_project_name_that_suggests_a_rejected_package_name_is_rejected(
     project_name: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"question 'package_name'.* is taken"):
@@ -213,13 +213,13 @@ def test_there_are_at_most_ten_questions_and_all_have_defaults() -> None:
     assert all("default" in question for question in questions().values())
 
 
-def test_names_of_python_are_taken(taken_package_names: set[str]) -> None:
+def test_names_of_python_modules_are_rejected(taken_package_names: set[str]) -> None:
     python = package_names([*map(str.lower, keyword.kwlist), *sys.stdlib_module_names])
 
     assert python - taken_package_names == set()
 
 
-def test_names_of_imported_packages_are_taken(
+def test_names_of_imported_packages_are_rejected(
     taken_package_names: set[str],
 ) -> None:
     modules = [ast.parse(path.read_text()) for path in MODULES]

@@ -1,4 +1,4 @@
-"""Nobody is asked to trust this template, and no test trusts it."""
+"""Copier needs no `--trust` for this template, and no test uses it."""
 
 import re
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_a_copy_from_the_command_line_needs_no_trust(template: Path, tmp_path: P
     run("copier", "copy", "--defaults", str(template), str(tmp_path / "project"), cwd=tmp_path)
 
 
-def test_nothing_here_says_that_the_template_is_to_be_trusted() -> None:
+def test_nothing_tells_users_to_trust_the_template() -> None:
     trusting = re.compile(rb"unsafe[\"']?\s*[=:]\s*True|--trust|--UNSAFE|\btrust:")
     listed = git("ls-files", "--cached", "--others", "--exclude-standard", cwd=TEMPLATE).split()
     ours = [TEMPLATE / name for name in listed if TEMPLATE / name != Path(__file__)]

@@ -182,7 +182,7 @@ def assert_passes_its_own_checks_and_tests(project: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [OLDER, *RELEASES])
-def test_an_untouched_project_becomes_like_a_fresh_one(version: str, make: Make) -> None:
+def test_an_unchanged_project_becomes_like_a_fresh_one(version: str, make: Make) -> None:
     project = make(version)
     before = contents(project)
 
@@ -229,7 +229,7 @@ def edit_what_changes(project: Path) -> None:
     )
 
 
-def test_a_line_that_both_have_changed_is_one_marked_conflict(
+def test_a_line_that_both_changed_has_conflict_markers(
     make: Make, workshop: Workshop
 ) -> None:
     project = make(OLDER)
@@ -310,7 +310,7 @@ def given(files: dict[str, str]) -> dict[str, str]:
     return {name: answer for name, answer in kept.items() if not name.startswith("_")}
 
 
-def test_a_package_that_its_owner_has_moved_is_renamed(make: Make) -> None:
+def test_a_package_that_its_owner_moved_is_renamed(make: Make) -> None:
     project = make()
     git("mv", f"orchestrator/src/{PACKAGE}", "orchestrator/src/zoo", cwd=project)
     commit_all(project, "Move the package")
@@ -339,7 +339,7 @@ def test_a_package_renamed_with_changes_in_it_shows_each_as_a_conflict(make: Mak
     assert not (project / "orchestrator" / "src" / PACKAGE).exists()
 
 
-def test_a_recopy_begins_again_but_keeps_your_files(make: Make) -> None:
+def test_a_recopy_renders_everything_but_your_files(make: Make) -> None:
     project = make()
     extend(project)
     deleted = "orchestrator/tests/test_people.py"
@@ -407,7 +407,7 @@ def test_a_repository_adopts_the_template_in_a_folder(
     assert (existing / "README.md").read_text() == "# Our company\n"
 
 
-def test_a_file_in_the_way_is_not_overwritten_unasked(existing: Path, template: Path) -> None:
+def test_an_existing_file_is_not_overwritten_without_asking(existing: Path, template: Path) -> None:
     before = contents(existing)
 
     with pytest.raises(copier.errors.InteractiveSessionError):

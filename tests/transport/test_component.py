@@ -507,7 +507,7 @@ def test_each_error_in_a_file_is_reported_once() -> None:
     assert len(errors) == len(found)
 
 
-def test_a_misspelled_field_does_not_have_its_default() -> None:
+def test_a_misspelled_field_does_not_get_its_default() -> None:
     with create_defs_folder_sandbox() as sandbox:
         (sandbox.project_root / "cloud_function" / "tasks").mkdir(parents=True)
         write(sandbox, f"{ONE}  functon: reports\n", CloudFunctionAsset)
@@ -790,7 +790,7 @@ def test_the_errors_in_all_files_are_reported_before_loading(tmp_path: Path) -> 
     ]
 
 
-def test_an_error_that_loading_reports_is_left_to_it(tmp_path: Path) -> None:
+def test_an_error_that_loading_reports_is_reported_once(tmp_path: Path) -> None:
     write_files(tmp_path, {"thing": f"{TYPE}attributes:\n{ONE}  colour: red\n"})
 
     check_files(tmp_path, "any")

@@ -122,7 +122,7 @@ def test_a_range_with_a_call_for_each(tell: Any) -> None:
 
 
 @pytest.mark.parametrize("each_partition", [False, True])
-def test_partitions_that_are_not_of_time(tell: Any, each_partition: bool) -> None:
+def test_partitions_without_time_windows(tell: Any, each_partition: bool) -> None:
     told = tell(CITIES, each_partition=each_partition, tags=a_range("ams", "ber"))
 
     assert {each["window"] for each in told} == {None}

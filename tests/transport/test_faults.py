@@ -50,7 +50,7 @@ def test_thirty_chunks_that_wait_when_the_call_returns_are_all_read(
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_read_that_fails_for_a_while_is_made_again(
+def test_a_read_that_fails_temporarily_is_retried(
     status: int, materialize: Materialize, reads: FaultProxy
 ) -> None:
     reads.fail(answer(status), answer(status))
@@ -61,7 +61,7 @@ def test_a_read_that_fails_for_a_while_is_made_again(
     assert run.lines == lines(3)
 
 
-def test_a_read_whose_connection_is_cut_is_made_again(
+def test_a_read_whose_connection_is_cut_is_retried(
     materialize: Materialize, reads: FaultProxy
 ) -> None:
     reads.fail(cut, cut_after)
@@ -73,7 +73,7 @@ def test_a_read_whose_connection_is_cut_is_made_again(
 
 
 @pytest.mark.parametrize("status", [403, 503])
-def test_a_read_that_fails_for_good_fails_the_step_and_is_reported_at_once(
+def test_a_read_that_keeps_failing_fails_the_step_and_is_reported_at_once(
     status: int, materialize: Materialize, reads: FaultProxy
 ) -> None:
     reads.fail_always(answer(status, b'{"error": {"message": "no luck"}}'))
@@ -87,7 +87,7 @@ def test_a_read_that_fails_for_good_fails_the_step_and_is_reported_at_once(
     assert run.reports
 
 
-def test_a_read_that_is_refused_until_the_right_is_granted_loses_nothing(
+def test_a_read_that_is_forbidden_until_the_role_is_granted_loses_nothing(
     materialize: Materialize, reads: FaultProxy, calls: FaultProxy
 ) -> None:
     reads.fail_always(answer(403), when=lambda request: calls.in_flight > 0)
@@ -113,7 +113,7 @@ def test_a_missing_chunk_fails_the_step_and_the_others_are_read(
     assert len(run.lines) < 6
 
 
-def test_a_chunk_that_is_cut_short_fails_the_step_and_the_rest_is_read(
+def test_a_truncated_chunk_fails_the_step_and_the_rest_is_read(
     materialize: Materialize, reads: FaultProxy
 ) -> None:
     reads.fail_always(
@@ -129,7 +129,7 @@ def test_a_chunk_that_is_cut_short_fails_the_step_and_the_rest_is_read(
     assert lines(6)[-1] in run.lines
 
 
-def test_a_chunk_that_is_cut_short_between_two_messages_fails_the_step(
+def test_a_chunk_that_is_truncated_between_two_messages_fails_the_step(
     materialize: Materialize, reads: FaultProxy
 ) -> None:
     reads.fail_always(
@@ -143,7 +143,7 @@ def test_a_chunk_that_is_cut_short_between_two_messages_fails_the_step(
     assert "are missing: the next one is in" in run.failure
 
 
-def test_a_chunk_that_is_no_text_fails_the_step(
+def test_a_chunk_that_is_not_text_fails_the_step(
     materialize: Materialize, reads: FaultProxy
 ) -> None:
     reads.fail_always(
@@ -157,9 +157,7 @@ def test_a_chunk_that_is_no_text_fails_the_step(
     assert run.lines == lines(3)
 
 
-def test_a_chunk_that_comes_twice_fails_the_step(
-    materialize: Materialize, reads: FaultProxy
-) -> None:
+def test_a_duplicated_chunk_fails_the_step(materialize: Materialize, reads: FaultProxy) -> None:
     chunks: list[bytes] = []
 
     def keep(body: bytes) -> bytes:
@@ -181,9 +179,7 @@ def test_a_chunk_that_comes_twice_fails_the_step(
 # The writer
 
 
-def test_an_upload_that_fails_once_is_made_again(
-    materialize: Materialize, writes: FaultProxy
-) -> None:
+def test_an_upload_that_fails_once_is_retried(materialize: Materialize, writes: FaultProxy) -> None:
     writes.fail(answer(503), answer(429), cut, when=is_upload)
 
     run = materialize(lines=3)
@@ -192,7 +188,7 @@ def test_an_upload_that_fails_once_is_made_again(
     assert run.lines == lines(3)
 
 
-def test_an_upload_whose_answer_is_lost_is_stored_once(
+def test_an_upload_whose_response_is_lost_is_stored_once(
     materialize: Materialize, writes: FaultProxy
 ) -> None:
     writes.fail(cut_after, answer_after(503), when=is_upload)
@@ -216,7 +212,7 @@ def test_uploads_that_all_fail_make_the_request_fail(
     assert len(calls.seen) == 1
 
 
-def test_uploads_that_fail_from_some_moment_on_end_the_task(
+def test_uploads_that_start_to_fail_end_the_task(
     materialize: Materialize, writes: FaultProxy
 ) -> None:
     writes.fail_always(
@@ -307,7 +303,7 @@ def test_a_task_that_reports_nothing_fails_the_step(materialize: Materialize) ->
     assert "did not report thing as materialized" in run.failure
 
 
-def test_a_client_can_be_told_to_allow_an_implicit_materialization(
+def test_a_client_can_allow_implicit_materializations(
     materialize: Materialize, reader: PipesCloudStorageMessageReader
 ) -> None:
     client = PipesCloudFunctionClient(reader, implicit_materializations=True)
@@ -315,7 +311,7 @@ def test_a_client_can_be_told_to_allow_an_implicit_materialization(
     assert materialize(lines=3, report=False, with_client=client).success
 
 
-def test_a_function_process_that_dies_fails_the_step_and_is_not_called_again(
+def test_a_function_process_that_dies_fails_the_step_without_a_retry(
     materialize: Materialize, calls: FaultProxy
 ) -> None:
     run = materialize(lines=3, die=True)
@@ -326,7 +322,7 @@ def test_a_function_process_that_dies_fails_the_step_and_is_not_called_again(
     assert len(calls.seen) == 1
 
 
-def test_what_python_logs_and_warns_of_reaches_the_run_of_each_request(
+def test_log_records_and_warnings_reach_the_run_of_their_request(
     materialize: Materialize,
 ) -> None:
     for _ in range(2):
@@ -357,7 +353,7 @@ def test_a_task_that_takes_too_long_is_an_exception_in_dagster(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_call_that_the_front_end_turned_away_is_made_again(
+def test_a_call_that_the_front_end_rejected_is_retried(
     status: int, materialize: Materialize, calls: FaultProxy
 ) -> None:
     calls.fail(answer(status, b"Rate exceeded."), answer(status))
@@ -369,7 +365,7 @@ def test_a_call_that_the_front_end_turned_away_is_made_again(
     assert run.metadata["cloud_function_attempts"] == 3
 
 
-def test_a_call_that_is_always_turned_away_fails_the_step(
+def test_a_call_that_is_always_rejected_fails_the_step(
     materialize: Materialize, calls: FaultProxy
 ) -> None:
     calls.fail_always(answer(429, b"Rate exceeded."))
@@ -381,7 +377,7 @@ def test_a_call_that_is_always_turned_away_fails_the_step(
     assert "attempts: " in run.failure
 
 
-def test_a_503_of_an_instance_that_had_begun_is_not_called_again(
+def test_a_503_of_a_function_that_had_started_is_not_retried(
     materialize: Materialize, calls: FaultProxy
 ) -> None:
     calls.fail(answer_after(503))
@@ -394,7 +390,7 @@ def test_a_503_of_an_instance_that_had_begun_is_not_called_again(
     assert run.lines == lines(3)
 
 
-def test_a_function_that_is_not_there_yet_is_called_again(
+def test_a_function_that_is_not_ready_yet_is_called_again(
     materialize: Materialize, emulator: Mapping[str, str]
 ) -> None:
     port = free_port()
@@ -409,7 +405,7 @@ def test_a_function_that_is_not_there_yet_is_called_again(
     assert run.metadata["cloud_function_attempts"] > 1
 
 
-def test_a_function_that_is_never_there_fails_the_step(materialize: Materialize) -> None:
+def test_a_function_that_never_starts_fails_the_step(materialize: Materialize) -> None:
     run = materialize(url=f"http://127.0.0.1:{free_port()}", lines=3)
 
     assert not run.success
@@ -442,7 +438,7 @@ def test_a_connection_that_is_cut_while_the_function_works_changes_nothing(
     assert len(calls.seen) == 1
 
 
-def test_a_connection_that_is_cut_before_the_function_is_reached_fails_the_step(
+def test_a_connection_that_is_cut_before_the_request_arrives_fails_the_step(
     materialize: Materialize, calls: FaultProxy
 ) -> None:
     calls.fail(cut)
@@ -526,7 +522,7 @@ dg.materialize([thing], instance=dg.DagsterInstance.get())
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_reported_as_interrupted_and_its_call_is_ended(
+def test_an_interrupted_run_is_reported_as_interrupted_and_its_call_is_cancelled(
     sent: signal.Signals, tmp_path: Path, emulator: Mapping[str, str], calls: FaultProxy
 ) -> None:
     (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")

@@ -253,9 +253,7 @@ def test_a_skippable_asset_that_is_left_out_is_not_materialized(
 # Observable assets
 
 
-def test_an_observable_asset_makes_its_observation_of_what_the_function_says(
-    call: Call, instance: Instance
-) -> None:
+def test_an_observable_asset_is_observed_by_the_function(call: Call, instance: Instance) -> None:
     @dg.observable_source_asset
     def source(context: dg.OpExecutionContext) -> dg.DataVersion:
         [version] = call(context, custom_messages=["7"]).get_custom_messages()
@@ -391,7 +389,7 @@ def test_the_partitions_of_an_observable_asset_are_observed(
 @pytest.mark.parametrize("reports", [False, True])
 @pytest.mark.parametrize("value", [None, 5])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_an_op_that_prepares_a_graph_backed_asset_ends_as_any_op(
+def test_an_op_that_prepares_a_graph_backed_asset_needs_no_report(
     wrapped: bool, value: Any, reports: bool, call: Call, instance: Instance
 ) -> None:
     @dg.op(out=dg.Out(dg.Any))
@@ -418,7 +416,7 @@ def test_an_op_that_prepares_a_graph_backed_asset_ends_as_any_op(
     assert instance.events == [("ASSET_MATERIALIZATION", "thing")]
 
 
-def test_the_op_that_makes_a_graph_backed_asset_has_to_report_it(
+def test_the_op_that_makes_a_graph_backed_asset_must_report_it(
     call: Call, instance: Instance
 ) -> None:
     @dg.op
@@ -438,7 +436,7 @@ def test_the_op_that_makes_a_graph_backed_asset_has_to_report_it(
     assert "did not report thing as materialized" in instance.failure
 
 
-def test_the_op_that_makes_a_graph_backed_asset_has_to_yield_it(
+def test_the_op_that_makes_a_graph_backed_asset_must_yield_it(
     call: Call, instance: Instance
 ) -> None:
     @dg.op
@@ -454,7 +452,7 @@ def test_the_op_that_makes_a_graph_backed_asset_has_to_yield_it(
     assert "were not returned" in instance.failure
 
 
-def test_an_op_that_prepares_and_whose_function_fails_fails_its_step(
+def test_an_op_that_prepares_an_asset_fails_if_its_function_fails(
     call: Call, instance: Instance
 ) -> None:
     @dg.op
@@ -475,7 +473,7 @@ def test_an_op_that_prepares_and_whose_function_fails_fails_its_step(
     assert "ValueError: no luck" in instance.failure
 
 
-def test_each_op_of_a_graph_has_to_report_the_assets_and_checks_that_are_its_own(
+def test_each_op_of_a_graph_must_report_its_own_assets_and_checks(
     call: Call, instance: Instance
 ) -> None:
     reported = ["b"]
@@ -598,7 +596,7 @@ def test_checks_that_share_a_step_are_evaluated_by_one_call(
     assert len(calls.seen) == 1
 
 
-def test_a_stand_alone_check_can_be_judged_in_dagster(call: Call, instance: Instance) -> None:
+def test_a_stand_alone_check_can_be_evaluated_in_dagster(call: Call, instance: Instance) -> None:
     @dg.asset_check(asset=one)
     def full(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         [rows] = call(context, custom_messages=[0]).get_custom_messages()
@@ -611,7 +609,7 @@ def test_a_stand_alone_check_can_be_judged_in_dagster(call: Call, instance: Inst
 
 
 @pytest.mark.parametrize("can_subset", [False, True])
-def test_a_check_of_its_own_that_is_not_reported_fails_the_step(
+def test_a_stand_alone_check_that_is_not_reported_fails_the_step(
     can_subset: bool, call: Call, instance: Instance
 ) -> None:
     @dg.multi_asset_check(
@@ -626,7 +624,7 @@ def test_a_check_of_its_own_that_is_not_reported_fails_the_step(
     assert "did not report the check one:fresh" in instance.failure
 
 
-def test_a_check_of_its_own_that_is_not_returned_fails_the_step(
+def test_a_stand_alone_check_that_is_not_returned_fails_the_step(
     call: Call, instance: Instance
 ) -> None:
     @dg.asset_check(asset=one)
@@ -648,7 +646,7 @@ def test_a_check_whose_function_fails_fails_the_step(call: Call, instance: Insta
     assert "ValueError: no table" in instance.failure
 
 
-def test_a_stand_alone_check_of_a_partition_learns_its_partition(
+def test_a_stand_alone_check_receives_its_partition(
     client: PipesCloudFunctionClient, calls: FaultProxy, instance: Instance
 ) -> None:
     @dg.asset(partitions_def=DAYS)
@@ -840,7 +838,7 @@ def test_ops_of_a_plain_job_call_the_function(call: Call, calls: FaultProxy) -> 
     assert len(calls.seen) == 3
 
 
-def test_a_failure_hook_learns_what_the_function_said(call: Call) -> None:
+def test_a_failure_hook_receives_what_the_function_reported(call: Call) -> None:
     heard: list[BaseException | None] = []
 
     @dg.failure_hook

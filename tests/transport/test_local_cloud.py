@@ -13,7 +13,7 @@ from local_cloud.materialize import runs
 from local_cloud.processes import interrupted_once, run_to_end
 
 
-def test_an_asset_without_partitions_yet_is_left_out_until_there_is_one() -> None:
+def test_the_local_cloud_skips_an_asset_until_it_has_a_partition() -> None:
     shops = dg.DynamicPartitionsDefinition(name="shops")
 
     @dg.asset(partitions_def=shops)

@@ -174,7 +174,7 @@ def test_a_failed_partition_fails_the_step_at_the_end_and_what_succeeded_stays(
     assert partitions.statuses(*bad) == {AssetPartitionStatus.FAILED}
 
 
-def test_a_retry_of_the_step_calls_only_for_what_is_missing(
+def test_a_retry_of_the_step_calls_only_for_missing_partitions(
     partitions: Partitions, define: Define, calls: FaultProxy
 ) -> None:
     keys = days(20)
@@ -187,7 +187,7 @@ def test_a_retry_of_the_step_calls_only_for_what_is_missing(
     assert "19 of 20 partitions were materialized by an earlier attempt" in partitions.logged()
 
 
-def test_a_few_hundred_503s_lose_nothing(
+def test_several_hundred_503s_lose_nothing(
     partitions: Partitions, define: Define, calls: FaultProxy
 ) -> None:
     calls.fail(*itertools.repeat(answer(503), 300))
@@ -199,7 +199,7 @@ def test_a_few_hundred_503s_lose_nothing(
     assert len(calls.seen) == len(keys) + 300
 
 
-def test_a_call_is_tried_for_longer_while_the_function_is_at_work_on_others(
+def test_a_call_is_retried_for_longer_while_other_calls_are_running(
     partitions: Partitions, define: Define, calls: FaultProxy
 ) -> None:
     """As where there are more calls in flight than the function has room for."""
@@ -223,7 +223,7 @@ def test_a_call_is_tried_for_longer_while_the_function_is_at_work_on_others(
     assert partitions.materialized() == dict.fromkeys(keys, 1)
 
 
-def test_a_function_that_dies_in_between_fails_what_it_was_at_work_on_and_no_more(
+def test_a_function_that_dies_fails_only_the_calls_in_flight(
     partitions: Partitions,
     client: PipesCloudFunctionClient,
     define: Define,
@@ -265,7 +265,7 @@ def test_a_function_that_dies_in_between_fails_what_it_was_at_work_on_and_no_mor
     assert partitions.statuses(*failed) == {AssetPartitionStatus.FAILED}
 
 
-def test_no_call_is_begun_any_more_when_the_function_is_not_there(
+def test_no_further_call_is_made_when_the_function_is_unreachable(
     partitions: Partitions, define: Define
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}"
@@ -275,9 +275,9 @@ def test_no_call_is_begun_any_more_when_the_function_is_not_there(
     summary = partitions.failure().description
     counts = re.match(r"(\d+) of 500 partitions failed, and (\d+) were not started.", summary)
     assert counts
-    failed, not_begun = map(int, counts.groups())
-    assert failed + not_begun == 500
-    assert 8 <= failed <= 16  # a thread may have begun one more
+    failed, not_started = map(int, counts.groups())
+    assert failed + not_started == 500
+    assert 8 <= failed <= 16  # a thread may have started one more
     assert "Connection refused" in summary
     assert not partitions.materialized()
 
@@ -299,7 +299,7 @@ def test_a_check_is_evaluated_once_for_all_partitions(
 
 
 @pytest.mark.parametrize("severity", list(dg.AssetCheckSeverity))
-def test_a_retry_does_not_forget_what_a_check_found_before(
+def test_a_retry_keeps_what_a_check_found_before(
     severity: dg.AssetCheckSeverity, partitions: Partitions, define: Define, calls: FaultProxy
 ) -> None:
     keys = days(10)
@@ -324,7 +324,7 @@ def test_a_retry_does_not_forget_what_a_check_found_before(
     assert succeeded == (severity is dg.AssetCheckSeverity.WARN)  # it is blocking
 
 
-def test_a_lost_answer_whose_messages_say_all_is_no_loss(
+def test_a_lost_response_is_no_error_if_the_messages_are_complete(
     partitions: Partitions, define: Define, calls: FaultProxy
 ) -> None:
     """Also where so much waits to be written that there is room for no further word."""
@@ -359,7 +359,7 @@ def test_partitions_of_several_dimensions_have_their_tags(
     assert tags["dagster/partition/place"] == "here"
 
 
-def test_an_asset_of_a_call_is_up_to_date_with_another_of_the_same(
+def test_an_asset_is_up_to_date_with_another_of_the_same_call(
     partitions: Partitions, client: PipesCloudFunctionClient, calls: FaultProxy
 ) -> None:
     @dg.multi_asset(
@@ -404,9 +404,7 @@ def test_a_partitioned_check_is_evaluated_for_each_partition(
     }
 
 
-def test_a_check_that_is_not_declared_fails_its_partition(
-    partitions: Partitions, define: Define
-) -> None:
+def test_an_undeclared_check_fails_its_partition(partitions: Partitions, define: Define) -> None:
     assert not partitions.run(define(doubtful_partitions=[]), *days(2))
 
     assert "reported the check thing:no_doubt, which the" in partitions.failure().description
@@ -438,7 +436,7 @@ def test_a_metadata_value_of_a_wrong_type_fails_its_partition_and_no_other(
     assert "'nonsense' is not of the type 'table'" in partitions.failure().description
 
 
-def test_a_bound_that_is_none_is_refused(partitions: Partitions, define: Define) -> None:
+def test_an_invalid_maximum_in_flight_is_rejected(partitions: Partitions, define: Define) -> None:
     assert not partitions.run(define(max_in_flight=0), *days(2))
 
     assert "max_in_flight must be 1 or more; it is 0." in str(partitions.failure())
@@ -522,7 +520,7 @@ def interrupted_run(
             process.kill()
 
 
-def test_an_interrupted_step_ends_its_calls_and_all_threads(
+def test_an_interrupted_step_cancels_its_calls_and_ends_all_threads(
     partitions: Partitions,
     tmp_path: Path,
     emulator: Mapping[str, str],
@@ -554,8 +552,8 @@ def test_a_step_that_is_interrupted_between_its_events_ends_too(
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
 
-    begun = len(calls.seen)
-    assert begun < 700  # of 791
+    started = len(calls.seen)
+    assert started < 700  # of 791
     time.sleep(1)
-    assert len(calls.seen) == begun
+    assert len(calls.seen) == started
     assert calls.in_flight == 0

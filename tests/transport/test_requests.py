@@ -95,7 +95,7 @@ def test_a_redirect_to_another_path_names_its_url(
         ("http://\xff\xfe", "the target of a redirect could not be parsed"),
     ],
 )
-def test_a_redirect_to_no_url_is_an_error_too(
+def test_a_redirect_to_an_invalid_url_is_an_error_too(
     location: str | None, reason: str, materialize: Materialize, calls: FaultProxy
 ) -> None:
     calls.fail_always(redirect(location))
@@ -212,14 +212,14 @@ def ends(first: str, last: str) -> dict[str, str]:
     return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
 
 
-def test_an_event_that_is_too_large_is_refused_before_anything_is_sent(
+def test_an_event_that_is_too_large_is_rejected_before_anything_is_sent(
     materialize: Materialize, calls: FaultProxy, reads: FaultProxy
 ) -> None:
     run = materialize(small="x", rows="x" * 40 * MEBIBYTE, medium="x" * MEBIBYTE)
 
     assert not run.success
     assert run.failure.startswith(
-        "The event is too large: 41.0 MiB, of the 32.0 MiB that Google Cloud takes in a request. "
+        "The event is too large: it has 41.0 MiB, and a request to Google Cloud may have 32.0 MiB. "
         "Its largest input 'rows' has 40.0 MiB."
     )
     assert "Store that in a bucket, and pass its location." in run.failure
@@ -227,8 +227,10 @@ def test_an_event_that_is_too_large_is_refused_before_anything_is_sent(
     assert not reads.seen
 
 
-def test_the_parameters_of_pipes_count_too(materialize: Materialize, calls: FaultProxy) -> None:
-    assert "is too large: 32.0 MiB" in materialize(rows="x" * (LIMIT - 500)).failure
+def test_the_parameters_of_pipes_count_for_the_size_of_a_request(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    assert "is too large: it has 32.0 MiB" in materialize(rows="x" * (LIMIT - 500)).failure
     assert not calls.seen
 
     run = materialize(rows="x" * (LIMIT - 8 * 1024), lines=1)
@@ -238,7 +240,7 @@ def test_the_parameters_of_pipes_count_too(materialize: Materialize, calls: Faul
 
 
 def test_an_event_of_many_small_inputs_can_be_too_large_too() -> None:
-    with pytest.raises(EventError, match=r"The event is too large: 33\.4 MiB"):
+    with pytest.raises(EventError, match=r"The event is too large: it has 33\.4 MiB"):
         serialize({f"{number:07}": 1 for number in range(2_500_000)}, None)
 
 
@@ -288,8 +290,8 @@ def test_the_body_of_a_request_is_the_event_with_the_parameters() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), {"deep": {1, 2}}, b"bytes"])
-def test_an_input_that_is_no_json_is_named(value: object) -> None:
-    with pytest.raises(EventError, match="its input 'day' is no JSON"):
+def test_an_input_that_is_not_json_is_an_error_with_its_name(value: object) -> None:
+    with pytest.raises(EventError, match="input 'day' is not JSON serializable"):
         serialize({"rows": 1, "day": value}, None)
 
 
@@ -367,7 +369,7 @@ def test_a_hundred_calls_that_need_a_token_at_once_warn_of_no_full_pool(
     assert not pool_warnings
 
 
-def test_connections_are_kept_as_the_owner_of_a_client_chose() -> None:
+def test_the_connection_pool_of_a_client_is_not_changed_if_it_was_configured() -> None:
     session = requests.Session()
     chosen = HTTPAdapter(pool_maxsize=20, pool_block=True)
     session.mount("https://", chosen)

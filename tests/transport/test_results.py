@@ -55,7 +55,7 @@ def test_one_call_materializes_several_assets(materialize: Materialize) -> None:
     assert [event.asset_key.to_user_string() for event in events] == ["one", "other"]
 
 
-def test_an_asset_that_is_left_out_is_named(materialize: Materialize) -> None:
+def test_a_missing_asset_is_an_error_with_its_name(materialize: Materialize) -> None:
     assert "did not report other as materialized" in failure(materialize(*TWO, assets=["one"]))
 
 
@@ -81,7 +81,7 @@ def test_a_check_is_reported_with_its_severity_and_metadata(materialize: Materia
     assert evaluation.metadata["rows"].value == 0
 
 
-def test_a_check_that_is_left_out_is_named(materialize: Materialize) -> None:
+def test_a_missing_check_is_an_error_with_its_name(materialize: Materialize) -> None:
     result = materialize(
         *TWO, check_specs=[dg.AssetCheckSpec("full", asset="one")], assets=["one", "other"]
     )
@@ -89,7 +89,7 @@ def test_a_check_that_is_left_out_is_named(materialize: Materialize) -> None:
     assert "did not report the check one:full. Call `pipes.report_asset_check`" in failure(result)
 
 
-def test_a_check_that_is_not_declared_is_named(materialize: Materialize) -> None:
+def test_an_undeclared_check_is_an_error_with_its_name(materialize: Materialize) -> None:
     check = {"check_name": "full", "asset_key": "one", "passed": True}
 
     result = materialize(*TWO, assets=["one", "other"], checks=[check])
@@ -109,7 +109,7 @@ def test_observations_are_in_the_event_log(
     assert observation.data_version == "7"
 
 
-def test_custom_messages_are_at_the_callers_disposal(
+def test_custom_messages_are_returned_to_the_caller(
     materialize: Materialize, instance: dg.DagsterInstance
 ) -> None:
     result = materialize(*TWO, assets=["one", "other"], custom_messages=[{"a": 1}, "b"])

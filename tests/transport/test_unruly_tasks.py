@@ -63,7 +63,7 @@ def test_a_task_that_exits_fails_its_own_call_with_its_traceback(
 
 
 @pytest.mark.parametrize("way", ["exit 3", "interrupt"])
-def test_of_24_partitions_of_which_one_exits_23_succeed(
+def test_a_partition_whose_task_exits_fails_and_the_others_succeed(
     way: str, partitions: Partitions, define: Define
 ) -> None:
     keys = days(24)
@@ -196,7 +196,7 @@ def test_any_level_is_mapped_to_the_nearest_of_dagster(unruly: Materialize) -> N
     assert text.endswith("KeyError: 'rows'")
 
 
-def test_a_level_of_another_writer_is_mapped_too(unruly: Materialize, reads: FaultProxy) -> None:
+def test_a_level_from_another_writer_is_mapped_too(unruly: Materialize, reads: FaultProxy) -> None:
     reads.fail_always(change_body(lambda body: body.replace(b'"INFO"', b'"Level 36"')))
 
     run = unruly()
@@ -205,7 +205,7 @@ def test_a_level_of_another_writer_is_mapped_too(unruly: Materialize, reads: Fau
     assert {level for level, text in run.logged if text.startswith("Cloud function")} == {"ERROR"}
 
 
-def test_what_threads_log_and_print_and_how_they_end_reaches_the_run(
+def test_the_output_and_exceptions_of_threads_reach_the_run(
     unruly: Materialize, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = unruly("threads")
@@ -221,7 +221,7 @@ def test_what_threads_log_and_print_and_how_they_end_reaches_the_run(
         assert f"{kind} prints\n" in printed
 
 
-def test_of_calls_at_once_context_variables_tell_which_one_a_thread_belongs_to(
+def test_with_several_calls_in_flight_context_variables_assign_a_thread_to_its_call(
     partitions: Partitions, define: Define, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = days(8)
@@ -260,7 +260,7 @@ def test_log_lines_beyond_the_limit_reach_the_compute_logs_in_order(
 # Output
 
 
-def test_all_that_a_task_prints_reaches_the_compute_logs(
+def test_everything_that_a_task_prints_reaches_the_compute_logs(
     unruly: Materialize, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = unruly("print", natively=True)
@@ -297,7 +297,7 @@ def test_what_calls_print_at_once_is_not_mixed(
     assert sorted(errors.splitlines()) == [f"[{key}] {key} error" for key in keys]
 
 
-def test_native_output_does_not_hang_a_task_however_much_it_is(
+def test_any_amount_of_native_output_does_not_block_a_task(
     unruly: Materialize,
     reader: PipesCloudStorageMessageReader,
     capsys: pytest.CaptureFixture[str],
@@ -321,7 +321,7 @@ def test_a_setting_keeps_what_tasks_print_in_the_function_s_own_log(
     assert capfd.readouterr().out.splitlines().count("line 0") == 1  # of the function, not the run
 
 
-def test_last_words_of_a_process_that_dies_are_in_the_function_s_own_log(
+def test_the_last_output_of_a_process_that_dies_is_in_the_function_s_own_log(
     unruly: Materialize, emulator: Mapping[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with serve(CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"]) as url:

@@ -91,7 +91,7 @@ def test_a_plain_key_is_a_path_in_the_lake(lake: str, key: str) -> None:
     assert table_location(lake, key) == f"{lake.rstrip('/')}/{key}"
 
 
-def test_tables_of_different_keys_are_in_different_folders_of_the_lake(tmp_path: Path) -> None:
+def test_different_keys_have_different_folders_in_the_lake(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     locations = [table_location(str(lake), user_string(key)) for key in KEYS]
 
@@ -177,7 +177,7 @@ def test_exactly_the_partition_is_replaced_whatever_its_column_and_value(
         (True, "true", "false"),
     ],
 )
-def test_a_partition_of_any_type_is_replaced_alone(
+def test_exactly_the_partition_is_replaced_whatever_its_type(
     tmp_path: Path, value: Any, text: str, other: str
 ) -> None:
     location = str(tmp_path / "table")
@@ -221,7 +221,7 @@ def test_a_partition_in_another_time_zone_is_the_same_instant(tmp_path: Path) ->
         (frame(key=[Decimal("-1.5")], n=1), "-1.5", "not a value of .* 'key', which is Dec"),
     ],
 )
-def test_rows_that_are_not_of_the_partition_are_refused(
+def test_rows_of_another_partition_are_rejected(
     tmp_path: Path, df: pl.DataFrame, value: str, error: str
 ) -> None:
     with pytest.raises(WriteRefusedError, match=error):
@@ -231,7 +231,7 @@ def test_rows_that_are_not_of_the_partition_are_refused(
 
 
 @pytest.mark.parametrize("column", ["a\nb", "a\tb", "../b", "a//b"])
-def test_a_column_that_cannot_be_a_path_is_refused(tmp_path: Path, column: str) -> None:
+def test_a_column_that_cannot_be_a_path_is_rejected(tmp_path: Path, column: str) -> None:
     location = tmp_path / "lake" / "table"
 
     with pytest.raises(DeltaError, match="path segment"):
@@ -240,7 +240,7 @@ def test_a_column_that_cannot_be_a_path_is_refused(tmp_path: Path, column: str) 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_column_like_the_scheme_of_a_url_does_not_hinder(tmp_path: Path) -> None:
+def test_a_column_may_be_named_like_the_scheme_of_a_url(tmp_path: Path) -> None:
     location = str(tmp_path / "table")
 
     for value, number in (("a", 1), ("b", 2), ("a", 3)):
@@ -249,7 +249,7 @@ def test_a_column_like_the_scheme_of_a_url_does_not_hinder(tmp_path: Path) -> No
     assert sorted(pl.read_delta(location).select("a:b", "n").rows()) == [("a", 3), ("b", 2)]
 
 
-def test_a_table_with_other_partitions_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_table_with_other_partition_columns_is_not_changed(tmp_path: Path) -> None:
     location = str(tmp_path / "table")
     write_table(frame(key=["a"], n=[1]), location)
 
@@ -278,7 +278,7 @@ def test_partitions_written_at_once_are_all_there_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [None, ["a"], ["b"], []], ids=str)
-def test_of_writers_of_one_partition_one_is_the_last(
+def test_concurrent_writers_of_one_partition_leave_the_rows_of_one(
     tmp_path: Path, first: list[str] | None
 ) -> None:
     for number in range(8):
@@ -298,7 +298,9 @@ def test_of_writers_of_one_partition_one_is_the_last(
 
 
 @pytest.mark.parametrize("first", [None, [], [1, 2]], ids=str)
-def test_of_writers_of_one_table_one_is_the_last(tmp_path: Path, first: list[int] | None) -> None:
+def test_concurrent_writers_of_one_table_leave_the_rows_of_one(
+    tmp_path: Path, first: list[int] | None
+) -> None:
     for number in range(8):
         location = str(tmp_path / str(number))
         if first is not None:
@@ -313,7 +315,7 @@ def test_of_writers_of_one_table_one_is_the_last(tmp_path: Path, first: list[int
         assert read_table(location)["n"].n_unique() == 1
 
 
-def test_columns_added_at_once_are_all_there(tmp_path: Path) -> None:
+def test_columns_added_at_the_same_time_are_all_there(tmp_path: Path) -> None:
     location = str(tmp_path / "table")
 
     def write(number: int) -> None:
@@ -328,7 +330,7 @@ def test_columns_added_at_once_are_all_there(tmp_path: Path) -> None:
     assert read_table(location).width == 9
 
 
-def test_a_table_that_others_keep_writing_to_is_left_after_the_timeout(tmp_path: Path) -> None:
+def test_a_write_that_keeps_conflicting_fails_after_the_timeout(tmp_path: Path) -> None:
     location = str(tmp_path / "table")
     write_partition(frame(key=["a"], n=[1]), location, column="key", value="a")
     # This simulates another writer that always commits this version first.
@@ -385,7 +387,7 @@ def test_a_table_that_others_keep_writing_to_is_left_after_the_timeout(tmp_path:
     ],
     ids=lambda values: str(values.to_list()),
 )
-def test_a_cast_that_loses_something_is_refused_by_the_column(
+def test_a_lossy_cast_is_rejected_with_its_column(
     tmp_path: Path, stored: pl.Series, written: pl.Series
 ) -> None:
     location = str(tmp_path / "table")
@@ -426,9 +428,7 @@ def test_a_cast_that_loses_something_is_refused_by_the_column(
     ],
     ids=lambda values: str(values.to_list()),
 )
-def test_a_cast_that_loses_nothing_is_made(
-    tmp_path: Path, stored: pl.Series, written: pl.Series
-) -> None:
+def test_a_lossless_cast_is_made(tmp_path: Path, stored: pl.Series, written: pl.Series) -> None:
     location = str(tmp_path / "table")
     write_partition(frame(key="a", amount=stored), location, column="key", value="a")
 
@@ -469,7 +469,7 @@ def test_a_cast_that_loses_nothing_is_made(
     ],
     ids=lambda value: str(value.dtype if isinstance(value, pl.Series) else value),
 )
-def test_a_type_is_stored_in_one_that_holds_all_its_values(
+def test_a_type_is_stored_as_one_that_holds_all_its_values(
     tmp_path: Path, written: pl.Series, dtype: pl.DataType
 ) -> None:
     location = str(tmp_path / "table")
@@ -498,7 +498,7 @@ def test_a_type_is_stored_in_one_that_holds_all_its_values(
     ],
     ids=lambda value: str(value.dtype) if isinstance(value, pl.Series) else "",
 )
-def test_a_type_that_delta_does_not_have_is_refused_with_what_to_cast_it_to(
+def test_a_type_that_delta_lacks_is_rejected_with_what_to_cast_it_to(
     tmp_path: Path, written: pl.Series, advice: str, cast: Any
 ) -> None:
     location = str(tmp_path / "table")
@@ -521,7 +521,7 @@ def test_nanoseconds_are_not_cut_off(tmp_path: Path) -> None:
 # Columns
 
 
-def test_other_columns_are_refused_unless_the_task_says_otherwise(tmp_path: Path) -> None:
+def test_other_columns_are_rejected_unless_the_task_allows_them(tmp_path: Path) -> None:
     location = str(tmp_path / "table")
     write_partition(frame(key=["a"], n=[1], old=[1], same=[1]), location, column="key", value="a")
     changed = frame(key=["a"], n=["one"], same=[2], new=[True])
@@ -539,7 +539,7 @@ def test_other_columns_are_refused_unless_the_task_says_otherwise(tmp_path: Path
 
 
 @pytest.mark.parametrize("df", [frame(key=["a"], new=[1]), frame(key=["a"])], ids=["new", "fewer"])
-def test_a_partition_with_other_columns_is_refused_by_default(
+def test_a_partition_with_other_columns_is_rejected_by_default(
     tmp_path: Path, df: pl.DataFrame
 ) -> None:
     location = str(tmp_path / "table")
@@ -578,7 +578,7 @@ def test_a_table_gets_the_columns_of_its_rows_or_adds_them_as_the_task_says(tmp_
 
 
 @pytest.mark.parametrize("existing", [{}, {"name": ["a"]}], ids=["rows", "table"])
-def test_columns_that_differ_only_in_case_are_refused(
+def test_columns_that_differ_only_in_case_are_rejected(
     tmp_path: Path, existing: dict[str, Any]
 ) -> None:
     location = str(tmp_path / "table")

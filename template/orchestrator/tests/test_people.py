@@ -37,7 +37,7 @@ def test_the_function_materializes_the_asset_again_and_again(
     assert values(second)["table_version"] == values(first)["table_version"] + 1
 
 
-def test_the_event_log_holds_what_the_function_said(
+def test_the_event_log_has_what_the_function_reported(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     result = materialize(definitions, instance, "people")

@@ -25,7 +25,7 @@ Read = Callable[[Mapping[str, str]], Any]
         {**GOOD, "IMPERSONATE_SERVICE_ACCOUNT": "dagster@a-project.iam.gserviceaccount.com"},
     ],
 )
-def test_good_settings_are_read(environment: Mapping[str, str], read_settings: Read) -> None:
+def test_valid_settings_are_read(environment: Mapping[str, str], read_settings: Read) -> None:
     settings = dict(vars(read_settings(environment)))
 
     assert settings.pop("function_timeout") == float(environment.get("FUNCTION_TIMEOUT", "3600"))
@@ -35,7 +35,7 @@ def test_good_settings_are_read(environment: Mapping[str, str], read_settings: R
 
 @pytest.mark.parametrize("variable", GOOD)
 @pytest.mark.parametrize("value", ["", "  ", "relative/path", "http://example.com", "gs://UPPER"])
-def test_a_wrong_setting_is_named_with_the_fix(
+def test_an_invalid_setting_is_an_error_with_its_name_and_fix(
     variable: str, value: str, read_settings: Read
 ) -> None:
     with pytest.raises(dg.Failure) as error:
@@ -46,12 +46,12 @@ def test_a_wrong_setting_is_named_with_the_fix(
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "3601", "10 minutes", "1e3"])
-def test_a_wrong_timeout_is_named(value: str, read_settings: Read) -> None:
+def test_an_invalid_timeout_is_named(value: str, read_settings: Read) -> None:
     with pytest.raises(dg.Failure, match=f"FUNCTION_TIMEOUT must be .* it is '{value}'"):
         read_settings({**GOOD, "FUNCTION_TIMEOUT": value})
 
 
-def test_an_account_that_is_no_service_account_is_named(read_settings: Read) -> None:
+def test_an_account_that_is_not_a_service_account_is_an_error(read_settings: Read) -> None:
     with pytest.raises(dg.Failure, match="e-mail address of a service account"):
         read_settings({**GOOD, "IMPERSONATE_SERVICE_ACCOUNT": "me@example.com"})
 

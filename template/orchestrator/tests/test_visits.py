@@ -40,7 +40,7 @@ def test_each_day_of_a_run_has_a_call_and_a_part_of_the_table(
         assert table.filter(pl.col("day") == day).height == 100
 
 
-def test_the_newest_day_is_asked_for_when_there_are_new_people(
+def test_new_people_request_the_newest_day(
     job: dg.JobDefinition, definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     first = dg.evaluate_automation_conditions(definitions, instance)
@@ -53,7 +53,7 @@ def test_the_newest_day_is_asked_for_when_there_are_new_people(
     assert second.get_requested_partitions(VISITS) == {partitions_def.get_last_partition_key()}
 
 
-def test_its_definition_leads_to_the_source_of_its_task(definitions: dg.Definitions) -> None:
+def test_its_definition_links_to_the_source_of_its_task(definitions: dg.Definitions) -> None:
     [spec] = (spec for spec in definitions.resolve_all_asset_specs() if spec.key == VISITS)
 
     references = spec.metadata["dagster/code_references"].code_references

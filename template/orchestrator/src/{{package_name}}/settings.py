@@ -1,4 +1,4 @@
-"""The orchestrator's settings, from its environment. `.env.example` shows them all."""
+"""Settings from the environment variables of Dagster. `.env.example` has all of them."""
 
 import os
 import re
@@ -11,37 +11,37 @@ import dagster as dg
 
 from gcp_pipes.orchestrator.urls import is_loopback
 
-_LONGEST_TIMEOUT = "3600"  # seconds: no function of Google Cloud may take more
+_LONGEST_TIMEOUT = 3600  # seconds: the limit of Google Cloud
 
 
 class SettingsError(dg.Failure):
     """An environment variable is missing or malformed.
 
     Args:
-        variable: Its name.
-        problem: What is wrong with it: the rest of a sentence that begins with the name.
+        variable: The name of the variable.
+        problem: What is wrong with it, as the rest of a sentence that begins with the name.
     """
 
     def __init__(self, variable: str, problem: str) -> None:
         super().__init__(
             f"{variable} {problem} Set it in orchestrator/.env (orchestrator/.env.example shows "
-            "how), or in the environment that Dagster runs in.",
+            "how), or in the environment of Dagster.",
             allow_retries=False,
         )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the cloud function and its buckets are.
+    """The cloud function, its buckets, and how to call it.
 
     Attributes:
-        function_url: The cloud function's URL.
+        function_url: The function's URL.
         lake_uri: The data lake: `gs://bucket`, or the absolute path of a local folder.
-        messages_bucket: Name of the bucket that brings messages from the function to Dagster.
+        messages_bucket: The name of the bucket through which the function sends messages.
         function_timeout: The function's own timeout, in seconds.
-        function_audience: Whom identity tokens for the function are for; None for its root URL.
-        impersonate_service_account: The service account to act as, its e-mail address; None to act
-            as the account that Dagster runs as.
+        function_audience: The audience of identity tokens; None for the function's root URL.
+        impersonate_service_account: The e-mail address of a service account to call the function
+            as; None for the account that Dagster runs as.
     """
 
     function_url: str
@@ -53,15 +53,15 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Read `FUNCTION_URL`, `LAKE_URI` and `MESSAGES_BUCKET`, and what else is set.
+        """Read each setting from the variable with its name in capitals.
 
-        That may be `FUNCTION_TIMEOUT`, `FUNCTION_AUDIENCE` and `IMPERSONATE_SERVICE_ACCOUNT`.
+        The variables without a default are `FUNCTION_URL`, `LAKE_URI` and `MESSAGES_BUCKET`.
 
         Args:
-            environment: Environment variables and their values; those of this process unless given.
+            environment: The variables and their values. By default, those of this process.
 
         Raises:
-            SettingsError: One of them is malformed, or one of the first three is missing.
+            SettingsError: A variable is malformed, or one without a default is missing.
         """
         return cls(
             function_url=_function_url(environment),
@@ -103,8 +103,8 @@ def _messages_bucket(environment: Mapping[str, str]) -> str:
 
 
 def _function_timeout(environment: Mapping[str, str]) -> float:
-    text = _optional(environment, "FUNCTION_TIMEOUT") or _LONGEST_TIMEOUT
-    if not re.fullmatch(r"[0-9]+", text) or not 0 < int(text) <= int(_LONGEST_TIMEOUT):
+    text = _optional(environment, "FUNCTION_TIMEOUT") or str(_LONGEST_TIMEOUT)
+    if not re.fullmatch(r"[0-9]+", text) or not 0 < int(text) <= _LONGEST_TIMEOUT:
         raise SettingsError(
             "FUNCTION_TIMEOUT",
             f"must be the function's timeout in seconds, up to {_LONGEST_TIMEOUT}; it is {text!r}.",

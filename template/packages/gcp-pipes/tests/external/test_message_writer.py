@@ -120,7 +120,7 @@ def test_a_value_that_is_not_json_serializable_is_an_error_in_the_task(
 
 
 @pytest.mark.parametrize("params", [{}, {"bucket": 1}, {"bucket": "b", "key_prefix": 1}])
-def test_params_of_another_kind_of_reader_are_rejected(
+def test_parameters_of_another_kind_of_reader_are_rejected(
     params: dict[str, Any], client: storage.Client
 ) -> None:
     with (

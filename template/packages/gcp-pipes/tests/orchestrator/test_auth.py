@@ -16,7 +16,7 @@ from gcp_pipes.orchestrator.auth import http_session
 
 
 def jwt(claims: dict[str, object]) -> str:
-    """A token with these claims, and with a signature that nobody checks here."""
+    """A token with these claims, and a signature that is not checked."""
     parts = ({"alg": "RS256"}, claims, "signature")
     encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in parts)
     return ".".join(part.rstrip("=") for part in encoded)
@@ -77,7 +77,7 @@ def test_a_request_to_https_carries_a_token_for_the_function(
     assert claims(assertion)["target_audience"] == "https://a-function-xyz.a.run.app"
 
 
-def test_a_person_is_told_to_impersonate_a_service_account(
+def test_an_error_tells_a_person_to_impersonate_a_service_account(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     person = {"client_id": "c", "client_secret": "s", "refresh_token": "r"}

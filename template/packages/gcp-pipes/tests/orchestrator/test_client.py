@@ -30,7 +30,7 @@ def failure(result: dg.ExecuteInProcessResult) -> Any:
     return data.user_failure_data
 
 
-def test_an_unknown_task_fails_the_step_and_the_call_can_be_followed(
+def test_an_unknown_task_fails_the_step_and_the_call_can_be_traced(
     pipes_function_client: dg.PipesClient,
     instance: dg.DagsterInstance,
     settings: Mapping[str, str],
@@ -45,15 +45,17 @@ def test_an_unknown_task_fails_the_step_and_the_call_can_be_followed(
     assert f"Cloud function trace: {metadata['cloud_function_trace'].value}" in logged
 
 
-def test_an_event_that_is_no_json_fails_the_step_before_any_call(
+def test_an_event_that_is_not_json_fails_the_step_before_any_call(
     pipes_function_client: dg.PipesClient, instance: dg.DagsterInstance
 ) -> None:
     result = materialize(pipes_function_client, instance, "http://127.0.0.1:1", {"day": object()})
 
-    assert "its input 'day' is no JSON: Object of type object" in failure(result).description
+    assert (
+        "input 'day' is not JSON serializable: Object of type object" in failure(result).description
+    )
 
 
-def test_a_function_that_cannot_be_reached_fails_the_step(
+def test_an_unreachable_function_fails_the_step(
     pipes_function_client: dg.PipesClient, instance: dg.DagsterInstance
 ) -> None:
     result = materialize(pipes_function_client, instance, "http://127.0.0.1:1", {})
@@ -72,7 +74,7 @@ def test_a_function_that_cannot_be_reached_fails_the_step(
         ((200, b"OK"), "sent no message. The messages bucket is gs://"),
     ],
 )
-def test_an_answer_that_is_not_from_a_pipes_function_fails_the_step(
+def test_a_response_that_is_not_from_a_pipes_function_fails_the_step(
     response: Response,
     reason: str,
     pipes_function_client: dg.PipesClient,

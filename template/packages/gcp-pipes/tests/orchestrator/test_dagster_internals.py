@@ -1,6 +1,6 @@
-"""Canaries: they fall silent when Dagster changes a part of it that has no public name.
+"""Canaries: they fail when Dagster changes a part that has no public name.
 
-If one fails with a new version of Dagster, look for the part in its sources, mend
+If one fails with a new version of Dagster, look for the part in its sources, correct
 `gcp_pipes/orchestrator/dagster_internals.py`, and only then allow that version in `pyproject.toml`.
 """
 
@@ -34,7 +34,7 @@ def materialize(
     return dg.materialize([asset], instance=instance, tags=tags)
 
 
-def test_no_other_module_imports_such_parts() -> None:
+def test_no_other_module_imports_private_parts_of_dagster() -> None:
     file = Path(str(dagster_internals.__file__))
     package = file.parent.parent
     importing = {
@@ -62,7 +62,7 @@ def test_the_tags_of_a_materialization_are_as_dagster_makes_them(
     assert made["dagster/code_version"] == "3"
 
 
-def test_the_data_version_of_a_materialization_is_what_the_function_said(
+def test_the_data_version_of_a_materialization_is_what_the_function_reported(
     instance: dg.DagsterInstance,
 ) -> None:
     made: list[Mapping[str, str]] = []
@@ -80,7 +80,7 @@ def test_the_data_version_of_a_materialization_is_what_the_function_said(
     assert made == [event.step_materialization_data.materialization.tags]
 
 
-def test_upstream_data_versions_are_known(instance: dg.DagsterInstance) -> None:
+def test_the_upstream_data_versions_are_found(instance: dg.DagsterInstance) -> None:
     found: list[object] = []
 
     @dg.asset(deps=[above])
@@ -93,7 +93,7 @@ def test_upstream_data_versions_are_known(instance: dg.DagsterInstance) -> None:
     assert found == [{above.key: "7"}]
 
 
-def test_a_result_can_be_without_a_further_event(instance: dg.DagsterInstance) -> None:
+def test_a_result_can_add_no_event(instance: dg.DagsterInstance) -> None:
     @dg.asset(
         partitions_def=dg.StaticPartitionsDefinition(["a", "b"]),
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -156,7 +156,7 @@ def test_the_outputs_of_an_op_are_the_assets_and_checks_that_it_yields(
     assert found == {"prepare": set(), "make": {made.key}, "good": {check}}
 
 
-def test_a_direct_call_is_known(instance: dg.DagsterInstance) -> None:
+def test_a_direct_call_is_recognized(instance: dg.DagsterInstance) -> None:
     found: list[object] = []
 
     @dg.asset
@@ -209,7 +209,7 @@ def test_the_fields_of_any_other_model_are_its_own() -> None:
     assert not any(field.takes_template for field in fields.values())
 
 
-def test_each_document_of_a_project_is_known_with_its_lines() -> None:
+def test_each_document_of_a_project_is_found_with_its_lines() -> None:
     document = "type: dagster.DefinitionsComponent\nattributes: { path: a.py }\n"
     with create_defs_folder_sandbox() as sandbox:
         (sandbox.defs_folder_path / "thing").mkdir()
@@ -228,7 +228,7 @@ def test_each_document_of_a_project_is_known_with_its_lines() -> None:
     assert len(documents) == 2
 
 
-def test_the_check_of_definitions_is_known_by_its_command() -> None:
+def test_dg_check_defs_is_recognized() -> None:
     @click.group
     def dg() -> None:
         pass

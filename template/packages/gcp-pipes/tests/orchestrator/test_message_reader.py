@@ -58,7 +58,7 @@ def test_messages_are_read_while_the_function_runs(
             assert received.texts[-1] == f"chunk {index}"
 
 
-def test_what_is_left_when_the_call_returns_is_read_in_order(
+def test_messages_that_wait_when_the_call_returns_are_read_in_order(
     message_reader: dg.PipesMessageReader, store: Callable[..., None]
 ) -> None:
     received = Received(message_reader)

@@ -1,4 +1,4 @@
-"""What the function is told of the run that it works for: the Pipes context of a call."""
+"""Builds the Pipes context of a call: what the function receives about the step."""
 
 from collections.abc import Sequence
 
@@ -13,59 +13,59 @@ from gcp_pipes.orchestrator.dagster_internals import (
 )
 
 StepContext = dg.OpExecutionContext
-"""What each kind of context has as its `op_execution_context`."""
+"""The context that all kinds of context have as `op_execution_context`."""
 
 Context = StepContext | dg.AssetExecutionContext | dg.AssetCheckExecutionContext
-"""What Dagster passes to the function of an op, an asset, or an asset check."""
+"""The context that Dagster passes to an op, an asset, or an asset check."""
 
 
 def build_context_data(
     context: StepContext, *, extras: PipesExtras | None = None, run_tags: Sequence[str] = ()
 ) -> PipesContextData:
-    """The Pipes context of a call that does all the work of a step.
+    """The Pipes context of a call for a whole step.
 
-    It is Dagster's own, and has beside that the partitions of a run that has a range of them, and
-    two extras: `run_tags`, and for assets `upstream_data_versions`, by asset key.
+    It is Dagster's own, with the partitions of a run that has a range of them, and two extras:
+    `run_tags`, and for assets `upstream_data_versions`, by asset key.
 
     Args:
         context: The context of the asset or op.
-        extras: More values, which the function finds as `pipes.extras`.
-        run_tags: Names of the run's tags that the function is told of, if the run has them.
+        extras: More values for `pipes.extras` in the function.
+        run_tags: Names of tags of the run. Those that the run has are sent.
     """
-    more: dict[str, object] = {
+    all_extras: dict[str, object] = {
         "run_tags": {name: context.get_tag(name) for name in run_tags if context.has_tag(name)}
     }
     if context.has_assets_def:
-        more["upstream_data_versions"] = {
+        all_extras["upstream_data_versions"] = {
             key.to_escaped_user_string(): version
             for key, version in upstream_data_versions(context).items()
         }
-    more.update(extras or {})
+    all_extras.update(extras or {})
     if is_called_directly(context):
-        return _context_data_without_run(context, more)
-    data = build_external_execution_context_data(context, more)
+        return _context_data_without_run(context, all_extras)
+    data = build_external_execution_context_data(context, all_extras)
     if context.has_partition_key_range and partitions_def(context) is not None:
         keys = context.partition_key_range
-        _tell_partitions(data, context, keys.start, keys.end)
+        _set_partitions(data, context, keys.start, keys.end)
     return data
 
 
 def for_partition(context: StepContext, data: PipesContextData, key: str) -> PipesContextData:
-    """The Pipes context `data`, for a call that does the work of the partition `key` alone.
+    """The Pipes context of a call for one partition.
 
     Args:
         context: The context of the asset.
-        data: What `build_context_data` returned; it stays as it is.
+        data: The Pipes context of the whole step, which is not changed.
         key: The partition.
     """
     data = data.copy()
     data["partition_key"] = key
-    _tell_partitions(data, context, key, key)
+    _set_partitions(data, context, key, key)
     return data
 
 
 def partitions_def(context: StepContext) -> dg.PartitionsDefinition | None:
-    """How the assets of the step are partitioned; None if they are not, or if it has none.
+    """The partitions definition of the step's assets, or None without one.
 
     Args:
         context: The context of the asset or op.
@@ -74,7 +74,9 @@ def partitions_def(context: StepContext) -> dg.PartitionsDefinition | None:
 
 
 def assets_of_step(context: StepContext) -> set[dg.AssetKey]:
-    """The selected assets that the step itself yields: none in an op that prepares others' work.
+    """The selected assets that the step itself yields.
+
+    An op in a graph-backed asset may yield none.
 
     Args:
         context: The context of the asset, the asset check, or the op.
@@ -92,10 +94,10 @@ def checks_of_step(context: StepContext) -> set[dg.AssetCheckKey]:
 
 
 def required_assets(context: StepContext) -> set[dg.AssetKey]:
-    """The assets that the step has to materialize, or to observe: all but those `skippable`.
+    """The assets that the step must materialize or observe: all that are not `skippable`.
 
-    Dagster makes each asset of a `can_subset` definition skippable, so that one that is not
-    selected can be left out. There, `skippable` says nothing about the others.
+    With `can_subset`, Dagster makes every asset skippable, since some may not be selected. Then all
+    selected assets are required.
 
     Args:
         context: The context of the asset, the asset check, or the op.
@@ -107,7 +109,7 @@ def required_assets(context: StepContext) -> set[dg.AssetKey]:
 
 
 def is_observable(context: StepContext) -> bool:
-    """Whether the step observes its assets, and materializes none.
+    """Whether the step observes its assets, and does not materialize them.
 
     Args:
         context: The context of the asset, the asset check, or the op.
@@ -116,7 +118,7 @@ def is_observable(context: StepContext) -> bool:
 
 
 def _context_data_without_run(context: StepContext, extras: PipesExtras) -> PipesContextData:
-    """The Pipes context where the asset or op is called directly, as in a unit test."""
+    """The Pipes context of an asset or op that is called directly, as in a unit test."""
     code_versions: dict[str, str | None] | None = None
     if context.has_assets_def:
         of_assets = context.assets_def.code_versions_by_key
@@ -136,11 +138,11 @@ def _context_data_without_run(context: StepContext, extras: PipesExtras) -> Pipe
     )
     if context.has_partition_key or context.has_partition_key_range:
         partitions = context.partition_key_range
-        _tell_partitions(data, context, partitions.start, partitions.end)
+        _set_partitions(data, context, partitions.start, partitions.end)
     return data
 
 
-def _tell_partitions(data: PipesContextData, context: StepContext, first: str, last: str) -> None:
+def _set_partitions(data: PipesContextData, context: StepContext, first: str, last: str) -> None:
     data["partition_key_range"] = {"start": first, "end": last}
     data["partition_time_window"] = _time_window(partitions_def(context), first, last)
 
@@ -148,7 +150,7 @@ def _tell_partitions(data: PipesContextData, context: StepContext, first: str, l
 def _time_window(
     definition: dg.PartitionsDefinition | None, first: str, last: str
 ) -> PipesTimeWindow | None:
-    """From the start of one partition to the end of another; None if they are not of time."""
+    """From the start of one partition to the end of another; None without time windows."""
     if isinstance(definition, dg.MultiPartitionsDefinition):
         dimensions = [dimension.partitions_def for dimension in definition.partitions_defs]
         if sum(isinstance(each, dg.TimeWindowPartitionsDefinition) for each in dimensions) != 1:

@@ -1,4 +1,4 @@
-"""The event of a call, as the body of its request: serialized once, however often it is sent."""
+"""Serializes the event of a call, once for all its attempts, as the body of the request."""
 
 import json
 from collections.abc import Mapping
@@ -10,46 +10,46 @@ Event = Mapping[str, Any]
 """The inputs of a task: a JSON object."""
 
 _MEBIBYTE = 1024 * 1024
-_LARGEST_BODY = 32 * _MEBIBYTE  # bytes that Cloud Run takes over HTTP/1
-_PLACE_OF_MESSAGES = 1024  # bytes, at most, of the parameters that say where messages go
+_LARGEST_BODY = 32 * _MEBIBYTE  # bytes; the limit of Cloud Run over HTTP/1
+_MESSAGE_PARAMETERS = 1024  # bytes, at most: the bucket and the key prefix of the messages
 
 
 class EventError(Exception):
-    """The event cannot be sent: an input is no JSON, or all of it is too large."""
+    """The event cannot be sent: an input is not JSON serializable, or the event is too large."""
 
 
 def serialize(event: Event, context_data: PipesContextData | None) -> bytes:
-    """The event as JSON, before any request is made with it.
+    """The event as JSON.
 
     Args:
         event: The inputs of the task.
-        context_data: The Pipes context, if it is to be in the body too.
+        context_data: The Pipes context, if it is sent in the body, for the size of the request.
 
     Raises:
-        EventError: An input is no JSON, or the body would be larger than Google Cloud takes.
+        EventError: An input is not JSON serializable, or the body is too large for Google Cloud.
     """
     inputs = {name: _serialize_input(name, value) for name, value in event.items()}
     body = b"{" + b", ".join(inputs.values()) + b"}"
     context_size = 0 if context_data is None else len(encode_param({"data": context_data}))
-    size = len(body) + context_size + _PLACE_OF_MESSAGES
+    size = len(body) + context_size + _MESSAGE_PARAMETERS
     if size > _LARGEST_BODY:
         sizes = {f"input {name!r}": len(text) for name, text in inputs.items()}
         sizes["part, the Pipes context with the `extras`,"] = context_size
         largest = max(sizes, key=lambda name: sizes[name])
         raise EventError(
-            f"The event is too large: {_mebibytes(size)}, of the {_mebibytes(_LARGEST_BODY)} that "
-            f"Google Cloud takes in a request. Its largest {largest} has "
+            f"The event is too large: it has {_mebibytes(size)}, and a request to Google Cloud may "
+            f"have {_mebibytes(_LARGEST_BODY)}. Its largest {largest} has "
             f"{_mebibytes(sizes[largest])}. Store that in a bucket, and pass its location."
         )
     return body
 
 
 def request_body(event: bytes, parameters: Mapping[str, object]) -> bytes:
-    """The body of a request: the event, and the parameters of Pipes.
+    """The body of a request: the event and the parameters of Pipes.
 
     Args:
-        event: What `serialize` returned.
-        parameters: Names and values to add.
+        event: The event, from `serialize`.
+        parameters: The names and values of the parameters.
     """
     added = json.dumps(parameters).encode()
     members = [part for part in (event[1:-1], added[1:-1]) if part]
@@ -57,12 +57,12 @@ def request_body(event: bytes, parameters: Mapping[str, object]) -> bytes:
 
 
 def _serialize_input(name: str, value: object) -> bytes:
-    """`"name": value`, as it stands in a JSON object."""
+    """`"name": value`, a member of a JSON object."""
     try:
         return json.dumps({name: value}, allow_nan=False)[1:-1].encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise EventError(
-            f"The event must be a JSON object, and its input {name!r} is no JSON: {error}."
+            f"The event's input {name!r} is not JSON serializable: {error}."
         ) from error
 
 

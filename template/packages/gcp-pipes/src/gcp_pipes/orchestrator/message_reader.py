@@ -60,7 +60,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
     def for_many_calls(self, count: int) -> Self:
         """The same reader, with an interval that grows with the number of calls in flight.
 
-        For a short call, it makes no more requests than there are chunks.
+        So a short call needs no more requests than it has chunks.
 
         Args:
             count: How many calls are in flight at the same time.
@@ -107,17 +107,17 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         return {"bucket": self.bucket, "key_prefix": uuid.uuid4().hex}
 
     def download_messages_chunk(self, index: int, params: PipesParams) -> str | None:
-        """The chunk's text, or None if there is no such chunk (yet).
+        """The chunk's text, or None if the chunk does not exist (yet).
 
-        Transient failures are retried, for up to half a minute.
+        Transient errors are retried for up to half a minute.
 
         Args:
             index: The chunk's number, from 1.
-            params: What `get_params` returned for this call.
+            params: The call's parameters, from `get_params`.
 
         Raises:
-            google.api_core.exceptions.GoogleAPICallError: Cloud Storage refused the download.
-            google.api_core.exceptions.RetryError: It failed until the time limit was reached.
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the request.
+            google.api_core.exceptions.RetryError: It failed until the time limit.
             UnicodeDecodeError: The chunk is not text.
         """
         blob = self.client.bucket(params["bucket"]).blob(chunk_name(params["key_prefix"], index))
@@ -128,13 +128,13 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         return chunk.decode()
 
     def list_messages_chunks(self, params: PipesParams) -> list[int]:
-        """The numbers of all chunks that there are.
+        """The numbers of all chunks that exist.
 
         Args:
-            params: What `get_params` returned for this call.
+            params: The call's parameters, from `get_params`.
 
         Raises:
-            google.api_core.exceptions.GoogleAPICallError: Cloud Storage refused to list them.
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the request.
         """
         blobs = self.client.list_blobs(
             params["bucket"],
@@ -173,7 +173,7 @@ class _Reading:
         self.errors: list[str] = []
 
     def read(self) -> None:
-        """Read chunk after chunk until the message `closed`, or until the call has returned."""
+        """Read the chunks in order until the message `closed`, or until the call has returned."""
         is_last_request = False
         has_logged_error = False
         interval = self._reader.first_interval

@@ -22,7 +22,6 @@ _HINTS = {
     404: "Check that FUNCTION_URL is the function's own URL and that the function is deployed.",
     429: "The function has no free instance: raise its maximum of instances or its concurrency.",
     503: "The function could not start, or its instance crashed: see its logs.",
-    504: "The function timed out.",
 }
 
 _REDIRECTED = "Redirects are not followed: set FUNCTION_URL to the function's own https URL."

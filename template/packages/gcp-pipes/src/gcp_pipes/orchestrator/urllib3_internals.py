@@ -13,10 +13,10 @@ _LONGEST_IDLE = 1.0  # seconds between two requests on a connection; gunicorn cl
 
 
 class _Pool(HTTPConnectionPool):
-    """Connections to a host, of which none is reused that has been idle for long.
+    """Connections to a host. One that has been idle for long is not used again.
 
-    The server may be closing it at that moment. A request that is sent then is lost, and nobody
-    knows whether it reached the function.
+    The server may be closing it at that moment. A request that is sent then is lost, and it is not
+    known whether it reached the function.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
