@@ -51,21 +51,21 @@ def emulator() -> Iterator[Mapping[str, str]]:
 
 @pytest.fixture(scope="session")
 def writing_proxy(emulator: Mapping[str, str]) -> Iterator[FaultProxy]:
-    """Behind `writes`."""
+    """The proxy of `writes`."""
     with fault_proxy(emulator["STORAGE_EMULATOR_HOST"]) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="session")
 def reading_proxy(emulator: Mapping[str, str]) -> Iterator[FaultProxy]:
-    """Behind `reads`."""
+    """The proxy of `reads`."""
     with fault_proxy(emulator["STORAGE_EMULATOR_HOST"]) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="session")
 def calling_proxy(writing_proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """Behind `calls`; it starts the function."""
+    """The proxy of `calls`, with the function."""
     with (
         serve(CLOUD_FUNCTION / "main.py", writing_proxy.url, THREADS="40") as url,
         fault_proxy(url) as proxy,
@@ -75,21 +75,21 @@ def calling_proxy(writing_proxy: FaultProxy) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def writes(writing_proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """Between the function and the storage."""
+    """The proxy between the function and the storage."""
     yield writing_proxy
     writing_proxy.reset()
 
 
 @pytest.fixture
 def reads(reading_proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """Between the reader and the storage."""
+    """The proxy between the reader and the storage."""
     yield reading_proxy
     reading_proxy.reset()
 
 
 @pytest.fixture
 def calls(calling_proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """Between the client and the function."""
+    """The proxy between the client and the function."""
     yield calling_proxy
     calling_proxy.reset()
 
@@ -109,7 +109,7 @@ def reader(reads: FaultProxy, emulator: Mapping[str, str]) -> PipesCloudStorageM
 
 @pytest.fixture
 def client(reader: PipesCloudStorageMessageReader) -> Iterator[PipesCloudFunctionClient]:
-    """Knows that the function takes a few seconds at the most."""
+    """A client with short timeouts."""
     client = PipesCloudFunctionClient(reader, timeout=5, retry_timeout=5)
     yield client
     client.close()
@@ -117,15 +117,15 @@ def client(reader: PipesCloudStorageMessageReader) -> Iterator[PipesCloudFunctio
 
 @dataclass
 class Run:
-    """What became of a run in which one asset called the function."""
+    """The result of a run in which one asset called the function."""
 
     success: bool
     lines: list[str]
-    """What the task logged, without the lines of the function itself."""
+    """What the task logged, without the function's own lines."""
     logged: list[tuple[str, str]]
     """All log lines, with their levels."""
     reports: list[str]
-    """What was reported of the transport while the run ran."""
+    """Errors of the transport that were reported during the run."""
     metadata: dict[str, Any]
     failure: str
 
@@ -203,7 +203,7 @@ def lines(count: int, asset: str = "thing") -> list[str]:
 
 
 def environment_without_pytest() -> dict[str, str]:
-    """The environment of a program that is no test."""
+    """The environment variables without those of pytest."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
@@ -217,7 +217,7 @@ def days(count: int) -> list[str]:
 
 
 class Partitions:
-    """An asset with a call for each partition, and what its runs leave in the event log."""
+    """An asset with a call for each partition, and the event log of its runs."""
 
     key = dg.AssetKey("thing")
 
@@ -242,7 +242,7 @@ class Partitions:
         return result.success
 
     def materialized(self) -> Counter[str]:
-        """How many materialization events there are of each partition."""
+        """The number of materialization events of each partition."""
         records = self.instance.fetch_materializations(self.key, limit=1_000).records
         return Counter(str(record.partition_key) for record in records)
 
@@ -261,7 +261,7 @@ class Partitions:
         return record.asset_materialization
 
     def statuses(self, *keys: str) -> set[AssetPartitionStatus | None]:
-        """What Dagster shows of some partitions."""
+        """The statuses that Dagster shows for some partitions."""
         found = self.instance.get_status_by_partition(self.key, keys, DAYS)
         assert found is not None
         return {found[key] for key in keys}
@@ -322,7 +322,7 @@ def define(client: PipesCloudFunctionClient, calls: FaultProxy) -> Define:
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until something holds."""
+    """Wait until the condition holds, or the time is over."""
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)

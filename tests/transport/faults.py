@@ -1,4 +1,4 @@
-"""A proxy between two parts that talk by HTTP, and what it can do to their requests."""
+"""A proxy between an HTTP client and its server, and the faults that it can inject."""
 
 import http.client
 import threading
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Response:
-    """An answer, ready to be sent on."""
+    """A response to send to the client."""
 
     status: int
     body: bytes = b""
@@ -20,7 +20,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that has come in. `forward` sends it on, and returns the answer."""
+    """A request that was received. `forward` sends it to the server and returns the response."""
 
     method: str
     path: str
@@ -28,16 +28,16 @@ class Request:
 
 
 Fault = Callable[[Request], Response | None]
-"""Answers a request, or cuts its connection by None."""
+"""Responds to a request, or returns None to cut its connection."""
 
 
-def answer(status: int, body: bytes = b"") -> Fault:
-    """The answer of someone who does not send the request on."""
+def respond(status: int, body: bytes = b"") -> Fault:
+    """Respond without sending the request to the server."""
     return lambda request: Response(status, body)
 
 
-def answer_after(status: int) -> Fault:
-    """Send the request on, and give another answer than the one that comes back."""
+def respond_after(status: int) -> Fault:
+    """Send the request to the server, and replace its response."""
 
     def fault(request: Request) -> Response:
         request.forward()
@@ -47,16 +47,16 @@ def answer_after(status: int) -> Fault:
 
 
 def cut(request: Request) -> None:
-    """Cut the connection without sending the request on."""
+    """Cut the connection without sending the request to the server."""
 
 
 def cut_after(request: Request) -> None:
-    """Cut the connection when the answer has come."""
+    """Cut the connection after the server has responded."""
     request.forward()
 
 
 def cut_meanwhile(seconds: float) -> Fault:
-    """Cut the caller's connection after `seconds`, while the request is being worked on."""
+    """Cut the client's connection after `seconds`, while the server handles the request."""
 
     def fault(request: Request) -> None:
         threading.Thread(target=request.forward).start()
@@ -66,7 +66,7 @@ def cut_meanwhile(seconds: float) -> Fault:
 
 
 def change_body(change: Callable[[bytes], bytes]) -> Fault:
-    """Change the body of the answer, and leave out the checksums that would tell."""
+    """Change the body of the response, and remove the checksums that would reveal it."""
 
     def fault(request: Request) -> Response:
         response = request.forward()
@@ -90,9 +90,9 @@ class FaultProxy:
     """A running proxy.
 
     Attributes:
-        url: Where it is.
-        seen: The method and path of each request, in the order in which they came.
-        in_flight: How many requests are being worked on.
+        url: Its URL.
+        seen: The method and path of each request, in order.
+        in_flight: How many requests are in flight.
         connections: How many connections were made.
     """
 
@@ -104,22 +104,22 @@ class FaultProxy:
         self._faults: list[tuple[Callable[[Request], bool], Iterator[Fault]]] = []
 
     def fail(self, *faults: Fault, when: Callable[[Request], bool] = lambda request: True) -> None:
-        """Do these, one after the other, to the requests that `when` holds for."""
+        """Inject these faults, one for each request that matches `when`."""
         self._faults.append((when, iter(faults)))
 
     def fail_always(
         self, fault: Fault, when: Callable[[Request], bool] = lambda request: True
     ) -> None:
-        """Do this to all requests that `when` holds for."""
+        """Inject this fault for all requests that match `when`."""
         self._faults.append((when, iter(lambda: fault, None)))
 
     def reset(self) -> None:
-        """Pass all requests on, and forget those that were seen."""
+        """Inject no more faults, and clear `seen`."""
         self._faults.clear()
         self.seen.clear()
 
     def handle(self, request: Request) -> Response | None:
-        """Answer a request, by a fault or by sending it on."""
+        """Respond to a request, by a fault or from the server."""
         self.seen.append((request.method, request.path))
         for when, faults in self._faults:
             if when(request) and (fault := next(faults, None)):
@@ -134,7 +134,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def fault_proxy(target: str) -> Iterator[FaultProxy]:
-    """Run a proxy before the server at the URL `target` while the block runs."""
+    """Run a proxy for the server at the URL `target` while the block runs."""
     address = urlsplit(target).netloc
 
     class Handler(BaseHTTPRequestHandler):
@@ -152,8 +152,8 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
                 try:
                     connection.request(self.command, self.path, body, headers)
-                    answered = connection.getresponse()
-                    return Response(answered.status, answered.read(), dict(answered.getheaders()))
+                    response = connection.getresponse()
+                    return Response(response.status, response.read(), dict(response.getheaders()))
                 except OSError:
                     return Response(-1)
                 finally:
@@ -178,7 +178,7 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
         do_GET = do_POST = do_PUT = do_DELETE = handle_any
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with _Server(("127.0.0.1", 0), Handler) as server:
         proxy = FaultProxy(f"http://127.0.0.1:{server.server_port}")

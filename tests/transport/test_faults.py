@@ -15,13 +15,13 @@ import pytest
 from conftest import Materialize, environment_without_pytest, lines, run_asset, serve
 from faults import (
     FaultProxy,
-    answer,
-    answer_after,
     change_body,
     cut,
     cut_after,
     cut_meanwhile,
     is_upload,
+    respond,
+    respond_after,
 )
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from local_cloud.cloud import CLOUD_FUNCTION
@@ -40,7 +40,7 @@ def test_a_second_call_on_one_reader_gets_its_own_messages(materialize: Material
 def test_thirty_chunks_that_wait_when_the_call_returns_are_all_read(
     materialize: Materialize, reads: FaultProxy, calls: FaultProxy
 ) -> None:
-    reads.fail_always(answer(404), when=lambda request: calls.in_flight > 0)
+    reads.fail_always(respond(404), when=lambda request: calls.in_flight > 0)
 
     run = materialize(lines=30, size=1_100_000, pause=0.1)
 
@@ -53,7 +53,7 @@ def test_thirty_chunks_that_wait_when_the_call_returns_are_all_read(
 def test_a_read_that_fails_temporarily_is_retried(
     status: int, materialize: Materialize, reads: FaultProxy
 ) -> None:
-    reads.fail(answer(status), answer(status))
+    reads.fail(respond(status), respond(status))
 
     run = materialize(lines=3)
 
@@ -76,7 +76,7 @@ def test_a_read_whose_connection_is_cut_is_retried(
 def test_a_read_that_keeps_failing_fails_the_step_and_is_reported_at_once(
     status: int, materialize: Materialize, reads: FaultProxy
 ) -> None:
-    reads.fail_always(answer(status, b'{"error": {"message": "no luck"}}'))
+    reads.fail_always(respond(status, b'{"error": {"message": "no luck"}}'))
 
     run = materialize(lines=3)
 
@@ -90,7 +90,7 @@ def test_a_read_that_keeps_failing_fails_the_step_and_is_reported_at_once(
 def test_a_read_that_is_forbidden_until_the_role_is_granted_loses_nothing(
     materialize: Materialize, reads: FaultProxy, calls: FaultProxy
 ) -> None:
-    reads.fail_always(answer(403), when=lambda request: calls.in_flight > 0)
+    reads.fail_always(respond(403), when=lambda request: calls.in_flight > 0)
 
     run = materialize(lines=10, pause=0.1)
 
@@ -102,7 +102,7 @@ def test_a_read_that_is_forbidden_until_the_role_is_granted_loses_nothing(
 def test_a_missing_chunk_fails_the_step_and_the_others_are_read(
     materialize: Materialize, reads: FaultProxy
 ) -> None:
-    reads.fail_always(answer(404), when=lambda request: "2.json" in request.path)
+    reads.fail_always(respond(404), when=lambda request: "2.json" in request.path)
 
     run = materialize(lines=6, pause=0.3)
 
@@ -180,7 +180,7 @@ def test_a_duplicated_chunk_fails_the_step(materialize: Materialize, reads: Faul
 
 
 def test_an_upload_that_fails_once_is_retried(materialize: Materialize, writes: FaultProxy) -> None:
-    writes.fail(answer(503), answer(429), cut, when=is_upload)
+    writes.fail(respond(503), respond(429), cut, when=is_upload)
 
     run = materialize(lines=3)
 
@@ -191,7 +191,7 @@ def test_an_upload_that_fails_once_is_retried(materialize: Materialize, writes: 
 def test_an_upload_whose_response_is_lost_is_stored_once(
     materialize: Materialize, writes: FaultProxy
 ) -> None:
-    writes.fail(cut_after, answer_after(503), when=is_upload)
+    writes.fail(cut_after, respond_after(503), when=is_upload)
 
     run = materialize(lines=3)
 
@@ -202,7 +202,7 @@ def test_an_upload_whose_response_is_lost_is_stored_once(
 def test_uploads_that_all_fail_make_the_request_fail(
     materialize: Materialize, writes: FaultProxy, calls: FaultProxy
 ) -> None:
-    writes.fail_always(answer(403), when=is_upload)
+    writes.fail_always(respond(403), when=is_upload)
 
     run = materialize(lines=3)
 
@@ -216,7 +216,7 @@ def test_uploads_that_start_to_fail_end_the_task(
     materialize: Materialize, writes: FaultProxy
 ) -> None:
     writes.fail_always(
-        answer(403), when=lambda request: is_upload(request) and len(writes.seen) > 2
+        respond(403), when=lambda request: is_upload(request) and len(writes.seen) > 2
     )
 
     run = materialize(lines=100, pause=0.1)
@@ -229,7 +229,7 @@ def test_uploads_that_start_to_fail_end_the_task(
 def test_uploads_that_are_unavailable_for_long_make_the_request_fail(
     materialize: Materialize, writes: FaultProxy, reader: PipesCloudStorageMessageReader
 ) -> None:
-    writes.fail_always(answer(503), when=is_upload)
+    writes.fail_always(respond(503), when=is_upload)
 
     run = materialize(
         lines=3, with_client=PipesCloudFunctionClient(reader, timeout=120, retry_timeout=1)
@@ -356,7 +356,7 @@ def test_a_task_that_takes_too_long_is_an_exception_in_dagster(
 def test_a_call_that_the_front_end_rejected_is_retried(
     status: int, materialize: Materialize, calls: FaultProxy
 ) -> None:
-    calls.fail(answer(status, b"Rate exceeded."), answer(status))
+    calls.fail(respond(status, b"Rate exceeded."), respond(status))
 
     run = materialize(lines=3)
 
@@ -368,7 +368,7 @@ def test_a_call_that_the_front_end_rejected_is_retried(
 def test_a_call_that_is_always_rejected_fails_the_step(
     materialize: Materialize, calls: FaultProxy
 ) -> None:
-    calls.fail_always(answer(429, b"Rate exceeded."))
+    calls.fail_always(respond(429, b"Rate exceeded."))
 
     run = materialize(lines=3)
 
@@ -380,7 +380,7 @@ def test_a_call_that_is_always_rejected_fails_the_step(
 def test_a_503_of_a_function_that_had_started_is_not_retried(
     materialize: Materialize, calls: FaultProxy
 ) -> None:
-    calls.fail(answer_after(503))
+    calls.fail(respond_after(503))
 
     run = materialize(lines=3)
 
@@ -464,7 +464,7 @@ def test_a_connection_that_was_silent_is_not_used_for_another_call(
 
 
 def test_a_504_is_decided_by_the_messages(materialize: Materialize, calls: FaultProxy) -> None:
-    calls.fail(answer_after(504), answer(504))
+    calls.fail(respond_after(504), respond(504))
 
     finished, unfinished = materialize(lines=3), materialize(lines=3)
 

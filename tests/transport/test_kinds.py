@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from faults import FaultProxy, answer
+from faults import FaultProxy, respond
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudFunctionError
 from gcp_pipes.orchestrator.context import Context
 from gcp_pipes.orchestrator.results import CompletedCall
@@ -766,7 +766,7 @@ def test_a_function_that_fails_raises_its_error_where_the_asset_is_called_direct
 def test_lost_messages_raise_an_error_where_the_asset_is_called_directly(
     call: Call, reads: FaultProxy
 ) -> None:
-    reads.fail_always(answer(403), when=lambda request: "2.json" in request.path)
+    reads.fail_always(respond(403), when=lambda request: "2.json" in request.path)
 
     @dg.asset
     def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:

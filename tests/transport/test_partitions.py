@@ -25,7 +25,7 @@ from conftest import (
     serve,
 )
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from faults import FaultProxy, Request, answer, cut_after
+from faults import FaultProxy, Request, cut_after, respond
 from gcp_pipes.orchestrator import PipesCloudFunctionClient
 from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
@@ -190,7 +190,7 @@ def test_a_retry_of_the_step_calls_only_for_missing_partitions(
 def test_several_hundred_503s_lose_nothing(
     partitions: Partitions, define: Define, calls: FaultProxy
 ) -> None:
-    calls.fail(*itertools.repeat(answer(503), 300))
+    calls.fail(*itertools.repeat(respond(503), 300))
     keys = days(100)
 
     assert partitions.run(define(max_in_flight=50, run={"retry_timeout": 60}), *keys)
@@ -207,7 +207,7 @@ def test_a_call_is_retried_for_longer_while_other_calls_are_running(
 
     def serve_one(request: Request) -> Any:
         if not lock.acquire(blocking=False):
-            return answer(429)(request)
+            return respond(429)(request)
         try:
             return request.forward()
         finally:

@@ -14,7 +14,7 @@ import pytest
 import requests
 from conftest import Materialize, eventually, lines
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR
-from faults import Fault, FaultProxy, Request, Response, answer, fault_proxy
+from faults import Fault, FaultProxy, Request, Response, fault_proxy, respond
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.event import EventError, request_body, serialize
 from gcp_pipes.orchestrator.http import (
@@ -132,11 +132,11 @@ def test_a_redirect_of_a_request_with_a_token_is_not_followed(calls: FaultProxy)
     session.mount("http://", CloudFunctionAdapter())
 
     with session:
-        answer = invoke_cloud_function(session, url=calls.url, data=b"{}", headers={}, timeout=5)
+        response = invoke_cloud_function(session, url=calls.url, data=b"{}", headers={}, timeout=5)
 
-    assert answer.outcome is Outcome.FINISHED
-    assert answer.error is not None
-    assert "a redirect to" in answer.error
+    assert response.outcome is Outcome.FINISHED
+    assert response.error is not None
+    assert "a redirect to" in response.error
     assert len(calls.seen) == 1
 
 
@@ -352,7 +352,7 @@ def test_a_hundred_calls_that_need_a_token_at_once_warn_of_no_full_pool(
     emulator: Mapping[str, str], reads: FaultProxy, pool_warnings: list[str]
 ) -> None:
     with fault_proxy(reads.url) as tokens:
-        tokens.fail_always(answer(200, b'{"access_token": "t", "expires_in": 3600}'))
+        tokens.fail_always(respond(200, b'{"access_token": "t", "expires_in": 3600}'))
         credentials = Credentials(
             None, refresh_token="r", token_uri=tokens.url, client_id="c", client_secret="s"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from conftest import Define, Materialize, Partitions, Run, days, eventually, serve
-from faults import FaultProxy, Request, answer, answer_after, change_body, is_upload
+from faults import FaultProxy, Request, change_body, is_upload, respond, respond_after
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from local_cloud.cloud import CLOUD_FUNCTION
 
@@ -364,7 +364,7 @@ def test_the_compute_logs_of_a_real_run_have_what_its_task_prints(
 def test_a_large_upload_whose_session_ends_starts_a_new_one(
     materialize: Materialize, writes: FaultProxy
 ) -> None:
-    writes.fail(answer(410), answer(410), when=is_upload_of_session)
+    writes.fail(respond(410), respond(410), when=is_upload_of_session)
 
     run = materialize(lines=1, size=10 * 1024 * 1024)
 
@@ -378,7 +378,7 @@ def test_a_403_for_an_object_that_exists_counts_as_a_412(
     right: str, materialize: Materialize, writes: FaultProxy
 ) -> None:
     refusal = f'{{"error": {{"message": "x does not have {right} access"}}}}'.encode()
-    writes.fail(answer_after(503), answer(403, refusal), when=is_upload)
+    writes.fail(respond_after(503), respond(403, refusal), when=is_upload)
 
     run = materialize(lines=3)
 

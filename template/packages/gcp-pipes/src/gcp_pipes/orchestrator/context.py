@@ -51,13 +51,7 @@ def build_context_data(
 
 
 def for_partition(context: StepContext, data: PipesContextData, key: str) -> PipesContextData:
-    """The Pipes context of a call for one partition.
-
-    Args:
-        context: The context of the asset.
-        data: The Pipes context of the whole step, which is not changed.
-        key: The partition.
-    """
+    """The Pipes context of a call for one partition."""
     data = data.copy()
     data["partition_key"] = key
     _set_partitions(data, context, key, key)
@@ -65,11 +59,7 @@ def for_partition(context: StepContext, data: PipesContextData, key: str) -> Pip
 
 
 def partitions_def(context: StepContext) -> dg.PartitionsDefinition | None:
-    """The partitions definition of the step's assets, or None without one.
-
-    Args:
-        context: The context of the asset or op.
-    """
+    """The partitions definition of the step's assets, or None without one."""
     return context.assets_def.partitions_def if context.has_assets_def else None
 
 
@@ -77,19 +67,12 @@ def assets_of_step(context: StepContext) -> set[dg.AssetKey]:
     """The selected assets that the step itself yields.
 
     An op in a graph-backed asset may yield none.
-
-    Args:
-        context: The context of the asset, the asset check, or the op.
     """
     return {key for key in keys_of_outputs(context) if isinstance(key, dg.AssetKey)}
 
 
 def checks_of_step(context: StepContext) -> set[dg.AssetCheckKey]:
-    """The selected asset checks that the step itself yields.
-
-    Args:
-        context: The context of the asset, the asset check, or the op.
-    """
+    """The selected asset checks that the step itself yields."""
     return {key for key in keys_of_outputs(context) if isinstance(key, dg.AssetCheckKey)}
 
 
@@ -98,9 +81,6 @@ def required_assets(context: StepContext) -> set[dg.AssetKey]:
 
     With `can_subset`, Dagster makes every asset skippable, since some may not be selected. Then all
     selected assets are required.
-
-    Args:
-        context: The context of the asset, the asset check, or the op.
     """
     assets = assets_of_step(context)
     if not assets or context.assets_def.can_subset:
@@ -109,11 +89,7 @@ def required_assets(context: StepContext) -> set[dg.AssetKey]:
 
 
 def is_observable(context: StepContext) -> bool:
-    """Whether the step observes its assets, and does not materialize them.
-
-    Args:
-        context: The context of the asset, the asset check, or the op.
-    """
+    """Whether the step observes its assets, and does not materialize them."""
     return context.has_assets_def and context.assets_def.is_observable
 
 

@@ -1,4 +1,4 @@
-"""What the URL of a function says about it."""
+"""Derives what it can from the URL of a function."""
 
 import re
 from urllib.parse import urlsplit
@@ -9,16 +9,12 @@ _AFTER_NAME = r"-[0-9]+\.[a-z0-9-]+\.run\.app|-[a-z0-9]+-[a-z0-9]+\.a\.run\.app"
 
 
 def is_loopback(url: str) -> bool:
-    """Whether `url` leads to this machine.
-
-    Args:
-        url: A URL with its scheme.
-    """
+    """Whether a URL is of this machine."""
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def root_url(function_url: str) -> str:
-    """The URL of the service that a function is, which is the audience of identity tokens for it.
+    """The root URL of a function, which is the audience of its identity tokens.
 
     Functions under `cloudfunctions.net` share a host, so there it includes the function's name.
     """

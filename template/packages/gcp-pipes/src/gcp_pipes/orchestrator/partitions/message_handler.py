@@ -1,4 +1,4 @@
-"""What the messages of one partition's call become in the run."""
+"""Handles the messages of the call for one partition."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,7 @@ from gcp_pipes.orchestrator.context import StepContext
 class PartitionMessageHandler(CloudFunctionMessageHandler):
     """The message handler of one partition's call, while others are in flight in the same step.
 
-    The step's own thread writes to the run, and each text begins with the partition's key.
-
-    Args:
-        context: The context of the asset.
-        message_reader: Reads the messages.
-        max_log_lines: As for one call.
-        partition_key: The partition.
-        enqueue: Takes what the step's own thread is to do.
+    Its reports are enqueued for the step's own thread, and each text begins with the partition key.
     """
 
     def __init__(
@@ -36,20 +29,12 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
         self._enqueue = enqueue
 
     def handle_message(self, message: PipesMessage) -> None:
-        """Record what the message says of the call, and enqueue its report.
-
-        Args:
-            message: The next message that the function wrote.
-        """
+        """Record what the message says of the call, and enqueue its report."""
         self.record(message)
         self._enqueue(lambda: self.report_or_reject(message))
 
     def report(self, message: PipesMessage) -> None:
-        """Report the message to the run, unless it only says that the call has started.
-
-        Args:
-            message: What the function wrote.
-        """
+        """Report the message to the run, except `opened`."""
         params = message["params"] or {}
         match message["method"]:
             case "opened":
@@ -67,19 +52,10 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
         super().report(message)
 
     def report_pipes_framework_exception(self, origin: str, exc_info: Any) -> None:
-        """Enqueue the report of an error in the messages.
-
-        Args:
-            origin: The name of the message reader's class.
-            exc_info: The error, as `sys.exc_info()` returns it.
-        """
+        """Enqueue the report of an error in the messages."""
         report = super().report_pipes_framework_exception
         self._enqueue(lambda: report(f"{origin} [{self._partition_key}]", exc_info))
 
     def warn(self, text: str) -> None:
-        """Enqueue a warning.
-
-        Args:
-            text: The warning.
-        """
+        """Enqueue a warning."""
         self._enqueue(lambda: self._context.log.warning(f"[{self._partition_key}] {text}"))

@@ -35,7 +35,6 @@ PartitionEvent = (
 _PROGRESS_INTERVAL = 10.0  # seconds, at least, between two log lines on the progress
 _MOST_REASONS = 20  # in the summary of a step; the log has all of them
 _MOST_KEYS = 1_000  # in metadata
-_RESUMES = "dagster/is_resume_retry"  # the tag of a run that does again what failed in its parent
 
 
 class PartitionResults:
