@@ -2,6 +2,7 @@
 
 import ast
 import keyword
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -191,7 +192,11 @@ def taken_package_names(rules: Any) -> set[str]:
     [
         ("My Data Platform", "my_data_platform"),
         ("Zoe's  2nd_Lake-House v1.5", "zoes_2nd_lake_house_v1_5"),
-        ("Zoë’s Lake", "zos_lake"),
+        ("Zoë’s Lake", "zoes_lake"),
+        ("Söhne & Töchter", "soehne_toechter"),
+        ("So\u0308hne", "soehne"),  # as macOS writes names of files
+        ("Straße nach Ærø", "strasse_nach_aeroe"),
+        ("Łódź, São Paulo, İzmir", "lodz_sao_paulo_izmir"),
         ("2nd Lake", "nd_lake"),
         ("数据平台", "data_platform"),
         (f"{'A' * 39} Lake", "a" * 39),
@@ -247,6 +252,16 @@ def test_copying_needs_no_trust_and_prints_the_next_command(tmp_path: Path) -> N
     assert f'cd "{destination}"\n    uv run just demo' in copied.stdout
     answers = yaml.safe_load((destination / ".copier-answers.yml").read_text())
     assert {name for name in answers if not name.startswith("_")} == questions().keys()
+
+
+def test_a_relative_path_of_the_template_becomes_absolute(tmp_path: Path) -> None:
+    source = os.path.relpath(TEMPLATE, tmp_path)
+
+    copied = run("copier", "copy", "--defaults", "--vcs-ref=HEAD", source, "project", cwd=tmp_path)
+
+    answers = yaml.safe_load((tmp_path / "project" / ".copier-answers.yml").read_text())
+    assert answers["_src_path"] == str(TEMPLATE)
+    assert f"Updates come from {TEMPLATE}\n" in copied.stdout
 
 
 def test_an_answer_given_on_the_command_line_is_used(tmp_path: Path) -> None:
