@@ -16,7 +16,7 @@ test: uv
 	cd template && uv run ruff check --ignore N999 && uv run ruff format --check
 	uv run mypy tests scripts benchmarks/rendering.py
 	uv run zensical build --strict --clean
-	uv run pytest --numprocesses=2 --dist=loadfile
+	uv run pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # Write the pages of the guide that are made from the code, and build the guide into build/site.
 docs: uv

@@ -154,8 +154,10 @@ def test_a_forked_child_cannot_send_messages_and_does_not_hang(unruly: Materiali
         assert said.startswith("refused: Pipes messages cannot be sent from a forked process")
 
 
-def test_spawned_processes_keep_working(unruly: Materialize) -> None:
-    run = unruly("spawn")
+def test_spawned_processes_keep_working(
+    unruly: Materialize, reader: PipesCloudStorageMessageReader
+) -> None:
+    run = unruly("spawn", with_client=PipesCloudFunctionClient(reader, timeout=60))
 
     assert run.success, run.failure
     assert ("INFO", "squares [1, 2, 3]") in run.logged
