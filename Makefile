@@ -2,12 +2,16 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: demo test docs pictures benchmark uv
+.PHONY: demo dev test docs pictures benchmark uv
 
 # Render a project into build/demo, and run its demo.
 demo: uv
 	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/demo
-	cd build/demo && uv run just demo
+	cd build/demo && NEXT_COMMAND='make dev' uv run just demo
+
+# Start Dagster's web page and the local cloud, for the project of `make demo`.
+dev: uv
+	cd build/demo && uv run just dev
 
 # Check the template, and render projects and run their own tests and checks.
 test: uv

@@ -89,8 +89,8 @@ def component_page() -> str:
             "",
             "What can stand in a `defs.yaml` under `attributes`, where its `type` is",
             "`gcp_pipes.components.CloudFunctionAsset`. For subclasses, there is",
-            "[its API](api.md#gcp_pipes.components.CloudFunctionAsset). The fields of an asset",
-            "or a check are Dagster's; `uv run dg utils inspect-component TYPE` lists them, too.",
+            "[its API](api.md#gcp_pipes.components.CloudFunctionAsset). The fields of an asset or",
+            "a check are Dagster's; `uv run just dg utils inspect-component TYPE` lists them, too.",
             *(line for field in fields for line in _field(field)),
             "",
         ]

@@ -31,13 +31,13 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from local_cloud.cloud import local_cloud
-from local_cloud.materialize import materialize
+from local_cloud.materialize_all import materialize_all
 
 folder, google = Path(sys.argv[1]), json.loads(sys.argv[2])
 with local_cloud(folder / "lake") as settings:
     (folder / "function_url").write_text(settings["FUNCTION_URL"])
     os.environ.update({**settings, **google})
-    report = materialize("my_data_platform")
+    report = materialize_all("my_data_platform")
 print("REPORT", json.dumps(report))
 """
 

@@ -52,7 +52,8 @@ class Dev:
     def address(self, name: str) -> str:
         """The printed address of `name`."""
         self.eventually(lambda: re.search(rf"^{name} +(\S+)$", self.printed, re.MULTILINE))
-        [address] = re.findall(rf"^{name} +(\S+)$", self.printed, re.MULTILINE)
+        # They are printed again after each reload.
+        [address] = set(re.findall(rf"^{name} +(\S+)$", self.printed, re.MULTILINE))
         return str(address)
 
     def edit_function(self, file: str, old: str, new: str) -> None:

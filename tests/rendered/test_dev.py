@@ -1,11 +1,14 @@
 """`just dev` runs Dagster's web page and the local cloud, and reloads after edits."""
 
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from conftest import Render, start
+from conftest import Render, fail, run, start
 from dev import DEFINITIONS_LOADED, FUNCTION_STARTED, PATIENCE, Dev, running_dev
 
 
@@ -100,6 +103,108 @@ def test_the_tables_are_kept_in_the_project(dev: Dev) -> None:
     lake = Path(dev.address("Data lake"))
     assert lake.is_relative_to(dev.project)
     assert (lake / "people" / "_delta_log").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("crash", "reason"),
+    [
+        ("os.kill(os.getpid(), 9)", "was sent SIGKILL, perhaps since the machine had no memory"),
+        ("os._exit(0)", "exited with code 0"),
+        ("os._exit(7)", "exited with code 7"),
+    ],
+    ids=["killed", "exits", "fails"],
+)
+def test_a_crash_of_the_function_is_reported_and_fails_its_calls_at_once(
+    crash: str, reason: str, dev: Dev
+) -> None:
+    task = "    dl_bucket = event_input(event"
+    dev.edit_function("tasks/people.py", task, f"    import os\n\n    {crash}\n{task}")
+    started = time.monotonic()
+
+    launched = dev.launch("people")
+
+    assert launched["status"] == "FAILURE"
+    assert f"The function ended: its process {reason}" in str(launched["events"])
+    assert time.monotonic() - started < 60  # seconds; without a report, it would wait for 310
+    assert f"The function ended: its process {reason}" in dev.printed
+    dev.edit_function("tasks/people.py", f"    import os\n\n    {crash}\n{task}", task)
+    dev.materialize("people")
+
+
+def test_a_server_of_the_function_that_ends_is_restarted(dev: Dev) -> None:
+    restarted = "Restarting the function  "
+    count = dev.printed.count(restarted)
+    [server] = [
+        process
+        for process in psutil.Process(dev.process.pid).children(recursive=True)
+        if process.cmdline()[1:3] == ["run", "functions-framework"]
+    ]
+
+    server.kill()
+
+    dev.eventually(lambda: dev.printed.count(restarted) > count)
+    assert "The function ended: its server ended with status -9." in dev.printed
+    dev.materialize("people")
+
+
+def test_a_run_prints_a_line_for_each_step_and_one_for_itself(dev: Dev) -> None:
+    before = len(dev.printed)
+
+    launched = dev.launch("people")
+
+    name = f"run {launched['runId'][:8]}"
+    dev.eventually(lambda: f"{name} succeeded" in dev.printed)
+    lines = [line for line in dev.printed[before:].splitlines() if name in line or "DEBUG" in line]
+    assert [re.sub(r"\d+", "N", line.replace(name, "RUN")) for line in lines] == [
+        "N:N:N RUN: people succeeded (N s)",
+        "N:N:N RUN succeeded (N s)",
+    ]
+
+
+def test_the_addresses_are_printed_again_after_a_reload(dev: Dev) -> None:
+    address = f"Dagster         {dev.address('Dagster')}\n"
+    count = dev.printed.count(address)
+
+    dev.edit_function("main.py", "Run the task of a request", "Do the task of a request")
+
+    dev.eventually(lambda: dev.printed.count(address) > count)
+
+
+def test_a_second_dev_names_the_first(dev: Dev) -> None:
+    printed = fail("uv", "run", "just", "dev", cwd=dev.project)
+
+    assert f"`just dev` of this project is running already: {dev.address('Dagster')}." in printed
+
+
+def test_a_port_of_another_process_is_an_error(dev: Dev, project: Path) -> None:
+    port = str(urlsplit(dev.address("Dagster")).port)
+
+    printed = fail("uv", "run", "just", "dev", "--port", port, cwd=project)
+
+    assert f"Port {port} is in use by another process. Stop it, or choose another port" in printed
+
+
+def test_an_asset_is_materialized_from_the_terminal_with_the_running_dev(dev: Dev) -> None:
+    people = run("uv", "run", "just", "materialize", "people", cwd=dev.project).stdout
+
+    assert f"Uses the running `just dev`: {dev.address('Dagster')}" in people
+    assert "INFO     Writing 1000 rows" in people
+    assert "dagster/row_count" in people
+
+    command = (
+        "uv",
+        "run",
+        "just",
+        "materialize",
+        "visits",
+        "--partitions",
+        "2026-01-01..2026-01-03",
+    )
+    visits = run(*command, cwd=dev.project).stdout
+
+    assert "visits, partition 2026-01-03 (of 3 materialized)" in visits
+    assert "The check visits:visitors_are_known passed." in visits
+    assert dev.partition_counts("visits")["numMaterialized"] == 3
 
 
 def test_a_server_that_ends_is_reported_and_stops_everything(dev: Dev) -> None:

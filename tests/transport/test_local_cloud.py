@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 import pytest
-from local_cloud.materialize import runs
+from local_cloud.materialize_all import runs
 from local_cloud.processes import interrupted_once, run_to_end
 
 
@@ -28,8 +28,8 @@ def test_the_local_cloud_skips_an_asset_until_it_has_a_partition() -> None:
         instance.add_dynamic_partitions("shops", ["Utrecht", "Delft"])
         after = list(runs(definitions, instance))
 
-    assert before == [([people.key], {})]
-    assert after == [*before, ([sales.key], {"partition_key": "Delft"})]
+    assert before == [([people.key], [])]
+    assert after == [*before, ([sales.key], ["Delft"])]
 
 
 def test_a_process_whose_start_is_interrupted_is_stopped(tmp_path: Path) -> None:

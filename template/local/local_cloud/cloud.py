@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 from dotenv import dotenv_values
 from local_cloud.processes import UV, free_port, running
@@ -106,7 +108,24 @@ def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Itera
     Yields:
         The environment variables that Dagster needs to call it.
     """
-    port = port or free_port()
+    with function_server(storage, port or free_port()) as (_, settings):
+        yield settings
+
+
+@contextmanager
+def function_server(
+    storage: Mapping[str, str], port: int, **options: Any
+) -> Iterator[tuple[Popen[bytes], dict[str, str]]]:
+    """Serve the function during the block, as `cloud_function` does.
+
+    Args:
+        storage: The variables that `storage_emulator` yielded.
+        port: The port to listen on.
+        **options: Other arguments of `running`.
+
+    Yields:
+        The server's process, and the environment variables that Dagster needs to call it.
+    """
     command = [UV, "run", "functions-framework", "--target=main", "--host=127.0.0.1"]
     with running(
         "The cloud function",
@@ -114,8 +133,10 @@ def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Itera
         port=port,
         environment={"FUNCTION_TIMEOUT": FUNCTION_TIMEOUT, **storage},
         directory=CLOUD_FUNCTION,
-    ):
-        yield {"FUNCTION_URL": f"http://127.0.0.1:{port}", "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
+        **options,
+    ) as process:
+        url = f"http://127.0.0.1:{port}"
+        yield process, {"FUNCTION_URL": url, "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
 
 
 @contextmanager

@@ -17,13 +17,11 @@ from local_cloud.cloud import (
     cloud_function,
     storage_emulator,
 )
+from local_cloud.console import console, failed, show_log, show_report, step
 from local_cloud.processes import UV, ProcessError, interrupted_once, run_to_end
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.table import Table
-from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+# `make demo` of the template runs the demo in a folder, but its reader is in another one.
+_NEXT_COMMAND = os.environ.get("NEXT_COMMAND", "uv run just dev")
 
 
 def main() -> int:
@@ -43,7 +41,7 @@ def main() -> int:
         return 1
     console.print(
         f"Done in {time.monotonic() - started:.1f} s. All processes are stopped, and the temporary "
-        "folder is deleted. [bold]uv run just dev[/bold] keeps its tables in .local/."
+        f"folder is deleted. [bold]{_NEXT_COMMAND}[/bold] starts Dagster's web page."
     )
     return 1 if report["errors"] else 0
 
@@ -55,7 +53,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
         folder: Where to store the data lake, the report and Dagster's log.
 
     Returns:
-        The report of `local_cloud.materialize`.
+        The report of `local_cloud.materialize_all`.
     """
     prepare_environments()
     with ExitStack() as stack:
@@ -66,7 +64,10 @@ def run_demo(folder: Path) -> dict[str, Any]:
         lake = {"LAKE_URI": str(folder / "lake")}
         with step("Materializing the assets in Dagster"):
             report = materialize(folder, {**storage, **function, **lake})
-        show(report)
+        console.print("\n[bold]The log of the runs in Dagster[/bold]")
+        for level, message in report["logs"]:
+            show_log(level, message)
+        show_report(report)
         console.print()
         with step("Stopping"):
             stack.close()
@@ -88,21 +89,6 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextmanager
-def step(title: str) -> Iterator[None]:
-    """Show that the block is running, and then how long it took.
-
-    Args:
-        title: What the block does, in up to 40 characters.
-    """
-    started = time.monotonic()
-    if not console.is_terminal:
-        console.print(f"{title} ...")
-    with console.status(f"{title} ..."):  # a spinner, in a terminal
-        yield
-    console.print(f"{title:<40} {time.monotonic() - started:5.1f} s")
-
-
 def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     """Materialize all assets in a process of the orchestrator's environment.
 
@@ -112,13 +98,13 @@ def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
             data lake.
 
     Returns:
-        The report of `local_cloud.materialize`.
+        The report of `local_cloud.materialize_all`.
 
     Raises:
         ProcessError: Dagster failed before it wrote a report.
     """
     report = folder / "report.json"
-    command = [UV, "run", "python", "-m", "local_cloud.materialize", str(report)]
+    command = [UV, "run", "python", "-m", "local_cloud.materialize_all", str(report)]
     log = folder / "dagster.log"
     with log.open("w") as output:
         try:
@@ -130,40 +116,6 @@ def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
             raise
     result: dict[str, Any] = json.loads(report.read_text())
     return result
-
-
-def show(report: Mapping[str, Any]) -> None:
-    """Print the assets, the log of the run, and the errors.
-
-    Args:
-        report: The report of `local_cloud.materialize`.
-    """
-    for key, asset in report["assets"].items():
-        title = f"\n{key}"
-        if partitions := asset["partitions"]:
-            title += f", partition {partitions[-1]} (of {len(partitions)} materialized)"
-        table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
-        table.add_row("data version", Text(str(asset["data_version"])))
-        for name, value in asset["metadata"].items():
-            table.add_row(name, Markdown(value) if name == "preview" else Text(value))
-        console.print(table, soft_wrap=False)
-    console.print("\n[bold]The log of the run in Dagster[/bold]")
-    for level, message in report["logs"]:
-        console.print(f"  {level:<8} {message}", markup=False)
-    for check, passed in report["checks"]:
-        console.print(f"\nThe check {check} {'passed' if passed else 'failed'}.", markup=False)
-    for error in report["errors"]:
-        console.print()
-        failed(error)
-
-
-def failed(reason: str) -> None:
-    """Print an error literally: brackets in it are not markup.
-
-    Args:
-        reason: The error.
-    """
-    console.print(Text.assemble(("Failed: ", "red"), reason))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ in `.local/`. If `FUNCTION_URL` is set, in the environment or in `orchestrator/.
 that function, and only Dagster runs on this machine.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -20,31 +21,31 @@ from local_cloud.cloud import (
     CLOUD_FUNCTION,
     GCP_PIPES,
     ORCHESTRATOR,
-    PROJECT,
     SettingsError,
-    cloud_function,
     local_opener,
     storage_emulator,
 )
-from local_cloud.demo import console, failed, prepare_environments, step
+from local_cloud.console import console, failed, step
+from local_cloud.dagster_output import DagsterOutput
+from local_cloud.demo import prepare_environments
+from local_cloud.instance import (
+    LAKE,
+    choose_port,
+    only_dev,
+    prepare_instance,
+    publish,
+    usual_ports,
+)
 from local_cloud.processes import (
     UV,
     ProcessError,
-    free_port,
     interrupted_once,
     is_listening,
     running,
 )
+from local_cloud.served_function import ServedFunction
 from watchfiles import PythonFilter, watch
 
-_KEPT = PROJECT / ".local"
-_CONFIGURATION = """\
-# No telemetry, and no prompt for an e-mail address.
-telemetry: {enabled: false}
-nux: {enabled: false}
-# After an edit, the daemon loads the definitions later than the web page. Runs wait for it.
-run_queue: {max_user_code_failure_retries: 15, user_code_failure_retry_delay: 2}
-"""
 _RELOAD_DEFINITIONS = """
 mutation {
   reloadWorkspace {
@@ -59,9 +60,10 @@ mutation {
 
 def main() -> int:
     """Run until interrupted, and return the exit status."""
+    options = read_options()
     try:
-        with interrupted_once(), ExitStack() as stack:
-            run(stack)
+        with interrupted_once(), only_dev(), ExitStack() as stack:
+            run(stack, options)
     except KeyboardInterrupt:
         console.print("\nAll processes are stopped.")
     except ProcessError as error:
@@ -73,33 +75,65 @@ def main() -> int:
     return 0
 
 
-def run(stack: ExitStack) -> None:
+def read_options() -> argparse.Namespace:
+    """The options on the command line."""
+    parser = argparse.ArgumentParser(prog="just dev", description="Start Dagster and the function.")
+    parser.add_argument("--port", type=int, help="the port of Dagster's web page")
+    parser.add_argument("--function-port", type=int, help="the port of the function")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print all events and log lines of runs"
+    )
+    return parser.parse_args()
+
+
+def run(stack: ExitStack, options: argparse.Namespace) -> None:
     """Start everything, and reload after edits until interrupted.
 
     Args:
         stack: Stops all processes when it is closed.
+        options: The options on the command line.
     """
     settings = read_settings()
+    dagster_port, function_port = usual_ports()
+    dagster_port = choose_port("Dagster", "--port", options.port, dagster_port)
     prepare_environments()
     function = None
     servers = {}
     local = {}
     if not settings.get("FUNCTION_URL"):
+        wanted = options.function_port
+        function_port = choose_port("the function", "--function-port", wanted, function_port)
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(storage_emulator())
         with step("Starting the cloud function"):
-            function = stack.enter_context(ReloadingFunction(storage))
+            function = stack.enter_context(ServedFunction(storage, function_port))
         servers["The storage emulator"] = storage["STORAGE_EMULATOR_HOST"]
-        local = {**storage, **function.settings, "LAKE_URI": str(_KEPT / "lake")}
+        local = {**storage, **function.settings, "LAKE_URI": str(LAKE)}
         settings |= local
     with step("Starting Dagster"):
-        servers["Dagster"] = stack.enter_context(dagster(local))
+        output = DagsterOutput(verbose=options.verbose)
+        servers["Dagster"] = stack.enter_context(dagster(local, dagster_port, output))
+    publish(servers["Dagster"], local)
 
-    console.print(f"\nDagster         {servers['Dagster']}")
-    console.print(f"Cloud function  {settings['FUNCTION_URL']}")
-    console.print(f"Data lake       {settings.get('LAKE_URI')}")
+    addresses = {
+        "Dagster": servers["Dagster"],
+        "Cloud function": settings["FUNCTION_URL"],
+        "Data lake": settings.get("LAKE_URI"),
+    }
+    show(addresses)
+    follow_edits(function, servers, addresses)
+
+
+def show(addresses: Mapping[str, str | None]) -> None:
+    """Print the addresses.
+
+    Args:
+        addresses: The addresses by name.
+    """
+    console.print()
+    for name, address in addresses.items():
+        console.print(f"{name:<15} {address}")
     console.print("Reloads when you edit. Press Ctrl-C to stop.\n")
-    follow_edits(function, servers)
 
 
 def read_settings() -> dict[str, str]:
@@ -118,68 +152,45 @@ def read_settings() -> dict[str, str]:
     return settings
 
 
-class ReloadingFunction:
-    """The served cloud function, which can restart at the same URL.
-
-    Args:
-        storage: The variables that `storage_emulator` yielded.
-
-    Attributes:
-        settings: The variables that `cloud_function` yielded.
-    """
-
-    def __init__(self, storage: Mapping[str, str]) -> None:
-        self._storage = storage
-        self._port = free_port()
-        self._running = ExitStack()
-        self.settings: dict[str, str] = {}
-
-    def __enter__(self) -> "ReloadingFunction":
-        """Start the function."""
-        self.settings = self._running.enter_context(cloud_function(self._storage, self._port))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the function."""
-        self._running.close()
-
-    def reload(self) -> None:
-        """Restart the function with its edited files; if that fails, print why."""
-        self._running.close()
-        try:
-            with step("The function was edited: restarting"):
-                self._running.enter_context(cloud_function(self._storage, self._port))
-        except ProcessError as error:
-            console.print(f"[red]{error}[/red]. Edit it again to restart it.")
-
-
 @contextmanager
-def dagster(settings: Mapping[str, str]) -> Iterator[str]:
+def dagster(settings: Mapping[str, str], port: int, output: DagsterOutput) -> Iterator[str]:
     """Run `dg dev` during the block.
 
     Args:
         settings: Settings in addition to those in the environment and in `.env`.
+        port: The port of the web page.
+        output: Prints what Dagster prints.
 
     Yields:
         The URL of the web page.
     """
-    port = free_port()
     with running(
         "Dagster",
         [UV, "run", "dg", "dev", "--host=127.0.0.1", f"--port={port}", "--log-level=warning"],
         port=port,
-        environment={**settings, "DAGSTER_HOME": str(_dagster_home())},
+        environment={
+            **settings,
+            "DAGSTER_HOME": str(prepare_instance()),
+            "DAGSTER_EXECUTOR": "in_process",
+            "PYTHONUNBUFFERED": "1",
+        },
         directory=ORCHESTRATOR,
+        on_line=output,
     ):
         yield f"http://127.0.0.1:{port}"
 
 
-def follow_edits(function: ReloadingFunction | None, servers: Mapping[str, str]) -> None:
-    """Reload after each edit, until a server ends.
+def follow_edits(
+    function: ServedFunction | None,
+    servers: Mapping[str, str],
+    addresses: Mapping[str, str | None],
+) -> None:
+    """Reload after each edit, and restart the function if it ends, until another server ends.
 
     Args:
         function: The local function, or None if Dagster calls a deployed one.
         servers: The URLs of the other servers by name, including `Dagster`.
+        addresses: The addresses to print after each reload.
 
     Raises:
         ProcessError: A server ended.
@@ -190,7 +201,7 @@ def follow_edits(function: ReloadingFunction | None, servers: Mapping[str, str])
     for changes in watch(
         *{*of_definitions, *of_function},
         watch_filter=edited,
-        rust_timeout=2_000,
+        rust_timeout=1_000,
         yield_on_timeout=True,
     ):
         for name, url in servers.items():
@@ -199,8 +210,12 @@ def follow_edits(function: ReloadingFunction | None, servers: Mapping[str, str])
         paths = [Path(path) for _, path in changes]
         if function is not None and _is_any_in(paths, of_function):
             function.reload()
+        elif function is not None:
+            function.restart_if_ended()
         if _is_any_in(paths, of_definitions):
             reload_definitions(servers["Dagster"])
+        if paths:
+            show(addresses)
 
 
 def _is_any_in(paths: Iterable[Path], folders: Iterable[Path]) -> bool:
@@ -239,15 +254,6 @@ def _errors(response: dict[str, Any]) -> list[str]:
 
 def _root_cause(error: dict[str, Any]) -> str:
     return str([error, *error.get("causes", [])][-1]["message"])
-
-
-def _dagster_home() -> Path:
-    home = _KEPT / "dagster_home"
-    home.mkdir(parents=True, exist_ok=True)
-    configuration = home / "dagster.yaml"
-    if not configuration.exists():
-        configuration.write_text(_CONFIGURATION)
-    return home
 
 
 if __name__ == "__main__":

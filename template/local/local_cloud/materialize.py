@@ -1,148 +1,187 @@
-"""Materializes all assets once, and writes a report for the demo.
+"""Materializes one asset from the terminal: `just materialize ASSET`.
 
-Runs in the orchestrator's environment: `python -m local_cloud.materialize REPORT`, with the path of
-the JSON file to write.
+It runs in the orchestrator's environment, on the Dagster instance of `just dev`. If `just dev` is
+running, it calls that function, and the run is on that web page. Otherwise it starts a local cloud
+of its own.
 """
 
+import argparse
 import importlib
 import json
 import logging
+import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from pathlib import Path
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
-from local_cloud.cloud import root_module
+from local_cloud.cloud import SettingsError, local_cloud, root_module
+from local_cloud.console import console, failed, show_log, show_report
+from local_cloud.instance import LAKE, running_dev
+from local_cloud.materialize_all import run_arguments
+from local_cloud.processes import ProcessError, interrupted_once
+from local_cloud.results import add, new_report
 
-_MOST_PARTITIONS = 3
-
-
-def materialize(package: str) -> dict[str, Any]:
-    """Materialize all assets in a new Dagster instance, in memory.
-
-    Of partitioned assets, only the newest partitions are materialized.
-
-    Args:
-        package: The name of the orchestrator's package.
-
-    Returns:
-        `seconds`, the duration of the runs; `assets` by key, each with the materialized
-        `partitions`, and with the `data_version` and the `metadata` of the last one; `logs`, pairs
-        of level and message; `checks`, pairs of a name and whether the check passed; `errors`, the
-        messages of all failures.
-    """
-    definitions: dg.Definitions = importlib.import_module(f"{package}.definitions").defs()
-    job = definitions.resolve_implicit_global_asset_job_def()
-    report: dict[str, Any] = {"assets": {}, "logs": [], "checks": [], "errors": []}
-    started = time.monotonic()
-    with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
-        for selection, partitions in runs(definitions, instance):
-            result = job.execute_in_process(
-                instance=instance, asset_selection=selection, raise_on_error=False, **partitions
-            )
-            for entry in instance.all_logs(result.run_id):
-                add(entry, report)
-            if not result.success:
-                break
-    report["seconds"] = time.monotonic() - started
-    return report
+_POLL_INTERVAL = 0.1  # seconds between two reads of the event log
 
 
-def runs(
-    definitions: dg.Definitions, instance: dg.DagsterInstance
-) -> Iterator[tuple[list[dg.AssetKey], dict[str, Any]]]:
-    """The runs that materialize all assets: for each, the assets and the partitions.
+def main() -> int:
+    """Materialize the asset, and return the exit status."""
+    options = read_options()
+    try:
+        with interrupted_once(), dg.DagsterInstance.get() as instance:
+            definitions = importlib.import_module(f"{root_module()}.definitions").defs()
+            asset = _find_asset(definitions, options.asset)
+            runs = _runs(asset, options, instance)
+            with _settings() as settings:
+                os.environ.update(settings)
+                report = materialize(definitions, instance, asset.key, runs, options.config)
+    except KeyboardInterrupt:
+        failed("interrupted")
+        return 130
+    except (ProcessError, SettingsError) as error:
+        failed(str(error))
+        return 1
+    show_report(report)
+    return 1 if report["errors"] else 0
 
-    The partitions are arguments of `execute_in_process`.
+
+def read_options() -> argparse.Namespace:
+    """The arguments and options on the command line."""
+    parser = argparse.ArgumentParser(prog="just materialize", description="Materialize an asset.")
+    parser.add_argument("asset", help="the key of the asset, such as visits or lake/visits")
+    partitions = parser.add_mutually_exclusive_group()
+    partitions.add_argument("--partition", metavar="KEY", help="one partition")
+    partitions.add_argument("--partitions", metavar="A..B", help="the partitions from A to B")
+    parser.add_argument(
+        "--config", type=json.loads, default={}, help="the run's config for the asset, as JSON"
+    )
+    return parser.parse_args()
+
+
+@contextmanager
+def _settings() -> Iterator[Mapping[str, str]]:
+    """The settings of the running `just dev`, or of a local cloud that runs during the block."""
+    if dev := running_dev():
+        console.print(f"Uses the running `just dev`: {dev['dagster']}", markup=False)
+        yield dev["settings"]
+    else:
+        console.print("Starts a local cloud, since `just dev` is not running.", markup=False)
+        with local_cloud(LAKE) as settings:
+            yield settings
+
+
+def materialize(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    asset_key: dg.AssetKey,
+    runs: Sequence[Sequence[str]],
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Materialize an asset, and print its log lines meanwhile.
 
     Args:
         definitions: The orchestrator's definitions.
-        instance: The instance that stores dynamic partitions.
-    """
-    graph = definitions.resolve_asset_graph()
-    assets = [graph.get(key) for key in graph.toposorted_asset_keys]
-    assets = [asset for asset in assets if asset.is_executable]
-    for partitions, group in groupby(assets, key=lambda asset: asset.partitions_def):
-        first, *others = group
-        selection = [asset.key for asset in (first, *others)]
-        if partitions is None:
-            yield selection, {}
-        elif keys := partitions.get_partition_keys(dynamic_partitions_store=instance):
-            yield selection, newest(keys, first.backfill_policy)
-
-
-def newest(
-    partition_keys: Sequence[str], backfill_policy: dg.BackfillPolicy | None
-) -> dict[str, Any]:
-    """The newest partitions, or only one if a run of the asset cannot have more.
-
-    Args:
-        partition_keys: All partitions of the asset: at least one.
-        backfill_policy: The asset's policy. Only with `single_run()` can a run have several.
+        instance: The instance that stores the runs.
+        asset_key: The asset.
+        runs: The partitions of each run.
+        config: The asset's config.
 
     Returns:
-        Arguments of `execute_in_process`: `partition_key`, or `tags` with a range.
+        What the runs left in the event log, as `new_report` describes it.
     """
-    keys = partition_keys[-_MOST_PARTITIONS:]
-    if backfill_policy != dg.BackfillPolicy.single_run():
-        return {"partition_key": keys[-1]}
-    return {
-        "tags": {
-            "dagster/asset_partition_range_start": keys[0],
-            "dagster/asset_partition_range_end": keys[-1],
-        }
-    }
+    job = definitions.resolve_implicit_global_asset_job_def()
+    node = definitions.resolve_assets_def(asset_key).node_def.name
+    report = new_report()
+    for partition_keys in runs:
+        run_id = str(uuid.uuid4())
+        with _printed_logs(instance, run_id):
+            job.execute_in_process(
+                run_config={
+                    "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                    "ops": {node: {"config": config}} if config else {},
+                },
+                instance=instance,
+                raise_on_error=False,
+                asset_selection=[asset_key],
+                run_id=run_id,
+                resources=_storage(definitions, instance),
+                **run_arguments(partition_keys),
+            )
+        for entry in instance.all_logs(run_id):
+            add(entry, report, partition_keys)
+    return report
 
 
-def add(entry: dg.EventLogEntry, report: dict[str, Any]) -> None:
-    """Add an entry of the event log to the report.
-
-    Args:
-        entry: An entry of a run's event log.
-        report: The report that `materialize` returns.
-    """
-    event = entry.dagster_event
-    if event is None:
-        report["logs"].append((logging.getLevelName(entry.level), entry.user_message))
-    elif event.is_step_materialization:
-        materialization = event.step_materialization_data.materialization
-        key = materialization.asset_key.to_user_string()
-        asset = report["assets"].setdefault(key, {"partitions": []})
-        asset["data_version"] = (materialization.tags or {}).get("dagster/data_version")
-        asset["metadata"] = {name: _text(value) for name, value in materialization.metadata.items()}
-        if materialization.partition:
-            asset["partitions"].append(materialization.partition)
-    elif event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-        evaluation: Any = event.event_specific_data
-        name = evaluation.asset_check_key.to_user_string()
-        report["checks"].append((name, evaluation.passed))
-    elif event.is_failure:
-        report["errors"].append(reason(event))
+def _find_asset(definitions: dg.Definitions, name: str) -> Any:
+    """The asset's node in the asset graph."""
+    graph = definitions.resolve_asset_graph()
+    key = dg.AssetKey.from_user_string(name)
+    if not graph.has(key):
+        names = ", ".join(sorted(each.to_user_string() for each in graph.executable_asset_keys))
+        raise SettingsError(f"There is no asset {name!r}. The assets are: {names}.")
+    return graph.get(key)
 
 
-def _text(value: dg.MetadataValue[Any]) -> str:
-    if isinstance(value, dg.TableSchemaMetadataValue):
-        return ", ".join(f"{column.name} {column.type}" for column in value.schema.columns)
-    return str(value.value)
+def _runs(asset: Any, options: argparse.Namespace, instance: dg.DagsterInstance) -> list[list[str]]:
+    """The partitions of each run, which is one list without partitions if there are none."""
+    first, _, last = (options.partitions or options.partition or "").partition("..")
+    if asset.partitions_def is None:
+        if first:
+            raise SettingsError(f"{options.asset} has no partitions.")
+        return [[]]
+    known = list(asset.partitions_def.get_partition_keys(dynamic_partitions_store=instance))
+    if not first:
+        example = f" such as --partition {known[-1]}" if known else ""
+        raise SettingsError(f"{options.asset} has partitions. Choose one,{example}.")
+    last = last if options.partitions else first
+    for key in (first, last):
+        if key not in known:
+            raise SettingsError(
+                f"{options.asset} has no partition {key!r}. It has {len(known)}"
+                f"{f', from {known[0]} to {known[-1]}' if known else ''}."
+            )
+    keys = known[known.index(first) : known.index(last) + 1]
+    if asset.backfill_policy == dg.BackfillPolicy.single_run():
+        return [keys]
+    return [[key] for key in keys]
 
 
-def reason(event: dg.DagsterEvent) -> str:
-    """The root cause of a failure, without its traceback.
+def _storage(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Mapping[str, Any]:
+    """The I/O manager of other runs, where Dagster would use memory."""
+    if "io_manager" in (definitions.resources or {}):
+        return {}
+    return {"io_manager": dg.FilesystemIOManager(base_dir=instance.storage_directory())}
 
-    Args:
-        event: The failure of a step or of a run.
-    """
-    data: Any = event.event_specific_data
-    if (failure := getattr(data, "user_failure_data", None)) and failure.description:
-        return str(failure.description)
-    error = getattr(data, "error", None)
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return error.message.strip() if error else (event.message or "")
+
+@contextmanager
+def _printed_logs(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Print the log lines of a run during the block."""
+    is_over = threading.Event()
+
+    def follow() -> None:
+        cursor = None
+        is_last = False
+        while not is_last:
+            is_last = is_over.wait(_POLL_INTERVAL)
+            page = instance.get_records_for_run(run_id, cursor)
+            cursor = page.cursor
+            for record in page.records:
+                entry = record.event_log_entry
+                if entry.dagster_event is None:
+                    show_log(logging.getLevelName(entry.level), entry.user_message)
+
+    thread = threading.Thread(target=follow, name="logs")
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(materialize(root_module())))
+    sys.exit(main())

@@ -9,7 +9,7 @@ import json
 
 import dagster as dg
 from local_cloud.cloud import root_module
-from local_cloud.materialize import reason
+from local_cloud.results import reason
 
 from gcp_pipes.orchestrator.auth import CredentialsError, http_session
 

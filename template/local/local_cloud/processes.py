@@ -31,6 +31,22 @@ def free_port() -> int:
         return port
 
 
+def is_free(port: int) -> bool:
+    """True if no process listens on a TCP port of 127.0.0.1.
+
+    Args:
+        port: The port.
+    """
+    with socket.socket() as probe:
+        # Without it, a port counts as taken for a minute after its last connection.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 def is_listening(port: int) -> bool:
     """True if a process listens on a TCP port of 127.0.0.1.
 
@@ -50,7 +66,8 @@ def running(
     port: int,
     environment: Mapping[str, str],
     directory: Path | None = None,
-) -> Iterator[None]:
+    on_line: Callable[[str], None] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a server, wait until it listens on `port`, and stop it after the block.
 
     Args:
@@ -59,13 +76,27 @@ def running(
         port: The port on 127.0.0.1 that the server listens on.
         environment: Variables in addition to those of this process.
         directory: The working directory.
+        on_line: Called in another thread with each line of the server's output, without its end.
+            By default, the output is that of this process.
+
+    Yields:
+        The process.
 
     Raises:
         ProcessError: The server ended or timed out before it listened.
     """
-    with _process(command, environment, directory) as process:
+    output = subprocess.PIPE if on_line else None
+    with _process(command, environment, directory, output) as process:
+        if on_line:
+            threading.Thread(target=_read_lines, args=(process, on_line), daemon=True).start()
         _wait_until_listening(name, process, port)
-        yield
+        yield process
+
+
+def _read_lines(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
+    assert process.stdout is not None  # noqa: S101
+    for line in process.stdout:
+        on_line(line.decode(errors="replace").rstrip("\r\n"))
 
 
 def run_to_end(
@@ -98,7 +129,7 @@ def _process(
     command: Sequence[str],
     environment: Mapping[str, str],
     directory: Path | None,
-    output: IO[str] | None = None,
+    output: IO[str] | int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program, and stop it after the block."""
     inherited = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
@@ -111,7 +142,7 @@ def _process(
                 env={**inherited, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=output,
+                stderr=subprocess.STDOUT if output else None,
                 start_new_session=True,  # a process group of its own, to be stopped as a whole
             )
         yield process

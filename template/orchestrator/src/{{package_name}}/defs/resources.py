@@ -1,5 +1,6 @@
 """What the assets need: the settings, and the client that calls the cloud function."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -42,6 +43,9 @@ def pipes_function_client(context: dg.InitResourceContext) -> Iterator[PipesClou
 @dg.definitions
 def resources() -> dg.Definitions:
     """The resources, under the names by which assets ask for them."""
+    # `just dev` runs the steps of a run in the run's own process, which starts faster.
+    in_process = os.environ.get("DAGSTER_EXECUTOR") == "in_process"
     return dg.Definitions(
-        resources={"settings": settings, "pipes_function_client": pipes_function_client}
+        resources={"settings": settings, "pipes_function_client": pipes_function_client},
+        executor=dg.in_process_executor if in_process else None,
     )

@@ -28,6 +28,7 @@ from gcp_pipes.orchestrator.context import StepContext
 from gcp_pipes.orchestrator.dagster_internals import MessageHandler, metadata_map_from_external
 from gcp_pipes.orchestrator.event import request_body
 from gcp_pipes.orchestrator.http import CloudFunctionResponse, Outcome, invoke_cloud_function
+from gcp_pipes.orchestrator.urls import is_loopback
 from gcp_pipes.protocol import (
     CAN_BE_CANCELLED,
     CANCEL_PARAMETER,
@@ -347,7 +348,8 @@ class CloudFunctionCaller:
         if self._cancelled.is_set():
             return
         time_to_finish = max(self._timeout + _MARGIN - response.seconds, _MARGIN)
-        time_to_start = min(time_to_finish, _TIME_TO_START)
+        is_local = is_loopback(self._function_url)  # no instance has to start
+        time_to_start = min(time_to_finish, _MARGIN if is_local else _TIME_TO_START)
         if not handler.finished.is_set():
             handler.warn(
                 f"Lost the connection after {response.seconds:.1f} s ({response.error}). The "

@@ -237,9 +237,8 @@ def logs_url(project: str, trace: str) -> str:
 
 def format_pipes_exception(exception: PipesException) -> str:
     """The exception as Python prints it, with its cause or context first."""
-    traceback = "".join(
-        ["Traceback (most recent call last):\n", *exception["stack"], exception["message"]]
-    )
+    stack = ["Traceback (most recent call last):\n", *exception["stack"]]
+    traceback = "".join([*(stack if exception["stack"] else []), exception["message"]])
     if cause := exception["cause"]:
         relation = "The above exception was the direct cause of the following exception:"
         return f"{format_pipes_exception(cause)}\n{relation}\n\n{traceback}"

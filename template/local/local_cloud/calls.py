@@ -1,0 +1,94 @@
+"""Ends the calls whose function has died, so Dagster does not wait for them.
+
+A function that dies cannot close its messages, and Dagster would wait for them until the timeout of
+the call. Here, the process that serves the function closes them, in the emulated bucket.
+"""
+
+import json
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from dagster_pipes import PIPES_PROTOCOL_VERSION, PIPES_PROTOCOL_VERSION_FIELD
+from local_cloud.cloud import local_opener
+
+_MOST_CHUNKS = 100  # that a call may have stored beside those that were listed
+
+
+def end_calls(storage: Mapping[str, str], reason: str, died: datetime) -> int:
+    """Close the messages of all calls that a function left open, with an exception.
+
+    Args:
+        storage: The variables that `storage_emulator` yielded.
+        reason: Why the function died.
+        died: When it died, with a time zone. Calls that started later are left alone.
+
+    Returns:
+        How many calls there were.
+    """
+    bucket = f"{storage['STORAGE_EMULATOR_HOST']}/storage/v1/b/{storage['MESSAGES_BUCKET']}/o"
+    chunks: dict[str, dict[int, datetime]] = defaultdict(dict)
+    for item in _list_objects(bucket):
+        if match := re.fullmatch(r"(.+)/(\d+)\.json", item["name"]):
+            chunks[match[1]][int(match[2])] = datetime.fromisoformat(item["timeCreated"])
+    count = 0
+    for key_prefix, created in chunks.items():
+        last = max(created)
+        if created.get(1, died) < died and (number := _next_message(bucket, key_prefix, last)):
+            _close(bucket, key_prefix, last, number, reason)
+            count += 1
+    return count
+
+
+def _list_objects(bucket: str) -> Iterator[dict[str, Any]]:
+    page: str | None = ""
+    while page is not None:
+        with local_opener().open(f"{bucket}?pageToken={page}", timeout=10) as response:
+            found = json.load(response)
+        yield from found.get("items", [])
+        page = found.get("nextPageToken")
+
+
+def _next_message(bucket: str, key_prefix: str, chunk: int) -> int | None:
+    """The number of the next message of a call; None if its messages are closed."""
+    name = urllib.parse.quote(f"{key_prefix}/{chunk}.json", safe="")
+    with local_opener().open(f"{bucket}/{name}?alt=media", timeout=10) as response:
+        message = json.loads(response.read().splitlines()[-1])
+    return None if message["method"] == "closed" else message.get("number", 0) + 1
+
+
+def _close(bucket: str, key_prefix: str, last_chunk: int, number: int, reason: str) -> None:
+    uploads = bucket.replace("/storage/", "/upload/storage/", 1)
+    exception: dict[str, object] = {
+        "message": f"The function ended: {reason}",
+        "name": "FunctionEnded",
+        "stack": [],
+        "cause": None,
+        "context": None,
+    }
+    message = {
+        PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
+        "method": "closed",
+        "params": {"exception": exception},
+        "number": number,
+    }
+    for chunk in range(last_chunk + 1, last_chunk + _MOST_CHUNKS):
+        query = urllib.parse.urlencode(
+            {
+                "uploadType": "media",
+                "name": f"{key_prefix}/{chunk}.json",
+                "ifGenerationMatch": 0,
+            }
+        )
+        request = urllib.request.Request(f"{uploads}?{query}", json.dumps(message).encode())
+        try:
+            with local_opener().open(request, timeout=10):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code != 412:  # a request to cancel took this name
+                raise

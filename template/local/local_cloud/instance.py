@@ -1,0 +1,116 @@
+"""The Dagster instance of this machine, and the `just dev` that runs on it."""
+
+import fcntl
+import json
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from local_cloud.cloud import PROJECT, SettingsError
+from local_cloud.console import console
+from local_cloud.processes import free_port, is_free
+
+LOCAL = PROJECT / ".local"
+LAKE = LOCAL / "lake"
+DAGSTER_HOME = LOCAL / "dagster_home"
+_LOCK = LOCAL / "dev.lock"
+_STATE = LOCAL / "dev.json"
+
+# Below the ports that systems choose for outgoing connections.
+_PORTS = range(20_000, 32_000, 2)
+
+
+def usual_ports() -> tuple[int, int]:
+    """The ports of Dagster's web page and of the function: the same at each start of a project."""
+    first = _PORTS[zlib.crc32(str(PROJECT).encode()) % len(_PORTS)]
+    return first, first + 1
+
+
+def choose_port(name: str, option: str, wanted: int | None, usual: int) -> int:
+    """The port to listen on: the one that the user wants, the usual one, or any free one.
+
+    Args:
+        name: What listens on it.
+        option: The option that sets it.
+        wanted: The value of the option, or None.
+        usual: The port without the option.
+
+    Raises:
+        SettingsError: Another process listens on the port that the user wants.
+    """
+    if wanted is not None:
+        if not is_free(wanted):
+            raise SettingsError(
+                f"Port {wanted} is in use by another process. Stop it, or choose another port with "
+                f"{option}."
+            )
+        return wanted
+    if is_free(usual):
+        return usual
+    port = free_port()
+    console.print(
+        f"Port {usual}, the usual one of {name}, is in use by another process. Using {port}."
+    )
+    return port
+
+
+def prepare_instance() -> Path:
+    """Copy the configuration of Dagster's instance to its folder, and return the folder."""
+    DAGSTER_HOME.mkdir(parents=True, exist_ok=True)
+    shutil.copy(PROJECT / "local" / "dagster.yaml", DAGSTER_HOME)
+    return DAGSTER_HOME
+
+
+@contextmanager
+def only_dev() -> Iterator[None]:
+    """Make sure that no other `just dev` of this project runs during the block.
+
+    Raises:
+        SettingsError: Another one runs.
+    """
+    LOCAL.mkdir(exist_ok=True)
+    with _LOCK.open("w") as lock:
+        if not _acquire(lock):
+            address = json.loads(_STATE.read_text())["dagster"] if _STATE.exists() else "starting"
+            raise SettingsError(
+                f"`just dev` of this project is running already: {address}. Use that one, or stop "
+                "it first."
+            )
+        _STATE.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            _STATE.unlink(missing_ok=True)
+
+
+def publish(dagster_url: str, settings: Mapping[str, str]) -> None:
+    """Let other recipes find this `just dev`.
+
+    Args:
+        dagster_url: The URL of Dagster's web page.
+        settings: The environment variables that Dagster needs to use the local cloud.
+    """
+    _STATE.write_text(json.dumps({"dagster": dagster_url, "settings": dict(settings)}))
+
+
+def running_dev() -> dict[str, Any] | None:
+    """What the running `just dev` has published; None if none is running."""
+    if not _LOCK.exists() or not _STATE.exists():
+        return None
+    with _LOCK.open() as lock:
+        if _acquire(lock):
+            return None
+    published: dict[str, Any] = json.loads(_STATE.read_text())
+    return published
+
+
+def _acquire(lock: IO[str]) -> bool:
+    """Lock a file until it is closed. The system releases it if the process is killed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""Serves the function for `just dev`, and starts it again after an edit or a crash."""
+
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from subprocess import Popen
+
+from local_cloud.calls import end_calls
+from local_cloud.cloud import function_server
+from local_cloud.console import console, step
+from local_cloud.processes import ProcessError
+
+# The log of gunicorn, which serves the function in a worker process, and starts another one if the
+# worker ends.
+_GUNICORN = re.compile(r"\[\d{4}-[^]]+\] \[\d+\] \[(?P<level>\w+)\] (?P<text>.*)")
+_ENVIRONMENT = {"GUNICORN_LOG_LEVEL": "info", "PYTHONUNBUFFERED": "1"}
+_WORKER_STARTED = re.compile(r"Booting worker with pid: \d+")
+_WORKER_ENDED = re.compile(r"Worker \(pid:\d+\) (?P<reason>was sent \w+|exited with code \d+)")
+_EXITED = "exited with code 0"  # which gunicorn does not log
+_LIKELY_REASONS = {
+    "was sent SIGKILL": "was sent SIGKILL, perhaps since the machine had no memory left",
+    "was sent SIGSEGV": "was sent SIGSEGV: native code crashed",
+}
+
+
+class ServedFunction:
+    """The served cloud function, which can restart at the same URL.
+
+    Args:
+        storage: The variables that `storage_emulator` yielded.
+        port: The port to listen on.
+
+    Attributes:
+        settings: The variables that `cloud_function` yielded.
+    """
+
+    def __init__(self, storage: Mapping[str, str], port: int) -> None:
+        self._storage = storage
+        self._port = port
+        self._running = ExitStack()
+        self._process: Popen[bytes] | None = None
+        self._workers = 0  # how many were started
+        self._reason = _EXITED
+        self.settings: dict[str, str] = {}
+
+    def __enter__(self) -> "ServedFunction":
+        """Start the function."""
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the function."""
+        self._stop()
+
+    def reload(self) -> None:
+        """Restart the function with its edited files; if that fails, print why."""
+        self._stop()
+        self._restart("The function was edited: restarting", "it was restarted after an edit")
+
+    def restart_if_ended(self) -> None:
+        """Start the function again if its server ended; if that fails, print why."""
+        if self._process is not None and self._process.poll() is not None:
+            reason = f"its server ended with status {self._process.returncode}"
+            console.print(f"[red]The function ended:[/red] {reason}.")
+            self._stop()
+            self._restart("Restarting the function", reason)
+
+    def _start(self) -> None:
+        self._workers = 0
+        environment = {**self._storage, **_ENVIRONMENT}
+        served = function_server(environment, self._port, on_line=self._on_line)
+        self._process, self.settings = self._running.enter_context(served)
+
+    def _stop(self) -> None:
+        self._process = None
+        self._running.close()
+
+    def _restart(self, title: str, reason: str) -> None:
+        end_calls(self._storage, reason, datetime.now(UTC))
+        try:
+            with step(title):
+                self._start()
+        except ProcessError as error:
+            console.print(f"[red]{error}[/red]. Edit it again to restart it.")
+
+    def _on_line(self, line: str) -> None:
+        """Print the output of the function, and notice in gunicorn's log that a worker ended."""
+        record = _GUNICORN.fullmatch(line)
+        text = record["text"] if record else ""
+        if match := _WORKER_ENDED.match(text):
+            self._reason = match["reason"]
+        elif _WORKER_STARTED.match(text):
+            self._workers += 1
+            if self._workers > 1:
+                self._on_worker_ended()
+        elif record is None or record["level"] != "INFO":
+            console.out(line)
+
+    def _on_worker_ended(self) -> None:
+        reason, self._reason = self._reason, _EXITED
+        reason = f"its process {_LIKELY_REASONS.get(reason, reason)}"
+        count = end_calls(self._storage, reason, datetime.now(UTC))
+        console.print(
+            f"[red]The function ended:[/red] {reason}. Calls in flight that failed: {count}. "
+            "The function was restarted."
+        )

@@ -1,0 +1,92 @@
+"""Runs one task in this process, without Dagster and without a server: `just task NAME`.
+
+It runs in the function's environment. `breakpoint()` works in the task.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from local_cloud.cloud import PROJECT
+from local_cloud.console import console, failed, show_asset, show_check
+from werkzeug.exceptions import BadRequest
+
+from gcp_pipes.external import find_task
+from gcp_pipes.external.testing import RecordingPipesContext
+
+
+def main() -> int:
+    """Run the task, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="just task", description="Run one task, without Dagster.")
+    parser.add_argument("task", help="a module in cloud_function/tasks/, without .py")
+    parser.add_argument("--event", type=_json_object, default={}, help="inputs: a JSON object")
+    parser.add_argument("--asset", help="the key of the asset (default: the name of the task)")
+    parser.add_argument("--partition", help="the partition key")
+    parser.add_argument(
+        "--lake",
+        default=str(PROJECT / ".local" / "lake"),
+        help="the data lake (default: the folder that `just dev` uses)",
+    )
+    options = parser.parse_args()
+    asset_key = options.asset or options.task
+    pipes = RecordingPipesContext(asset_key, partition_key=options.partition)
+    _print_logs(pipes)
+    import tasks  # the function's own, in the working directory
+
+    try:
+        event = {"task": options.task, "dl_bucket": options.lake, **options.event}
+        find_task(tasks, pipes, event)(pipes, event)
+    except BadRequest as error:
+        failed(str(error.description))
+        return 1
+    show_reports(pipes)
+    return 0
+
+
+def show_reports(pipes: RecordingPipesContext) -> None:
+    """Print what a task reported.
+
+    Args:
+        pipes: The context that the task received.
+    """
+    for asset in [*pipes.materializations.values(), *pipes.observations]:
+        metadata = {name: _text(value) for name, value in asset.metadata.items()}
+        show_asset(asset.asset_key, asset.data_version, metadata)
+    for check in pipes.checks.values():
+        show_check(f"{check.asset_key}:{check.check_name}", check.passed)
+    for payload in pipes.custom_messages:
+        console.print(f"\nCustom message: {payload}", markup=False)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"it must be a JSON object, not {text}")
+    return value
+
+
+def _print_logs(pipes: RecordingPipesContext) -> None:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    pipes.log.addHandler(handler)
+
+
+def _text(value: Any) -> str:
+    match value:
+        case str():
+            return value
+        case {"columns": [*columns]}:
+            return ", ".join(f"{column['name']} {column['type']}" for column in columns)
+    return json.dumps(value)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))
+    sys.exit(main())

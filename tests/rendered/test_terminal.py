@@ -1,0 +1,98 @@
+"""Assets and tasks from the terminal, without `just dev`."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Render, Workshop, end, fail, run
+
+
+@pytest.fixture(scope="module")
+def sandbox(render: Render, workshop: Workshop) -> Path:
+    """A project in which there are people."""
+    project = workshop(render())
+    run("uv", "run", "just", "task", "people", "--event", '{"rows": 50}', cwd=project)
+    return project
+
+
+def test_a_task_runs_without_dagster_and_without_a_server(sandbox: Path) -> None:
+    command = ("uv", "run", "just", "task", "visits", "--partition", "2026-01-02")
+
+    printed = run(*command, "--event", '{"visits": 7, "visitors": 50}', cwd=sandbox).stdout
+
+    assert "INFO     Wrote 7 visits of 2026-01-02" in printed
+    assert "day Date, minute Int64, person_id Int64" in printed
+    assert "The check visits:visitors_are_known passed." in printed
+    assert (sandbox / ".local" / "lake" / "visits" / "_delta_log").is_dir()
+
+
+def test_a_task_that_raises_prints_its_traceback(sandbox: Path) -> None:
+    printed = fail("uv", "run", "just", "task", "people", "--event", '{"rows": "x"}', cwd=sandbox)
+
+    assert 'tasks/people.py", line' in printed
+    assert "TypeError" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nonsense"], "There is no task 'nonsense'. The tasks are: people, ping, visits."),
+        (["people", "--event", "[1]"], "argument --event: it must be a JSON object, not [1]"),
+        (["people", "--event", "{"], "argument --event: it must be a JSON object, not {"),
+    ],
+)
+def test_an_invalid_command_to_run_a_task_is_an_error(
+    arguments: list[str], error: str, sandbox: Path
+) -> None:
+    status, printed = end("uv", "run", "just", "task", *arguments, cwd=sandbox)
+
+    assert status in (1, 2)
+    assert error in printed
+
+
+def test_an_asset_is_materialized_on_a_local_cloud_of_its_own(sandbox: Path) -> None:
+    printed = run("uv", "run", "just", "materialize", "people", cwd=sandbox).stdout
+
+    assert "Starts a local cloud, since `just dev` is not running." in printed
+    assert "INFO     Writing 1000 rows" in printed
+    assert "dagster/row_count" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nonsense"], "There is no asset 'nonsense'. The assets are: people, visits."),
+        (["people", "--partition", "x"], "people has no partitions."),
+        (["visits"], "visits has partitions. Choose one, such as --partition 20"),
+        (["visits", "--partition", "x"], "visits has no partition 'x'."),
+        (["visits", "--partitions", "2026-01-01..x"], "visits has no partition 'x'."),
+    ],
+)
+def test_an_invalid_command_to_materialize_is_an_error(
+    arguments: list[str], error: str, sandbox: Path
+) -> None:
+    assert error in fail("uv", "run", "just", "materialize", *arguments, cwd=sandbox)
+
+
+def test_a_failed_materialization_has_a_status_and_its_reason(sandbox: Path) -> None:
+    task = sandbox / "cloud_function" / "tasks" / "visits.py"
+    text = task.read_text()
+    task.write_text(
+        text.replace("    day = pipes.partition_key", '    raise ValueError("no luck")')
+    )
+    try:
+        command = ("uv", "run", "just", "materialize", "visits", "--partition", "2026-01-02")
+        printed = fail(*command, cwd=sandbox)
+    finally:
+        task.write_text(text)
+
+    assert "ValueError: no luck" in printed
+
+
+def test_the_recipes_of_dagster_send_no_telemetry(sandbox: Path, tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    run("uv", "run", "just", "dg", "list", "defs", cwd=sandbox, env=home)
+    run("uv", "run", "just", "materialize", "people", cwd=sandbox, env=home)
+
+    assert not [path for path in tmp_path.rglob("*") if "telemetry" in path.name]
+    assert not [path for path in sandbox.rglob("*") if path.name == ".telemetry"]
+    assert not (sandbox / ".local" / "dagster_home" / "logs" / "event.log").exists()
