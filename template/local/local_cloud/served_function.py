@@ -1,7 +1,8 @@
 """Serves the function for `just dev`, and starts it again after an edit or a crash."""
 
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from subprocess import Popen
@@ -40,8 +41,6 @@ class ServedFunction:
         self._port = port
         self._running = ExitStack()
         self._process: Popen[bytes] | None = None
-        self._workers = 0  # how many were started
-        self._reason = _EXITED
         self.settings: dict[str, str] = {}
 
     def __enter__(self) -> "ServedFunction":
@@ -51,11 +50,10 @@ class ServedFunction:
 
     def __exit__(self, *_: object) -> None:
         """Stop the function."""
-        self._stop()
+        self._running.close()
 
     def reload(self) -> None:
         """Restart the function with its edited files; if that fails, print why."""
-        self._stop()
         self._restart("The function was edited: restarting", "it was restarted after an edit")
 
     def restart_if_ended(self) -> None:
@@ -63,20 +61,18 @@ class ServedFunction:
         if self._process is not None and self._process.poll() is not None:
             reason = f"its server ended with status {self._process.returncode}"
             console.print(f"[red]The function ended:[/red] {reason}.")
-            self._stop()
             self._restart("Restarting the function", reason)
 
     def _start(self) -> None:
-        self._workers = 0
+        output = _Output(self._on_worker_ended)
         environment = {**self._storage, **_ENVIRONMENT}
-        served = function_server(environment, self._port, on_line=self._on_line)
+        served = function_server(environment, self._port, on_line=output)
         self._process, self.settings = self._running.enter_context(served)
-
-    def _stop(self) -> None:
-        self._process = None
-        self._running.close()
+        self._running.callback(output.is_stopping.set)  # before the server is stopped
 
     def _restart(self, title: str, reason: str) -> None:
+        self._process = None
+        self._running.close()
         end_calls(self._storage, reason, datetime.now(UTC))
         try:
             with step(title):
@@ -84,24 +80,32 @@ class ServedFunction:
         except ProcessError as error:
             console.print(f"[red]{error}[/red]. Edit it again to restart it.")
 
-    def _on_line(self, line: str) -> None:
-        """Print the output of the function, and notice in gunicorn's log that a worker ended."""
+    def _on_worker_ended(self, reason: str) -> None:
+        count = end_calls(self._storage, reason, datetime.now(UTC))
+        console.print(
+            f"[red]The function ended:[/red] {reason}. Calls in flight that failed: {count}. "
+            "The function was restarted."
+        )
+
+
+class _Output:
+    """Prints the output of the function, and notices in gunicorn's log that a worker ended."""
+
+    def __init__(self, on_worker_ended: Callable[[str], None]) -> None:
+        self._on_worker_ended = on_worker_ended
+        self._workers = 0  # how many were started
+        self._reason = _EXITED
+        self.is_stopping = threading.Event()
+
+    def __call__(self, line: str) -> None:
         record = _GUNICORN.fullmatch(line)
         text = record["text"] if record else ""
         if match := _WORKER_ENDED.match(text):
             self._reason = match["reason"]
         elif _WORKER_STARTED.match(text):
             self._workers += 1
-            if self._workers > 1:
-                self._on_worker_ended()
+            if self._workers > 1 and not self.is_stopping.is_set():
+                reason, self._reason = self._reason, _EXITED
+                self._on_worker_ended(f"its process {_LIKELY_REASONS.get(reason, reason)}")
         elif record is None or record["level"] != "INFO":
             console.out(line)
-
-    def _on_worker_ended(self) -> None:
-        reason, self._reason = self._reason, _EXITED
-        reason = f"its process {_LIKELY_REASONS.get(reason, reason)}"
-        count = end_calls(self._storage, reason, datetime.now(UTC))
-        console.print(
-            f"[red]The function ended:[/red] {reason}. Calls in flight that failed: {count}. "
-            "The function was restarted."
-        )
