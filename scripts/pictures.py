@@ -46,7 +46,7 @@ def asset(dev: Dev, page: Page) -> None:
     dev.materialize("people")
     page.set_viewport_size({"width": 1500, "height": 1660})
     page.goto(f"{dev.address('Dagster')}/assets/people")
-    expect(page.get_by_text("cloud_function_prefix", exact=True).first).to_be_visible()
+    expect(page.get_by_text("cloud_function_call", exact=True).first).to_be_visible()
     preview = page.get_by_role("row").filter(has_text="preview").get_by_role("table")
     expect(preview.first).to_be_visible()
 

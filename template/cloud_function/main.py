@@ -1,6 +1,7 @@
 """The cloud function: receives requests from Dagster, runs tasks, and sends messages back."""
 
 import functools
+import logging
 from pathlib import Path
 
 import flask
@@ -56,8 +57,9 @@ def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
         open_pipes(event, message_writer=message_writer) as pipes,
         forward_logs(pipes, output=forward_output()),
     ):
-        pipes.log.info(f"Cloud function version: {__version__}")
-        pipes.log.info(f"Cloud function trace: {trace_id(request)}")
+        level = logging.DEBUG if pipes.is_partition_step else logging.INFO  # there may be hundreds
+        pipes.log.log(level, f"Cloud function version: {__version__}")
+        pipes.log.log(level, f"Cloud function trace: {trace_id(request)}")
         run_task(
             lambda: find_task(tasks, pipes, event)(pipes, event),
             seconds=seconds_left(event, function_timeout=function_timeout()),

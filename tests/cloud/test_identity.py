@@ -288,7 +288,7 @@ def test_the_logs_of_a_call_can_be_found(project: Path, google: Google) -> None:
     assert str(uuid.UUID(execution_id)) == execution_id  # the id of the run
     assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", call.headers["traceparent"])
     trace = call.headers["traceparent"].split("-")[1]
-    assert metadata["cloud_function_trace"] == trace
+    assert f"| trace | {trace} |" in metadata["cloud_function_call"]
     assert metadata["cloud_function_logs"] == (
         "https://console.cloud.google.com/logs/query;query=trace%3D%22projects%2Fmy-gcp-project"
         f"%2Ftraces%2F{trace}%22?project=my-gcp-project"

@@ -44,7 +44,7 @@ def test_an_asset_is_materialized_by_clicks_and_its_page_shows_the_result(
     # The asset, with the metadata of the call and of the table, and with its first rows.
     page.goto(f"{dagster}/assets/people")
     expect(page.get_by_text("date_of_birth").first).to_be_visible()
-    for name in ("table_location", "cloud_function_trace", "cloud_function_seconds"):
+    for name in ("table_location", "cloud_function_call", "cloud_function_seconds"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     expect(page.get_by_text("1,000", exact=True).first).to_be_visible()
     preview = page.get_by_role("row").filter(has_text="preview").get_by_role("table").first

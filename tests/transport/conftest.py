@@ -6,6 +6,7 @@ rendered/test_transport.py.
 
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,6 +128,8 @@ class Run:
     reports: list[str]
     """Errors of the transport that were reported during the run."""
     metadata: dict[str, Any]
+    call: dict[str, str]
+    """The table of the call in the metadata."""
     failure: str
 
 
@@ -193,8 +196,14 @@ def run_asset(asset: dg.AssetsDefinition) -> Run:
         logged=logged,
         reports=reports,
         metadata=metadata,
+        call=table(metadata.get("cloud_function_call", "")),
         failure=failure,
     )
+
+
+def table(markdown: str) -> dict[str, str]:
+    """The rows of a Markdown table of two columns."""
+    return dict(re.findall(r"^\| (.+?) \| (.+?) \|$", markdown, re.MULTILINE))
 
 
 def lines(count: int, asset: str = "thing") -> list[str]:

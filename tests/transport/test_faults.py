@@ -45,7 +45,7 @@ def test_thirty_chunks_that_wait_when_the_call_returns_are_all_read(
     run = materialize(lines=30, size=1_100_000, pause=0.1)
 
     assert run.success
-    assert run.metadata["cloud_function_chunks"] >= 30
+    assert int(run.call["messages"].split()[2]) >= 30
     assert [line.rstrip("x") for line in run.lines] == lines(30)
 
 
@@ -362,7 +362,7 @@ def test_a_call_that_the_front_end_rejected_is_retried(
 
     assert run.success
     assert run.lines == lines(3)
-    assert run.metadata["cloud_function_attempts"] == 3
+    assert run.call["attempts"] == "3"
 
 
 def test_a_call_that_is_always_rejected_fails_the_step(
@@ -402,7 +402,7 @@ def test_a_function_that_is_not_ready_yet_is_called_again(
 
     assert run.success, run.failure
     assert run.lines == lines(3)
-    assert run.metadata["cloud_function_attempts"] > 1
+    assert int(run.call["attempts"]) > 1
 
 
 def test_a_function_that_never_starts_fails_the_step(materialize: Materialize) -> None:

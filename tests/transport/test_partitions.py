@@ -23,6 +23,7 @@ from conftest import (
     environment_without_pytest,
     eventually,
     serve,
+    table,
 )
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from faults import FaultProxy, Request, cut_after, respond
@@ -61,7 +62,11 @@ def test_each_partition_is_called_for_and_reported_once(
     assert len(calls.seen) == len(keys)
     materialization = partitions.materialization(keys[7])
     assert materialization.metadata["size"].value == 3
-    assert materialization.metadata["cloud_function_status"].value == 200
+    assert {name for name in materialization.metadata if name.startswith("cloud_function")} == {
+        "cloud_function_call",
+        "cloud_function_seconds",
+    }
+    assert table(str(materialization.metadata["cloud_function_call"].value))["status"] == "200"
     assert materialization.tags is not None
     assert materialization.tags["dagster/data_version"] == "v"
     assert materialization.tags["dagster/code_version"]

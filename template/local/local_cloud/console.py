@@ -34,12 +34,12 @@ def show_asset(title: str, data_version: str | None, metadata: Mapping[str, str]
     Args:
         title: The asset's key, and what else is to be in the title.
         data_version: The data version, if there is one.
-        metadata: The metadata as text, by name. The value of `preview` is Markdown.
+        metadata: The metadata as text, by name. A value that begins with `|` is a Markdown table.
     """
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", show_header=False)
     table.add_row("data version", Text(str(data_version)))
     for name, value in metadata.items():
-        table.add_row(name, Markdown(value) if name == "preview" else Text(value))
+        table.add_row(name, Markdown(value) if value.startswith("| ") else Text(value))
     console.print(table, soft_wrap=False)
 
 

@@ -63,8 +63,10 @@ def test_the_event_log_has_what_the_function_reported(
         event.asset_materialization.metadata["dagster/column_schema"], dg.TableSchemaMetadataValue
     )
     assert isinstance(event.asset_materialization.metadata["preview"], dg.MarkdownMetadataValue)
-    assert logged[f"Cloud function trace: {metadata['cloud_function_trace']}"] == logging.INFO
-    assert metadata["cloud_function_status"] == 200
+    [trace] = (text for text in logged if text.startswith("Cloud function trace: "))
+    assert logged[trace] == logging.INFO
+    assert f"| trace | {trace.split(': ')[1]} |" in metadata["cloud_function_call"]
+    assert "| status | 200 |" in metadata["cloud_function_call"]
     assert metadata["cloud_function_seconds"] > 0
 
 

@@ -38,11 +38,12 @@ def test_an_unknown_task_fails_the_step_and_the_call_can_be_traced(
     result = materialize(pipes_function_client, instance, settings["FUNCTION_URL"], {})
 
     assert "There is no task 'calling'" in failure(result).description
-    metadata = failure(result).metadata
-    assert metadata["cloud_function_url"].value == settings["FUNCTION_URL"]
+    table = str(failure(result).metadata["cloud_function_call"].value)
+    assert f"| url | {settings['FUNCTION_URL']} |" in table
     # What came before the failure is kept.
     logged = [entry.user_message for entry in instance.all_logs(result.run_id)]
-    assert f"Cloud function trace: {metadata['cloud_function_trace'].value}" in logged
+    [trace] = (text for text in logged if text.startswith("Cloud function trace: "))
+    assert f"| trace | {trace.split(': ')[1]} |" in table
 
 
 def test_an_event_that_is_not_json_fails_the_step_before_any_call(

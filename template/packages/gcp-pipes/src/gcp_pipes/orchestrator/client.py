@@ -262,7 +262,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             implicit_materializations=self.implicit_materializations,
         )
         if problem:
-            raise PipesCloudFunctionError(f"{problem}\n\n{summarize(metadata)}", metadata=metadata)
+            raise PipesCloudFunctionError(f"{problem}\n\n{summarize(attempt)}", metadata=metadata)
         implicit = self.implicit_materializations
         return CompletedCall(context, attempt, metadata, implicit_materializations=implicit)
 
@@ -293,10 +293,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
                     )
                 return self._sessions[key]
         except CredentialsError as error:
-            raise PipesCloudFunctionError(
-                f"{function_url} was not called: {error}",
-                metadata={"cloud_function_url": function_url},
-            ) from error
+            raise PipesCloudFunctionError(f"{function_url} was not called: {error}") from error
 
 
 def log_custom_messages(context: Context, done: dg.PipesClientCompletedInvocation) -> None:

@@ -1,6 +1,6 @@
 """Whether a call of a cloud function succeeded, and the metadata of the call."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from urllib.parse import quote, urlencode
 
 import dagster as dg
@@ -197,33 +197,37 @@ def _first_line(exception: PipesException) -> str:
 
 
 def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:
-    """The metadata of a call, however it ended."""
-    values: dict[str, dg.MetadataValue] = {
-        "cloud_function_url": dg.MetadataValue.url(attempt.function_url),
-        "cloud_function_attempts": dg.MetadataValue.int(attempt.number),
+    """The metadata of a call, however it ended: its duration, a table, and a link to its logs."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in details(attempt).items())
+    metadata: dict[str, dg.MetadataValue] = {
         "cloud_function_seconds": dg.MetadataValue.float(round(attempt.response.seconds, 3)),
-        "cloud_function_total_seconds": dg.MetadataValue.float(round(attempt.seconds, 3)),
-        "cloud_function_messages": dg.MetadataValue.int(attempt.handler.message_count),
-        "cloud_function_chunks": dg.MetadataValue.int(attempt.handler.chunk_count),
-        "cloud_function_trace": dg.MetadataValue.text(attempt.trace),
+        "cloud_function_call": dg.MetadataValue.md(f"| call | |\n| --- | --- |\n{rows}"),
     }
-    if attempt.response.status is not None:
-        values["cloud_function_status"] = dg.MetadataValue.int(attempt.response.status)
-    place = attempt.handler.params
-    if "bucket" in place and "key_prefix" in place:
-        values["cloud_function_prefix"] = dg.MetadataValue.path(
-            f"gs://{place['bucket']}/{place['key_prefix']}/"
-        )
     if project is not None and not is_loopback(attempt.function_url):
-        values["cloud_function_logs"] = dg.MetadataValue.url(logs_url(project, attempt.trace))
+        metadata["cloud_function_logs"] = dg.MetadataValue.url(logs_url(project, attempt.trace))
+    return metadata
+
+
+def details(attempt: Attempt) -> dict[str, str]:
+    """What is known of a call, as text by name."""
+    handler = attempt.handler
+    values = {
+        "url": attempt.function_url,
+        "status": "none" if attempt.response.status is None else str(attempt.response.status),
+        "attempts": str(attempt.number),
+        "seconds": f"{attempt.response.seconds:.3f}",
+        "total seconds": f"{attempt.seconds:.3f}",
+        "messages": f"{handler.message_count} in {handler.chunk_count} chunks",
+        "trace": attempt.trace,
+    }
+    if "bucket" in handler.params and "key_prefix" in handler.params:
+        values["prefix"] = f"gs://{handler.params['bucket']}/{handler.params['key_prefix']}/"
     return values
 
 
-def summarize(metadata: Mapping[str, dg.MetadataValue]) -> str:
-    """The metadata as text, with one value in each line."""
-    return "\n".join(
-        f"{name.removeprefix('cloud_function_')}: {value.value}" for name, value in metadata.items()
-    )
+def summarize(attempt: Attempt) -> str:
+    """What is known of a call, with one value in each line."""
+    return "\n".join(f"{name}: {value}" for name, value in details(attempt).items())
 
 
 def logs_url(project: str, trace: str) -> str:

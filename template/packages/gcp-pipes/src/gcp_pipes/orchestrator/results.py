@@ -20,7 +20,7 @@ class CompletedCall(dg.PipesClientCompletedInvocation):
     Args:
         context: The context of the asset, the asset check, or the op.
         attempt: The call's last attempt.
-        metadata: The metadata of the call, which each result gets.
+        metadata: The metadata of the call, which each asset gets.
         implicit_materializations: Whether an asset need not be reported.
     """
 
@@ -34,6 +34,7 @@ class CompletedCall(dg.PipesClientCompletedInvocation):
     ) -> None:
         super().__init__(attempt.session, metadata=metadata)
         self._context = context
+        self._attempt = attempt
         self._handler = attempt.handler
         self._allows_implicit = implicit_materializations
 
@@ -54,9 +55,14 @@ class CompletedCall(dg.PipesClientCompletedInvocation):
         implicit = implicit_materializations and self._allows_implicit
         if problem := find_missing_results(self._context, self._handler, implicit):
             raise PipesCloudFunctionError(
-                f"{problem}\n\n{summarize(self.metadata)}", metadata=self.metadata
+                f"{problem}\n\n{summarize(self._attempt)}", metadata=self.metadata
             )
-        results = super().get_results(implicit_materializations=implicit)
+        results = [
+            result
+            if isinstance(result, dg.AssetCheckResult)
+            else result._replace(metadata={**(result.metadata or {}), **self.metadata})
+            for result in self._attempt.session.get_results(implicit_materializations=implicit)
+        ]
         if not is_observable(self._context):
             return results
         observed = self._observe_results()
