@@ -1,7 +1,8 @@
 """Reads and writes tables in the data lake, and describes them for Dagster."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import polars as pl
@@ -43,6 +44,7 @@ class WrittenTable:
         row_count: How many rows were written.
         schema: The columns, with the types in which they are stored.
         preview: The first rows that were written.
+        comments: The comments on columns in the Delta table, by column.
         is_partition: Whether only one partition was written.
     """
 
@@ -51,19 +53,48 @@ class WrittenTable:
     row_count: int
     schema: pl.Schema
     preview: pl.DataFrame
+    comments: Mapping[str, str] = field(default_factory=dict)
     is_partition: bool = False
 
-    def metadata(self) -> dict[str, PipesMetadataValue]:
-        """The metadata for Dagster, which knows the names that start with `dagster/`."""
-        columns = [{"name": name, "type": str(dtype)} for name, dtype in self.schema.items()]
+    def metadata(
+        self,
+        *,
+        descriptions: Mapping[str, str] | None = None,
+        lineage: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    ) -> dict[str, PipesMetadataValue]:
+        """The metadata for Dagster, which knows the names that start with `dagster/`.
+
+        Args:
+            descriptions: Descriptions of columns. The default is their comment in the Delta table.
+            lineage: The columns that a column is made from: for each, an asset key and a column.
+        """
+        texts = {**self.comments, **(descriptions or {})}
+        columns = [
+            {"name": name, "type": str(dtype)}
+            | ({"description": texts[name]} if name in texts else {})
+            for name, dtype in self.schema.items()
+        ]
         row_count = "dagster/partition_row_count" if self.is_partition else "dagster/row_count"
-        return {
+        metadata: dict[str, PipesMetadataValue] = {
             "table_location": {"type": "path", "raw_value": self.location},
             "table_version": {"type": "int", "raw_value": self.version},
             row_count: {"type": "int", "raw_value": self.row_count},
             "dagster/column_schema": {"type": "table_schema", "raw_value": {"columns": columns}},
+            "dagster/uri": {"type": "text", "raw_value": self.location},
             "preview": {"type": "md", "raw_value": to_markdown(self.preview)},
         }
+        if lineage:
+            deps = {column: [*map(_column, sources)] for column, sources in lineage.items()}
+            metadata["dagster/column_lineage"] = {
+                "type": "table_column_lineage",
+                "raw_value": {"deps_by_column": deps},
+            }
+        return metadata
+
+
+def _column(source: tuple[str, str]) -> dict[str, object]:
+    asset_key, name = source
+    return {"asset_key": to_asset_key_path(asset_key), "column_name": name}
 
 
 def read_table(location: str) -> pl.DataFrame:
@@ -101,8 +132,8 @@ def write_table(
         WriteRefusedError: The rows do not fit the table, or Delta does not support a type.
         deltalake.exceptions.DeltaError: The table could not be written.
     """
-    rows, version = write_rows(df, location, on_schema_change=on_schema_change, timeout=timeout)
-    return WrittenTable(location, version, rows.height, rows.schema, rows.head(_PREVIEW_ROWS))
+    rows, table = write_rows(df, location, on_schema_change=on_schema_change, timeout=timeout)
+    return _written(rows, table, location)
 
 
 def write_partition(
@@ -132,15 +163,29 @@ def write_partition(
             a type.
         deltalake.exceptions.DeltaError: The partition could not be written.
     """
-    rows, version = write_rows(
+    rows, table = write_rows(
         df,
         location,
         on_schema_change=on_schema_change,
         timeout=timeout,
         partition=(column, value),
     )
-    preview = rows.head(_PREVIEW_ROWS)
-    return WrittenTable(location, version, rows.height, rows.schema, preview, is_partition=True)
+    return _written(rows, table, location, is_partition=True)
+
+
+def _written(
+    rows: pl.DataFrame, table: DeltaTable, location: str, *, is_partition: bool = False
+) -> WrittenTable:
+    comments = {each.name: each.metadata.get("comment") for each in table.schema().fields}
+    return WrittenTable(
+        location,
+        table.version(),
+        rows.height,
+        rows.schema,
+        rows.head(_PREVIEW_ROWS),
+        {name: str(comment) for name, comment in comments.items() if comment},
+        is_partition,
+    )
 
 
 def to_markdown(df: pl.DataFrame) -> str:

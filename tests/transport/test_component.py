@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import dagster as dg
 import pytest
+from conftest import QUIET
 from dagster.components.testing import DefsFolderSandbox, create_defs_folder_sandbox
 from faults import FaultProxy
 from gcp_pipes.components import CloudFunctionAsset
@@ -35,6 +36,7 @@ ALL_FIELDS = """\
       metadata: { shelf: 7 }
   task: scripted
   event: { rows: 10, nested: { day: "{{ 1 + 1 }}" } }
+  configurable: [rows]
   function: reports
   timeout: 540
   retry_timeout: 0
@@ -125,7 +127,7 @@ def test_yaml_can_set_every_property_of_an_asset() -> None:
 def test_every_field_is_described_and_has_an_example() -> None:
     fields = CloudFunctionAsset.model().model_json_schema()["properties"]
 
-    assert len(fields) == 10
+    assert len(fields) == 11
     for name, field in fields.items():
         assert field.get("description"), name
         assert field.get("examples"), name
@@ -224,6 +226,23 @@ def test_the_function_receives_the_run_tags_in_the_yaml(
     assert '"run_tags": {"team": "shop"}' in context
 
 
+@pytest.mark.parametrize(("config", "logged"), [({}, 2), ({"lines": 3}, 3)], ids=["no", "some"])
+def test_the_config_of_a_run_changes_the_inputs_that_the_yaml_allows(
+    config: dict[str, int], logged: int, resources: Resources, instance: dg.DagsterInstance
+) -> None:
+    attributes = f"{ONE}  event: {{ lines: 2, pause: 0 }}\n  configurable: [lines]\n"
+    with loaded(attributes) as (_, definitions):
+        result = materialize(
+            definitions, resources, instance, run_config={"ops": {"thing": {"config": config}}}
+        )
+        wrong = {"ops": {"thing": {"config": {"pause": 1}}}}
+        with pytest.raises(dg.DagsterInvalidConfigError, match="pause"):
+            materialize(definitions, resources, instance, run_config=wrong)
+
+    entries = instance.all_logs(result.run_id)
+    assert sum("thing line" in entry.user_message for entry in entries) == logged
+
+
 class Shouting(CloudFunctionAsset):
     """An owner's own component."""
 
@@ -264,6 +283,12 @@ def with_partitions(definition: str) -> str:
 
 START = 'start_date: "2024-01-01"'
 WRONG = {
+    "unknown input": (
+        f"{ONE}  event: {{ rows: 1 }}\n  configurable: [row]\n",
+        8,
+        "configurable.0",
+        "'row' is not an input in `event`. Add it there, with its default. Did you mean rows?",
+    ),
     "unknown field": (f"{ONE}  colour: red\n", 7, "colour", "The fields are: assets, task"),
     "misspelled field": (f"{ONE}  maxinflight: 3\n", 7, "maxinflight", "mean max_in_flight?"),
     "misspelled required field": (ONE.replace("task", "taks"), 6, "taks", "Did you mean task?"),
@@ -858,6 +883,7 @@ def materialize(
     definitions: dg.Definitions,
     resources: Resources,
     instance: dg.DagsterInstance,
+    run_config: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dg.ExecuteInProcessResult:
     return dg.materialize(
@@ -865,7 +891,7 @@ def materialize(
         instance=instance,
         resources=resources,
         raise_on_error=False,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        run_config={**QUIET, **(run_config or {})},
         **options,
     )
 

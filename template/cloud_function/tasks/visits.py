@@ -31,7 +31,10 @@ def run(pipes: PipesContext, event: Event) -> None:
     pipes.report_asset_check(
         "visitors_are_known", passed=strangers == 0, severity="WARN", metadata={"visits": strangers}
     )
-    pipes.report_asset_materialization(metadata=table.metadata())
+    metadata = table.metadata(
+        descriptions={"minute": "The minute of the day"}, lineage={"person_id": [("people", "id")]}
+    )
+    pipes.report_asset_materialization(metadata=metadata)
 
 
 def get_fake_visits(day: str, visits: int, visitors: int) -> pl.DataFrame:

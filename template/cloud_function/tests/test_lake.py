@@ -59,6 +59,36 @@ def test_a_preview_keeps_its_columns_whatever_the_values_hold() -> None:
     ]
 
 
+def test_columns_have_the_descriptions_of_the_task_or_those_of_the_table(tmp_path: Path) -> None:
+    location = str(tmp_path / "table")
+    write_table(pl.DataFrame({"id": [1], "name": ["a"], "age": [2]}), location)
+    for column in ("id", "name"):
+        DeltaTable(location).alter.set_column_metadata(column, {"comment": f"The {column}"})
+
+    table = write_table(
+        pl.DataFrame({"id": [1], "name": ["b"], "age": [3]}), location, on_schema_change="refuse"
+    )
+    metadata: dict[str, Any] = {**table.metadata(descriptions={"name": "The full name"})}
+
+    columns = metadata["dagster/column_schema"]["raw_value"]["columns"]
+    assert {each["name"]: each.get("description") for each in columns} == {
+        "id": "The id",
+        "name": "The full name",
+        "age": None,
+    }
+
+
+def test_lineage_names_the_columns_that_a_column_is_made_from(tmp_path: Path) -> None:
+    table = write_table(frame(person=[1]), str(tmp_path / "table"))
+
+    metadata: dict[str, Any] = {**table.metadata(lineage={"person": [("lake/people", "id")]})}
+
+    assert metadata["dagster/column_lineage"]["raw_value"] == {
+        "deps_by_column": {"person": [{"asset_key": ["lake", "people"], "column_name": "id"}]}
+    }
+    assert "dagster/column_lineage" not in table.metadata()
+
+
 def test_a_table_is_read_as_it_was_written_wherever_it_is(tmp_path: Path) -> None:
     location = str(tmp_path / "a folder" / "table")
     df = pl.DataFrame({"key": ["a", "b"], "number": [1, None]})

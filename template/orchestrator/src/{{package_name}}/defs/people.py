@@ -7,9 +7,16 @@ from gcp_pipes.orchestrator import PipesCloudFunctionClient
 from ..settings import Settings
 
 
+class PeopleConfig(dg.Config):
+    """What can be changed when a run is launched, on the launchpad."""
+
+    rows: int = 1_000
+
+
 @dg.asset(group_name="lake", kinds={"googlecloud", "deltalake", "polars"})
 def people(
     context: dg.AssetExecutionContext,
+    config: PeopleConfig,
     settings: dg.ResourceParam[Settings],
     pipes_function_client: PipesCloudFunctionClient,
 ) -> dg.MaterializeResult[None]:
@@ -17,7 +24,7 @@ def people(
     return pipes_function_client.run(
         context=context,
         function_url=settings.function_url,
-        event={"dl_bucket": settings.lake_uri, "rows": 1_000},
+        event={"dl_bucket": settings.lake_uri, "rows": config.rows},
     ).get_materialize_result()
 
 

@@ -1,5 +1,6 @@
 """A component for assets that the cloud function materializes."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -63,6 +64,17 @@ class CloudFunctionAsset(CheckedComponent):
             must_be="a mapping of input names to values",
             description="Inputs of the task, in addition to `dl_bucket`, the data lake.",
             examples=[{"rows": 1000}],
+        ),
+    ]
+    configurable: Annotated[
+        list[str],
+        Field(default_factory=list),
+        checked(
+            list[str],
+            must_be="a list of names",
+            description="The inputs in `event` that can be changed when a run is launched, in the "
+            "launchpad or by `just materialize --config`.",
+            examples=[["rows"]],
         ),
     ]
     function: Annotated[
@@ -173,6 +185,7 @@ class CloudFunctionAsset(CheckedComponent):
             check_specs=self.checks,
             backfill_policy=dg.BackfillPolicy.single_run() if is_partitioned else None,
             pool=self.pool,
+            config_schema={name: _config_field(self.event[name]) for name in self.configurable},
             required_resource_keys={"settings", "pipes_function_client"},
         )
         def call_function(context: dg.AssetExecutionContext) -> Iterator[Any]:
@@ -191,8 +204,10 @@ class CloudFunctionAsset(CheckedComponent):
             "retry_timeout": self.retry_timeout,
         }
 
+        changed = context.op_execution_context.op_config or {}
+
         def event(partition_key: str | None) -> Mapping[str, Any]:
-            return {**self.get_event(context, partition_key), "task": self.task}
+            return {**self.get_event(context, partition_key), **changed, "task": self.task}
 
         if context.assets_def.partitions_def is not None:
             yield from client.run_partitions(
@@ -233,6 +248,13 @@ class CloudFunctionAsset(CheckedComponent):
             )
         if "task" in self.event:
             yield ("event", "task"), "is not an input. Set `task` under `attributes` instead."
+        for number, name in enumerate(self.configurable):
+            if name not in self.event:
+                yield (
+                    ("configurable", number),
+                    f"is invalid: {name!r} is not an input in `event`. Add it there, with its "
+                    f"default.{did_you_mean(nearest(name, self.event))}",
+                )
         keys = [spec.key for spec in self.assets]
         names = [key.to_user_string() for key in keys]
         if len(set(keys)) < len(keys):
@@ -252,6 +274,16 @@ class CloudFunctionAsset(CheckedComponent):
                 yield ("checks", number, "asset"), problem + did_you_mean(nearest(name, names))
         if len({check.key for check in self.checks}) < len(self.checks):
             yield ("checks",), "must have each check of an asset only once. Delete the duplicate."
+
+
+def _config_field(default: Any) -> dg.Field:
+    """The config of an input, which has the type of its value in the YAML."""
+    types = {bool: dg.Bool, int: dg.Int, float: dg.Float, str: dg.String}
+    return dg.Field(
+        types.get(type(default), dg.Any),
+        is_required=False,
+        description=f"The default is {json.dumps(default)}.",
+    )
 
 
 def _line_of_run(source: Path) -> int:

@@ -56,8 +56,8 @@ def write_rows(
     on_schema_change: str,
     timeout: float,
     partition: tuple[str, str] | None = None,
-) -> tuple[pl.DataFrame, int]:
-    """Replace a table, or one `partition` (column and value). Return the stored rows and version.
+) -> tuple[pl.DataFrame, DeltaTable]:
+    """Replace a table, or one `partition` (column and value). Return the stored rows and the table.
 
     After a conflict with another writer, it starts again with the new version of the table.
     """
@@ -65,7 +65,7 @@ def write_rows(
     adds_columns = on_schema_change == "add_columns"
     partition_by = [partition[0]] if partition else None
 
-    def write() -> tuple[pl.DataFrame, int]:
+    def write() -> tuple[pl.DataFrame, DeltaTable]:
         with _WRITERS:
             try:
                 table = DeltaTable(location)
@@ -81,7 +81,7 @@ def write_rows(
                     partition_by=partition_by,
                     commit_properties=_ONE_ATTEMPT,
                 )
-                return rows, 0
+                return rows, DeltaTable(location, version=0)
             write_deltalake(
                 table,
                 rows,
@@ -91,7 +91,7 @@ def write_rows(
                 schema_mode="overwrite" if replaces_schema else "merge",
                 commit_properties=_MANY_ATTEMPTS if partition else _ONE_ATTEMPT,
             )
-            return rows, table.version()
+            return rows, table
 
     try:
         return Retry(_is_conflict, initial=0.1, maximum=5.0, timeout=timeout)(write)()

@@ -57,24 +57,24 @@ class CompletedCall(dg.PipesClientCompletedInvocation):
             raise PipesCloudFunctionError(
                 f"{problem}\n\n{summarize(self._attempt)}", metadata=self.metadata
             )
-        results = [
+        results = tuple(  # an asset may return it: Dagster accepts no list there
             result
             if isinstance(result, dg.AssetCheckResult)
             else result._replace(metadata={**(result.metadata or {}), **self.metadata})
             for result in self._attempt.session.get_results(implicit_materializations=implicit)
-        ]
+        )
         if not is_observable(self._context):
             return results
         observed = self._observe_results()
         keys = {result.asset_key for result in observed}
-        return [
+        return (
             *observed,
             *(
                 result
                 for result in results
                 if isinstance(result, dg.AssetCheckResult) or result.asset_key not in keys
             ),
-        ]
+        )
 
     def _observe_results(self) -> list[dg.ObserveResult]:
         """A result for each asset of the step that the function observed."""
