@@ -13,7 +13,7 @@ GCP_PIPES = "/packages/gcp-pipes/src/"
 EXPORTED = {
     name
     for path in MODULES
-    if GCP_PIPES in str(path) and path.name == "__init__.py"
+    if path.name == "__init__.py" and path.parent.parent.name == "gcp_pipes"
     for name in griffe.visit(path.parent.name, filepath=path, code=path.read_text()).exports or ()
 }
 """What the subpackages of `gcp_pipes` export: the rest has docstrings for its readers."""

@@ -4,12 +4,11 @@ import json
 import os
 import tomllib
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from subprocess import Popen
-from typing import Any
 
 from dotenv import dotenv_values
 from local_cloud.processes import UV, free_port, running
@@ -114,14 +113,14 @@ def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Itera
 
 @contextmanager
 def function_server(
-    storage: Mapping[str, str], port: int, **options: Any
+    storage: Mapping[str, str], port: int, on_line: Callable[[str], None] | None = None
 ) -> Iterator[tuple[Popen[bytes], dict[str, str]]]:
     """Serve the function during the block, as `cloud_function` does.
 
     Args:
         storage: The variables that `storage_emulator` yielded.
         port: The port to listen on.
-        **options: Other arguments of `running`.
+        on_line: Called with each line of the server's output, as by `running`.
 
     Yields:
         The server's process, and the environment variables that Dagster needs to call it.
@@ -133,7 +132,7 @@ def function_server(
         port=port,
         environment={"FUNCTION_TIMEOUT": FUNCTION_TIMEOUT, **storage},
         directory=CLOUD_FUNCTION,
-        **options,
+        on_line=on_line,
     ) as process:
         url = f"http://127.0.0.1:{port}"
         yield process, {"FUNCTION_URL": url, "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
