@@ -186,9 +186,9 @@ class Dev:
 
 
 @contextmanager
-def running_dev(project: Path) -> Iterator[Dev]:
+def running_dev(project: Path, *options: str) -> Iterator[Dev]:
     """Run `just dev` of a project during the block."""
-    dev = Dev(project, start("uv", "run", "just", "dev", cwd=project))
+    dev = Dev(project, start("uv", "run", "just", "dev", *options, cwd=project))
     try:
         dev.address("Dagster")
         yield dev

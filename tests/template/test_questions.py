@@ -33,6 +33,7 @@ ACCEPTED = {
     "iac": ["terraform", "none"],
     "environments": ["prod", "nprod, prod", "dev,test,live", "a" * 12, "e1 , e2"],
     "ci": ["github", "gitlab", "none"],
+    "editor": ["vscode", "none"],
 }
 BUCKET_REJECTED = {
     "gs://my-bucket": "lowercase letters",
@@ -111,6 +112,7 @@ REJECTED: dict[str, dict[str, str]] = {
         "google": "Do not use google",
     },
     "ci": {"jenkins": "Invalid choice", "": "Invalid choice", "GitHub ": "Invalid choice"},
+    "editor": {"emacs": "Invalid choice", "": "Invalid choice"},
 }
 
 
@@ -213,8 +215,8 @@ def package_names(names: Iterable[str]) -> set[str]:
     return {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
 
 
-def test_there_are_at_most_ten_questions_and_all_have_defaults() -> None:
-    assert len(questions()) <= 10
+def test_there_are_at_most_eleven_questions_and_all_have_defaults() -> None:
+    assert len(questions()) <= 11
     assert all("default" in question for question in questions().values())
 
 

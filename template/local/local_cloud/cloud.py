@@ -4,7 +4,7 @@ import json
 import os
 import tomllib
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -113,7 +113,10 @@ def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Itera
 
 @contextmanager
 def function_server(
-    storage: Mapping[str, str], port: int, on_line: Callable[[str], None] | None = None
+    storage: Mapping[str, str],
+    port: int,
+    on_line: Callable[[str], None] | None = None,
+    program: Sequence[str] = ("functions-framework",),
 ) -> Iterator[tuple[Popen[bytes], dict[str, str]]]:
     """Serve the function during the block, as `cloud_function` does.
 
@@ -121,11 +124,12 @@ def function_server(
         storage: The variables that `storage_emulator` yielded.
         port: The port to listen on.
         on_line: Called with each line of the server's output, as by `running`.
+        program: The program that serves the function, in its environment.
 
     Yields:
         The server's process, and the environment variables that Dagster needs to call it.
     """
-    command = [UV, "run", "functions-framework", "--target=main", "--host=127.0.0.1"]
+    command = [UV, "run", *program, "--target=main", "--host=127.0.0.1"]
     with running(
         "The cloud function",
         [*command, f"--port={port}"],
@@ -134,8 +138,8 @@ def function_server(
         directory=CLOUD_FUNCTION,
         on_line=on_line,
     ) as process:
-        url = f"http://127.0.0.1:{port}"
-        yield process, {"FUNCTION_URL": url, "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
+        timeout = storage.get("FUNCTION_TIMEOUT", FUNCTION_TIMEOUT)
+        yield process, {"FUNCTION_URL": f"http://127.0.0.1:{port}", "FUNCTION_TIMEOUT": timeout}
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from local_cloud.cloud import (
 )
 from local_cloud.console import console, failed, step
 from local_cloud.dagster_output import DagsterOutput
+from local_cloud.debugging import FUNCTION_PORT
 from local_cloud.demo import prepare_environments
 from local_cloud.instance import (
     LAKE,
@@ -81,6 +82,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="the port of Dagster's web page")
     parser.add_argument("--function-port", type=int, help="the port of the function")
     parser.add_argument(
+        "--debug", action="store_true", help="let a debugger attach to the function at any time"
+    )
+    parser.add_argument("--debug-port", type=int, help="the port for the debugger")
+    parser.add_argument(
         "--verbose", action="store_true", help="print all events and log lines of runs"
     )
     return parser.parse_args()
@@ -103,10 +108,12 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     if not settings.get("FUNCTION_URL"):
         wanted = options.function_port
         function_port = choose_port("the function", "--function-port", wanted, function_port)
+        debug_port = choose_port("the debugger", "--debug-port", options.debug_port, FUNCTION_PORT)
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(storage_emulator())
         with step("Starting the cloud function"):
-            function = stack.enter_context(ServedFunction(storage, function_port))
+            served = ServedFunction(storage, function_port, debug_port, debug=options.debug)
+            function = stack.enter_context(served)
         servers["The storage emulator"] = storage["STORAGE_EMULATOR_HOST"]
         local = {**storage, **function.settings, "LAKE_URI": str(LAKE)}
         settings |= local
@@ -115,11 +122,13 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
         servers["Dagster"] = stack.enter_context(dagster(local, dagster_port, output))
     publish(servers["Dagster"], local)
 
-    addresses = {
+    addresses: dict[str, str | None] = {
         "Dagster": servers["Dagster"],
         "Cloud function": settings["FUNCTION_URL"],
         "Data lake": settings.get("LAKE_URI"),
     }
+    if function is not None and options.debug:
+        addresses["Debugger"] = f"127.0.0.1:{debug_port}"
     show(addresses)
     follow_edits(function, servers, addresses)
 

@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
+import debugpy
 from local_cloud.cloud import SettingsError, local_cloud, root_module
 from local_cloud.console import console, failed, show_log, show_report
+from local_cloud.debugging import MATERIALIZE_PORT, PORT, listen
 from local_cloud.instance import LAKE, running_dev
 from local_cloud.materialize_all import run_arguments
 from local_cloud.processes import ProcessError, interrupted_once
@@ -33,6 +35,8 @@ def main() -> int:
     options = read_options()
     try:
         with interrupted_once(), dg.DagsterInstance.get() as instance:
+            if options.debug:
+                _wait_for_debugger()
             definitions = importlib.import_module(f"{root_module()}.definitions").defs()
             asset = _find_asset(definitions, options.asset)
             runs = _runs(asset, options, instance)
@@ -49,6 +53,12 @@ def main() -> int:
     return 1 if report["errors"] else 0
 
 
+def _wait_for_debugger() -> None:
+    os.environ[PORT] = str(MATERIALIZE_PORT)
+    console.print(f"Waits for a debugger at {listen()}", markup=False)
+    debugpy.wait_for_client()
+
+
 def read_options() -> argparse.Namespace:
     """The arguments and options on the command line."""
     parser = argparse.ArgumentParser(prog="just materialize", description="Materialize an asset.")
@@ -56,6 +66,9 @@ def read_options() -> argparse.Namespace:
     partitions = parser.add_mutually_exclusive_group()
     partitions.add_argument("--partition", metavar="KEY", help="one partition")
     partitions.add_argument("--partitions", metavar="A..B", help="the partitions from A to B")
+    parser.add_argument(
+        "--debug", action="store_true", help="wait for a debugger to attach to Dagster"
+    )
     parser.add_argument(
         "--config", type=json.loads, default={}, help="the run's config for the asset, as JSON"
     )

@@ -10,11 +10,13 @@ from subprocess import Popen
 from local_cloud.calls import end_calls
 from local_cloud.cloud import function_server
 from local_cloud.console import console, step
+from local_cloud.debugging import HOOK, PORT
 from local_cloud.processes import ProcessError
 
 # The log of gunicorn, which serves the function in a worker process, and starts another one if the
 # worker ends.
 _GUNICORN = re.compile(r"\[\d{4}-[^]]+\] \[\d+\] \[(?P<level>\w+)\] (?P<text>.*)")
+_TIMEOUT_OF_DEBUGGED = "3600"  # seconds
 _ENVIRONMENT = {"GUNICORN_LOG_LEVEL": "info", "PYTHONUNBUFFERED": "1"}
 _WORKER_STARTED = re.compile(r"Booting worker with pid: \d+")
 _WORKER_ENDED = re.compile(r"Worker \(pid:\d+\) (?P<reason>was sent \w+|exited with code \d+)")
@@ -31,14 +33,23 @@ class ServedFunction:
     Args:
         storage: The variables that `storage_emulator` yielded.
         port: The port to listen on.
+        debug_port: The port that a debugger can attach to.
+        debug: Whether a debugger can attach at any time, and not only at a `breakpoint()`.
 
     Attributes:
         settings: The variables that `cloud_function` yielded.
     """
 
-    def __init__(self, storage: Mapping[str, str], port: int) -> None:
+    def __init__(
+        self, storage: Mapping[str, str], port: int, debug_port: int, *, debug: bool = False
+    ) -> None:
         self._storage = storage
         self._port = port
+        self._environment = {**storage, **_ENVIRONMENT, **HOOK, PORT: str(debug_port)}
+        self._program = ["functions-framework"]
+        if debug:
+            self._environment["FUNCTION_TIMEOUT"] = _TIMEOUT_OF_DEBUGGED
+            self._program = ["python", "-m", "local_cloud.debugging"]
         self._running = ExitStack()
         self._process: Popen[bytes] | None = None
         self.settings: dict[str, str] = {}
@@ -65,8 +76,7 @@ class ServedFunction:
 
     def _start(self) -> None:
         output = _Output(self._on_worker_ended)
-        environment = {**self._storage, **_ENVIRONMENT}
-        served = function_server(environment, self._port, on_line=output)
+        served = function_server(self._environment, self._port, output, self._program)
         self._process, self.settings = self._running.enter_context(served)
         self._running.callback(output.is_stopping.set)  # before the server is stopped
 
