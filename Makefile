@@ -18,7 +18,7 @@ test: uv
 	uv run ruff check
 	uv run ruff format --check
 	cd template && uv run ruff check --ignore N999 && uv run ruff format --check
-	uv run mypy tests scripts benchmarks/rendering.py
+	uv run mypy tests scripts benchmarks/rendering.py benchmarks/loop.py
 	uv run zensical build --strict --clean
 	uv run pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
@@ -32,8 +32,8 @@ pictures: uv
 	PYTHONPATH=tests:tests/rendered uv run python scripts/pictures.py
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, many
-# partitions in one step beside the usual way, and a table's partitions that are written at once. It takes
-# half an hour.
+# partitions in one step beside the usual way, a table's partitions that are written at once, and the daily
+# loop. It takes half an hour.
 benchmark: uv
 	uv run --no-dev python benchmarks/rendering.py
 	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/benchmark
@@ -43,6 +43,7 @@ benchmark: uv
 	        python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; \
 	done
 	PYTHONPATH=. uv run --directory build/benchmark/cloud_function python $(CURDIR)/benchmarks/tables.py
+	PYTHONPATH=tests:tests/rendered uv run python benchmarks/loop.py build/benchmark
 
 uv:
 	@command -v uv >/dev/null || { \

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Render, Workshop
+from conftest import Render, Workshop, replace
 from dev import PATIENCE, Dev, running_dev
 
 
@@ -92,39 +92,35 @@ def launch(dev: Dev) -> Callable[[], dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def dev(render: Render, workshop: Workshop) -> Iterator[Dev]:
-    """A project with a running `just dev --debug`."""
-    with running_dev(workshop(render()), "--debug") as dev:
-        yield dev
+def sandbox(render: Render, workshop: Workshop) -> Path:
+    """A project."""
+    return workshop(render())
 
 
-def port(dev: Dev) -> int:
-    """The printed port of the debugger."""
-    return int(dev.address("Debugger").rpartition(":")[2])
-
-
-def test_a_breakpoint_of_the_editor_in_a_task_is_hit(dev: Dev) -> None:
-    task = dev.project / "cloud_function" / "tasks" / "people.py"
+def test_a_breakpoint_of_the_editor_in_a_task_is_hit(sandbox: Path) -> None:
+    task = sandbox / "cloud_function" / "tasks" / "people.py"
     [line] = [
         number
         for number, text in enumerate(task.read_text().splitlines(), start=1)
         if "location = table_location" in text
     ]
 
-    with attached(port(dev), {task: line}) as debugger:
-        ended = launch(dev)
-        assert debugger.stack()[0] == "people.py:run"
+    with running_dev(sandbox, "--debug") as dev:
+        port = int(dev.address("Debugger").rpartition(":")[2])
+        with attached(port, {task: line}) as debugger:
+            ended = launch(dev)
+            assert debugger.stack()[0] == "people.py:run"
+        assert ended()["status"] == "SUCCESS"
 
-    assert ended()["status"] == "SUCCESS"
 
-
-def test_breakpoint_in_a_task_says_how_to_attach_and_stops_there(dev: Dev) -> None:
+def test_breakpoint_in_a_task_says_how_to_attach_and_stops_there(sandbox: Path) -> None:
     task = "    dl_bucket = event_input(event"
-    dev.edit_function("tasks/people.py", task, f"    breakpoint()\n{task}")
-    ended = launch(dev)
-    dev.eventually(lambda: re.search(r"A breakpoint waits for a debugger at \S+", dev.printed))
+    replace(sandbox / "cloud_function" / "tasks" / "people.py", task, f"    breakpoint()\n{task}")
+    address = re.compile(r"A breakpoint waits for a debugger at 127\.0\.0\.1:(\d+)\.")
 
-    with attached(port(dev)) as debugger:
-        assert debugger.stack()[0] == "people.py:run"
-
-    assert ended()["status"] == "SUCCESS"
+    with running_dev(sandbox) as dev:
+        ended = launch(dev)
+        dev.eventually(lambda: address.search(dev.printed))
+        with attached(int(address.findall(dev.printed)[0])) as debugger:
+            assert debugger.stack()[0] == "people.py:run"
+        assert ended()["status"] == "SUCCESS"

@@ -196,7 +196,7 @@ def run_asset(asset: dg.AssetsDefinition) -> Run:
         logged=logged,
         reports=reports,
         metadata=metadata,
-        call=table(metadata.get("cloud_function_call", "")),
+        call=table(str(metadata.get("cloud_function_call", ""))),
         failure=failure,
     )
 

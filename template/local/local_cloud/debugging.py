@@ -5,9 +5,11 @@ process that runs the tasks. `breakpoint()` in a task waits for the debugger, in
 without `--debug`.
 """
 
+import importlib
 import os
 import runpy
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -29,6 +31,7 @@ def listen() -> str:
     port = int(os.environ[PORT])
     with suppress(RuntimeError):  # it listens already, or the parent of this process does
         debugpy.listen(("127.0.0.1", port))
+    sys.breakpointhook = wait_at_breakpoint  # instead of the one of debugpy
     return f"127.0.0.1:{port}. In VS Code, start the launch configuration with this port."
 
 
@@ -42,9 +45,8 @@ def wait_at_breakpoint(*_: object) -> None:
     if not debugpy.is_client_connected():
         print("No debugger was attached. The task continues.", file=sys.stderr, flush=True)
         return
-    import pydevd  # of debugpy, whose own `breakpoint` would stop in this function
-
-    pydevd.settrace(
+    # The debugger in debugpy, whose own `breakpoint` would stop in this function.
+    importlib.import_module("pydevd").settrace(
         suspend=True,
         trace_only_current_thread=True,
         patch_multiprocessing=False,
@@ -54,6 +56,6 @@ def wait_at_breakpoint(*_: object) -> None:
 
 if __name__ == "__main__":
     # The server forks the process that runs the tasks.
-    os.register_at_fork(after_in_child=listen)
+    os.register_at_fork(after_in_child=lambda: threading.Timer(0.1, listen).start())
     sys.argv[0] = "functions-framework"
     runpy.run_module("functions_framework", run_name="__main__")

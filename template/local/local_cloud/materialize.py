@@ -18,10 +18,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
-import debugpy
 from local_cloud.cloud import SettingsError, local_cloud, root_module
 from local_cloud.console import console, failed, show_log, show_report
-from local_cloud.debugging import MATERIALIZE_PORT, PORT, listen
 from local_cloud.instance import LAKE, running_dev
 from local_cloud.materialize_all import run_arguments
 from local_cloud.processes import ProcessError, interrupted_once
@@ -54,6 +52,10 @@ def main() -> int:
 
 
 def _wait_for_debugger() -> None:
+    # Here, since their import takes long.
+    import debugpy
+    from local_cloud.debugging import MATERIALIZE_PORT, PORT, listen
+
     os.environ[PORT] = str(MATERIALIZE_PORT)
     console.print(f"Waits for a debugger at {listen()}", markup=False)
     debugpy.wait_for_client()
