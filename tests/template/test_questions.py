@@ -112,7 +112,7 @@ REJECTED: dict[str, dict[str, str]] = {
         "google": "Do not use google",
     },
     "ci": {"jenkins": "Invalid choice", "": "Invalid choice", "GitHub ": "Invalid choice"},
-    "editor": {"emacs": "Invalid choice", "": "Invalid choice"},
+    "editor": {"emacs": "Invalid choice", "": "Invalid choice", "VSCode": "Invalid choice"},
 }
 
 
