@@ -21,9 +21,10 @@ def encode(value):
 program, folder = sys.argv[1:]
 with storage_emulator() as storage:
     bucket = storage["MESSAGES_BUCKET"]
+    context = {"asset_keys": ["any"], "partition_key_range": None, "run_id": "a-run"}
     event = {
         "task": "ping",
-        "DAGSTER_PIPES_CONTEXT": encode({"data": {"asset_keys": ["any"], "run_id": "a-run"}}),
+        "DAGSTER_PIPES_CONTEXT": encode({"data": context}),
         "DAGSTER_PIPES_MESSAGES": encode({"bucket": bucket, "key_prefix": "a-call"}),
     }
     port = free_port()
