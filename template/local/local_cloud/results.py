@@ -58,8 +58,15 @@ def _add_materialization(
 
 
 def _text(value: dg.MetadataValue[Any]) -> str:
-    if isinstance(value, dg.TableSchemaMetadataValue):
-        return ", ".join(f"{column.name} {column.type}" for column in value.schema.columns)
+    match value:
+        case dg.TableSchemaMetadataValue():
+            return ", ".join(f"{column.name} {column.type}" for column in value.schema.columns)
+        case dg.TableColumnLineageMetadataValue():
+            return "; ".join(
+                f"{column} from {dep.asset_key.to_user_string()}.{dep.column_name}"
+                for column, deps in value.column_lineage.deps_by_column.items()
+                for dep in deps
+            )
     return str(value.value)
 
 

@@ -84,6 +84,12 @@ def _text(value: Any) -> str:
             return value
         case {"columns": [*columns]}:
             return ", ".join(f"{column['name']} {column['type']}" for column in columns)
+        case {"deps_by_column": dict() as lineage}:
+            return "; ".join(
+                f"{column} from {'/'.join(dep['asset_key'])}.{dep['column_name']}"
+                for column, deps in lineage.items()
+                for dep in deps
+            )
     return json.dumps(value)
 
 
