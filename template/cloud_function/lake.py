@@ -10,6 +10,7 @@ from dagster_pipes import PipesMetadataValue, to_asset_key_path
 from deltalake import DeltaTable, QueryBuilder
 
 from gcp_pipes.external.delta import write_rows
+from gcp_pipes.external.metadata import column_lineage
 
 _PREVIEW_ROWS = 5
 
@@ -84,17 +85,8 @@ class WrittenTable:
             "preview": {"type": "md", "raw_value": to_markdown(self.preview)},
         }
         if lineage:
-            deps = {column: [*map(_column, sources)] for column, sources in lineage.items()}
-            metadata["dagster/column_lineage"] = {
-                "type": "table_column_lineage",
-                "raw_value": {"deps_by_column": deps},
-            }
+            metadata["dagster/column_lineage"] = column_lineage(lineage)
         return metadata
-
-
-def _column(source: tuple[str, str]) -> dict[str, object]:
-    asset_key, name = source
-    return {"asset_key": to_asset_key_path(asset_key), "column_name": name}
 
 
 def read_table(location: str) -> pl.DataFrame:

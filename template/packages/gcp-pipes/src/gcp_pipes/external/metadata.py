@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -10,7 +10,12 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
-from dagster_pipes import PIPES_METADATA_TYPE_INFER, DagsterPipesError, PipesMetadataValue
+from dagster_pipes import (
+    PIPES_METADATA_TYPE_INFER,
+    DagsterPipesError,
+    PipesMetadataValue,
+    to_asset_key_path,
+)
 
 _NUMBER: tuple[str, set[type]] = ("a number", {float, int})
 _TEXT: tuple[str, set[type]] = ("text", {str})
@@ -28,6 +33,22 @@ _EXPECTED: dict[str, tuple[str, set[type]]] = {
 def typed_metadata(metadata: Mapping[str, Any]) -> dict[str, PipesMetadataValue]:
     """The metadata as JSON, each value with its Pipes type."""
     return {_checked_key(key): _typed(key, value) for key, value in metadata.items()}
+
+
+def column_lineage(lineage: Mapping[str, Sequence[tuple[str, str]]]) -> PipesMetadataValue:
+    """The lineage of columns, as Dagster shows it.
+
+    Args:
+        lineage: For each column, the columns that it is made from: an asset key and a column.
+    """
+    deps = {
+        column: [
+            {"asset_key": to_asset_key_path(asset_key), "column_name": name}
+            for asset_key, name in sources
+        ]
+        for column, sources in lineage.items()
+    }
+    return {"type": "table_column_lineage", "raw_value": {"deps_by_column": deps}}
 
 
 def to_json(name: str, value: Any) -> Any:
