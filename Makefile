@@ -32,7 +32,7 @@ pictures: uv
 	PYTHONPATH=tests:tests/rendered uv run python scripts/pictures.py
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, many
-# partitions in one step beside the usual way, a table's partitions that are written at once, and the daily
+# partitions in one step next to the usual way, a table's partitions that are written at once, and the daily
 # loop. It takes half an hour.
 benchmark: uv
 	uv run --no-dev python benchmarks/rendering.py

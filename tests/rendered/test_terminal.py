@@ -73,6 +73,15 @@ def test_an_invalid_command_to_materialize_is_an_error(
     assert error in fail("uv", "run", "just", "materialize", *arguments, cwd=sandbox)
 
 
+def test_a_config_that_is_not_a_json_object_is_an_error(sandbox: Path) -> None:
+    command = ("uv", "run", "just", "materialize", "people", "--config", "[1]")
+
+    status, printed = end(*command, cwd=sandbox)
+
+    assert status == 2
+    assert "argument --config: it must be a JSON object, not [1]" in printed
+
+
 def test_a_failed_materialization_has_a_status_and_its_reason(sandbox: Path) -> None:
     task = sandbox / "cloud_function" / "tasks" / "visits.py"
     text = task.read_text()

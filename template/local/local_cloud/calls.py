@@ -11,26 +11,28 @@ import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from dagster_pipes import PIPES_PROTOCOL_VERSION, PIPES_PROTOCOL_VERSION_FIELD
 from local_cloud.cloud import local_opener
 
-_MOST_CHUNKS = 100  # that a call may have stored beside those that were listed
+_MOST_CHUNKS = 100  # of a call that may have been stored since they were listed
 
 
-def end_calls(storage: Mapping[str, str], reason: str, died: datetime) -> int:
+def end_calls(storage: Mapping[str, str], reason: str) -> int:
     """Close the messages of all calls that a function left open, with an exception.
+
+    Calls that start meanwhile are left alone.
 
     Args:
         storage: The variables that `storage_emulator` yielded.
         reason: Why the function died.
-        died: When it died, with a time zone. Calls that started later are left alone.
 
     Returns:
         How many calls there were.
     """
+    died = datetime.now(UTC)
     bucket = f"{storage['STORAGE_EMULATOR_HOST']}/storage/v1/b/{storage['MESSAGES_BUCKET']}/o"
     chunks: dict[str, dict[int, datetime]] = defaultdict(dict)
     for item in _list_objects(bucket):

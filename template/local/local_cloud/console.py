@@ -1,5 +1,7 @@
-"""What the recipes print."""
+"""What the recipes read from the command line, and what they print."""
 
+import argparse
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +13,24 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The value of an option that is a JSON object.
+
+    Args:
+        text: The option, as the user typed it.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not a JSON object.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"it must be a JSON object, not {text}")
+    return value
 
 
 @contextmanager

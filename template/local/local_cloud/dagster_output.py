@@ -16,8 +16,8 @@ _RECORD = re.compile(
     r"(?P<run>[0-9a-f]{8}-[0-9a-f-]{27}) - (?P<text>.*)"
 )
 _EVENT = re.compile(
-    r"\d+ - ((?P<step>\S+) - )?(?P<kind>RUN|STEP)_(?P<state>START|SUCCESS|FAILURE|CANCELED|SKIPPED|"
-    r"UP_FOR_RETRY|RESTARTED) - (?P<text>.*)"
+    r"\d+ - ((?P<step>\S+) - )?(RUN|STEP)_"
+    r"(?P<state>START|SUCCESS|FAILURE|CANCELED|SKIPPED|UP_FOR_RETRY|RESTARTED) - "
 )
 _STATES = {
     "SUCCESS": Text("succeeded", "green"),
@@ -38,7 +38,7 @@ class DagsterOutput:
     def __init__(self, *, verbose: bool) -> None:
         self._verbose = verbose
         self._started: dict[tuple[str, str], datetime] = {}
-        self._is_after_event = False  # the next lines may be the rest of its record: an error
+        self._is_in_error = False  # the next lines are the rest of a record: an error
 
     def __call__(self, line: str) -> None:
         """Print a line, if it matters."""
@@ -46,12 +46,13 @@ class DagsterOutput:
             console.out(line)
         elif record := _RECORD.fullmatch(line):
             event = _EVENT.match(record["text"])
-            self._is_after_event = event is not None
+            state = event["state"] if event else None
+            self._is_in_error = state in ("FAILURE", "UP_FOR_RETRY")
             if event:
                 self._show_event(record, event)
             elif record["level"] in ("WARNING", "ERROR", "CRITICAL"):
                 console.print(Text(f"run {record['run'][:8]}: {record['text']}"))
-        elif not self._is_after_event:
+        elif not self._is_in_error:
             console.out(line)
 
     def _show_event(self, record: re.Match[str], event: re.Match[str]) -> None:

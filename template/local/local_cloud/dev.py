@@ -33,7 +33,6 @@ from local_cloud.instance import (
     LAKE,
     choose_port,
     only_dev,
-    prepare_instance,
     publish,
     usual_ports,
 )
@@ -179,7 +178,6 @@ def dagster(settings: Mapping[str, str], port: int, output: DagsterOutput) -> It
         port=port,
         environment={
             **settings,
-            "DAGSTER_HOME": str(prepare_instance()),
             "DAGSTER_EXECUTOR": "in_process",
             "PYTHONUNBUFFERED": "1",
         },

@@ -2,11 +2,9 @@
 
 import fcntl
 import json
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 from local_cloud.cloud import PROJECT, SettingsError
@@ -15,7 +13,6 @@ from local_cloud.processes import free_port, is_free
 
 LOCAL = PROJECT / ".local"
 LAKE = LOCAL / "lake"
-DAGSTER_HOME = LOCAL / "dagster_home"
 _LOCK = LOCAL / "dev.lock"
 _STATE = LOCAL / "dev.json"
 
@@ -55,13 +52,6 @@ def choose_port(name: str, option: str, wanted: int | None, usual: int) -> int:
         f"Port {usual}, the usual one of {name}, is in use by another process. Using {port}."
     )
     return port
-
-
-def prepare_instance() -> Path:
-    """Copy the configuration of Dagster's instance to its folder, and return the folder."""
-    DAGSTER_HOME.mkdir(parents=True, exist_ok=True)
-    shutil.copy(PROJECT / "local" / "dagster.yaml", DAGSTER_HOME)
-    return DAGSTER_HOME
 
 
 @contextmanager

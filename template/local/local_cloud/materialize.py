@@ -7,7 +7,6 @@ of its own.
 
 import argparse
 import importlib
-import json
 import logging
 import os
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 import dagster as dg
 from local_cloud.cloud import SettingsError, local_cloud, root_module
-from local_cloud.console import console, failed, show_log, show_report
+from local_cloud.console import console, failed, json_object, show_log, show_report
 from local_cloud.instance import LAKE, running_dev
 from local_cloud.materialize_all import run_arguments
 from local_cloud.processes import ProcessError, interrupted_once
@@ -72,7 +71,7 @@ def read_options() -> argparse.Namespace:
         "--debug", action="store_true", help="wait for a debugger to attach to Dagster"
     )
     parser.add_argument(
-        "--config", type=json.loads, default={}, help="the run's config for the asset, as JSON"
+        "--config", type=json_object, default={}, help="the run's config for the asset, as JSON"
     )
     return parser.parse_args()
 

@@ -4,7 +4,6 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from subprocess import Popen
 
 from local_cloud.calls import end_calls
@@ -83,7 +82,7 @@ class ServedFunction:
     def _restart(self, title: str, reason: str) -> None:
         self._process = None
         self._running.close()
-        end_calls(self._storage, reason, datetime.now(UTC))
+        self._end_calls(reason)
         try:
             with step(title):
                 self._start()
@@ -91,11 +90,18 @@ class ServedFunction:
             console.print(f"[red]{error}[/red]. Edit it again to restart it.")
 
     def _on_worker_ended(self, reason: str) -> None:
-        count = end_calls(self._storage, reason, datetime.now(UTC))
+        count = self._end_calls(reason)
         console.print(
             f"[red]The function ended:[/red] {reason}. Calls in flight that failed: {count}. "
             "The function was restarted."
         )
+
+    def _end_calls(self, reason: str) -> int:
+        try:
+            return end_calls(self._storage, reason)
+        except (OSError, ValueError, LookupError) as error:  # the output must still be read
+            console.print(f"[red]The calls in flight could not be ended:[/red] {error!r}")
+            return 0
 
 
 class _Output:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from local_cloud.cloud import PROJECT
-from local_cloud.console import console, failed, show_asset, show_check
+from local_cloud.console import console, failed, json_object, show_asset, show_check
+from local_cloud.instance import LAKE
 from werkzeug.exceptions import BadRequest
 
 from gcp_pipes.external import find_task
@@ -22,12 +22,12 @@ def main() -> int:
     """Run the task, and return the exit status."""
     parser = argparse.ArgumentParser(prog="just task", description="Run one task, without Dagster.")
     parser.add_argument("task", help="a module in cloud_function/tasks/, without .py")
-    parser.add_argument("--event", type=_json_object, default={}, help="inputs: a JSON object")
+    parser.add_argument("--event", type=json_object, default={}, help="inputs: a JSON object")
     parser.add_argument("--asset", help="the key of the asset (default: the name of the task)")
     parser.add_argument("--partition", help="the partition key")
     parser.add_argument(
         "--lake",
-        default=str(PROJECT / ".local" / "lake"),
+        default=str(LAKE),
         help="the data lake (default: the folder that `just dev` uses)",
     )
     options = parser.parse_args()
@@ -59,16 +59,6 @@ def show_reports(pipes: RecordingPipesContext) -> None:
         show_check(f"{check.asset_key}:{check.check_name}", check.passed)
     for payload in pipes.custom_messages:
         console.print(f"\nCustom message: {payload}", markup=False)
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"it must be a JSON object, not {text}")
-    return value
 
 
 def _print_logs(pipes: RecordingPipesContext) -> None:

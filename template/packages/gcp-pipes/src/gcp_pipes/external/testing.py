@@ -15,6 +15,7 @@ from dagster_pipes import (
     PipesMessageWriter,
     PipesMessageWriterChannel,
     PipesParams,
+    PipesPartitionKeyRange,
     encode_param,
 )
 
@@ -80,13 +81,15 @@ class RecordingPipesContext(PipesCloudFunctionContext):
     ) -> None:
         self.messages: list[PipesMessage] = []
         keys = list(asset_keys)
-        partition = None if partition_key is None else (partition_key, partition_key)
+        key_range: PipesPartitionKeyRange | None = None
+        if partition_key is not None:
+            key_range = {"start": partition_key, "end": partition_key}
         data: PipesContextData = {
             "asset_keys": keys or None,
             "code_version_by_asset_key": dict.fromkeys(keys) or None,
             "provenance_by_asset_key": dict.fromkeys(keys) or None,
             "partition_key": partition_key,
-            "partition_key_range": partition and {"start": partition[0], "end": partition[1]},
+            "partition_key_range": key_range,
             "partition_time_window": None,
             "run_id": run_id,
             "job_name": None,
