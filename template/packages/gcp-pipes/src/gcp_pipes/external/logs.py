@@ -10,16 +10,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TextIO
 
 from dagster_pipes import DagsterPipesError, PipesContext
 
 from gcp_pipes.external.in_flight import Call, call_in_flight, in_flight, is_current, not_forwarded
 from gcp_pipes.external.output import (
     capture_descriptors,
-    console,
     drain_descriptors,
     replace_streams,
+    write_to_console,
 )
 from gcp_pipes.protocol import LEVELS, nearest_level
 
@@ -129,16 +128,14 @@ def _log_uncaught(failed: threading.ExceptHookArgs) -> None:
         _logger.error(f"An exception ended the thread {name}.", exc_info=failed.exc_value)
 
 
-class _ConsoleHandler(logging.StreamHandler[TextIO]):
+class _ConsoleHandler(logging.Handler):
     """Writes to the function's own standard output, which is not forwarded to Dagster."""
 
-    @property
-    def stream(self) -> TextIO:
-        return console("stdout" if _is_deployed() else "stderr")
-
-    @stream.setter
-    def stream(self, value: TextIO) -> None:
-        pass
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            write_to_console("stdout" if _is_deployed() else "stderr", f"{self.format(record)}\n")
+        except Exception:
+            self.handleError(record)
 
 
 class _CloudLoggingFormatter(logging.Formatter):
@@ -161,8 +158,7 @@ def _print_to_console(stream: str, text: str) -> None:
     """Write what a task printed to the function's own log, with the fields of its request."""
     if _is_deployed():
         text = "".join(f"{_structured('DEFAULT', line)}\n" for line in text.splitlines())
-    console(stream).write(text)
-    console(stream).flush()
+    write_to_console(stream, text)
 
 
 def _structured(severity: str, message: str, **more: str) -> str:

@@ -42,25 +42,38 @@ class _TaskStream(io.TextIOBase):
         self._name = name
         self._to_console = to_console
         self.original = original
-        self.console = original  # for text that belongs to no call
+        self.reset_console()
+
+    def reset_console(self) -> None:
+        """Write text that belongs to no call to the original stream."""
+        self._console = self.original
+        self._writing = threading.RLock()  # keeps the order of lines while the console changes
 
     def redirect_console(self, descriptor: int) -> None:
         """Write text that belongs to no call to a file descriptor."""
-        self.flush()
-        self.console = open(  # noqa: SIM115  # for the life of this process
-            descriptor, "w", buffering=1, encoding=self.encoding, errors=self.errors, closefd=False
-        )
+        with self._writing:
+            self._console.flush()
+            self._console = os.fdopen(
+                descriptor, "w", encoding=self.encoding, errors=self.errors, closefd=False
+            )
+
+    def write_to_console(self, text: str) -> None:
+        """Write text that belongs to no call."""
+        with self._writing:
+            self._console.write(text)
+            self._console.flush()
 
     def write(self, text: str) -> int:
         if call := call_in_flight():
             if lines := call.print(self._name, text):
                 self._to_console(self._name, lines)
         else:
-            self.console.write(text)
+            self.write_to_console(text)
         return len(text)
 
     def flush(self) -> None:
-        self.console.flush()
+        with self._writing:
+            self._console.flush()
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.original, attribute)
@@ -99,15 +112,18 @@ def replace_streams(to_console: Callable[[str, str], None]) -> None:
             setattr(sys, name, _streams[name])
 
 
-def console(name: str) -> TextIO:
-    """The stream of the function's own log: `stdout` or `stderr`."""
-    return _streams[name].console if name in _streams else getattr(sys, name)
+def write_to_console(name: str, text: str) -> None:
+    """Write to the function's own log: to its `stdout` or `stderr`."""
+    if name in _streams:
+        _streams[name].write_to_console(text)
+    else:
+        print(text, end="", file=getattr(sys, name), flush=True)
 
 
 def _reset_forked_child() -> None:
     """In a forked process, print to the file descriptors, which the parent captures."""
     for stream in _streams.values():
-        stream.console = stream.original
+        stream.reset_console()
 
 
 os.register_at_fork(after_in_child=_reset_forked_child)
