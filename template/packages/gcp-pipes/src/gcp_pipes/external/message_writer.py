@@ -139,20 +139,23 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         with self._state:
             self._closing = True
             self._state.notify_all()
-        self._thread.join()  # ends: every upload has a time limit
-        self._raise_upload_error()
+        try:
+            with not_forwarded():  # the call has ended
+                self._upload_waiting()
+        finally:
+            self._thread.join()  # ends: every upload has a time limit
 
     def _upload_until_closing(self) -> None:
-        closing = False
         # Forwarding what this thread logs would make one more message for each failed upload.
         # Errors are raised in the thread of the task.
         with not_forwarded(), suppress(MessagesNotStoredError):
-            while not closing:
+            while True:
                 with self._state:
                     self._state.wait_for(
                         lambda: self._size >= _CHUNK_SIZE or self._closing, timeout=self._interval
                     )
-                    closing = self._closing
+                    if self._closing:
+                        return
                 self._upload_waiting()
 
     def _upload_waiting(self) -> None:

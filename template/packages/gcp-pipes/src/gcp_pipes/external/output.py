@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import os
-import queue
+import select
 import subprocess
 import sys
 import threading
@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from dagster_pipes import DagsterPipesError
 
 from gcp_pipes.external.in_flight import call_in_flight, only_call_in_flight
-from gcp_pipes.external.tee import EVERYTHING_COPIED, HEADER
+from gcp_pipes.external.tee import END_OF_ROUND, HEADER
 
 _NAMES = {1: "stdout", 2: "stderr"}
 _TIME_TO_COPY = 1.0  # seconds
@@ -155,37 +155,39 @@ class _Tee:
     """
 
     def __init__(self) -> None:
-        self._draining = threading.Lock()
-        self._copied: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._received = threading.Condition()
         self._consoles = {number: os.dup(number) for number in _NAMES}
         pipes = {number: os.pipe() for number in _NAMES}
-        requests, self._requests = os.pipe()
+        self._sources = [pipes[number][0] for number in _NAMES]
+        self._under_way, under_way = os.pipe()
         self._copies, copies = os.pipe()
-        ends = [*(pipes[number][0] for number in _NAMES), requests, copies]
         sources = [(pipes[number][0], self._consoles[number], number) for number in _NAMES]
         program = [sys.executable, "-IS", str(Path(__file__).with_name("tee.py"))]
         self._process = subprocess.Popen(  # noqa: S603  # a file of this package
-            [*program, json.dumps([sources, requests, copies])],
+            [*program, json.dumps([sources, under_way, copies])],
             stdin=subprocess.DEVNULL,
-            pass_fds=[*ends, *self._consoles.values()],
+            pass_fds=[*self._sources, *self._consoles.values(), under_way, copies],
         )
+        os.close(under_way)
+        os.close(copies)
         for number, name in _NAMES.items():
             _streams[name].redirect_console(self._consoles[number])
             os.dup2(pipes[number][1], number)
             os.close(pipes[number][1])
-        for end in ends:
-            os.close(end)
         self._pipes = {number: os.fstat(number) for number in _NAMES}
+        self._not_received = select.poll()  # pipes with output, or with news of it
+        for descriptor in (*self._sources, self._under_way):
+            self._not_received.register(descriptor, select.POLLIN)
         threading.Thread(target=self._receive, name="pipes-output", daemon=True).start()
 
     def drain(self) -> None:
         """Wait until all output written so far was received."""
-        with self._draining, suppress(OSError, queue.Empty):
-            _LIBC.fflush(None)  # the buffers of C libraries
-            for stream in _streams.values():
+        _LIBC.fflush(None)  # the buffers of C libraries
+        for stream in _streams.values():
+            with suppress(OSError):
                 stream.original.flush()
-            os.write(self._requests, b"?")
-            self._copied.get(timeout=_TIME_TO_COPY)
+        with self._received:
+            self._received.wait_for(lambda: not self._not_received.poll(0), _TIME_TO_COPY)
 
     def _receive(self) -> None:
         """Receive the copies until the pipe is closed."""
@@ -193,8 +195,10 @@ class _Tee:
         decoders = {number: new_decoder(errors="replace") for number in _NAMES}
         with os.fdopen(self._copies, "rb") as copies:
             while header := copies.read(HEADER.size):
-                if header == EVERYTHING_COPIED:
-                    self._copied.put(None)
+                if header == END_OF_ROUND:
+                    with self._received:
+                        os.read(self._under_way, 1)
+                        self._received.notify_all()
                     continue
                 number, size = HEADER.unpack(header)
                 text = decoders[number].decode(copies.read(size))
@@ -206,3 +210,8 @@ class _Tee:
         for number, descriptor in self._consoles.items():
             if os.path.samestat(os.fstat(number), self._pipes[number]):
                 os.dup2(descriptor, number)
+        with self._received:
+            self._not_received = select.poll()
+            self._received.notify_all()
+        for descriptor in (*self._sources, self._under_way):
+            os.close(descriptor)

@@ -1,6 +1,7 @@
 """Finds the task of a request."""
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable
 from types import ModuleType
@@ -32,10 +33,11 @@ def find_task(tasks: ModuleType, pipes: PipesContext, event: Event) -> Task:
                 "The event lacks `task`, which is required unless the call is for one asset."
             )
         name = to_asset_key_path(pipes.asset_key)[-1]
-    names = sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
-    if name not in names:
+    module_name = f"{tasks.__name__}.{name}"
+    if not str(name).isidentifier() or importlib.util.find_spec(module_name) is None:
+        names = sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
         raise BadRequest(f"There is no task {name!r}. The tasks are: {', '.join(names) or 'none'}.")
-    module = importlib.import_module(f"{tasks.__name__}.{name}")
+    module = importlib.import_module(module_name)
     task: Task | None = getattr(module, "run", None)
     if task is None:
         raise BadRequest(f"{tasks.__name__}/{name}.py has no function run(pipes, event). Add it.")

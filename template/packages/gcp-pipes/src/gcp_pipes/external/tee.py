@@ -16,37 +16,46 @@ from contextlib import suppress
 HEADER = struct.Struct("!BI")
 """Before each piece of output: its file descriptor, 1 or 2, and its size in bytes."""
 
-EVERYTHING_COPIED = HEADER.pack(0, 0)
-"""The response to a request: all output written before the request was copied."""
+END_OF_ROUND = HEADER.pack(0, 0)
+"""After all output of a round. The function then takes one byte out of the pipe `under_way`."""
 
 _SIZE = 65_536  # bytes read at once
 
 
-def main(sources: dict[int, tuple[int, int]], requests: int, copies: int) -> None:
-    """Copy until all writers have closed the pipes. Each byte in `requests` is one request."""
+def main(sources: dict[int, tuple[int, int]], under_way: int, copies: int) -> None:
+    """Copy in rounds until all writers have closed the pipes.
+
+    The pipe `under_way` is not empty from before output is read until the function has received it.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # processes may still write after them
         signal.signal(number, signal.SIG_IGN)
     pending = bytearray()  # copies that the function has not read yet
     with selectors.DefaultSelector() as selector:
-        for descriptor in (requests, copies, *sources):
+        for descriptor in (under_way, copies, *sources):
             os.set_blocking(descriptor, False)
-        for descriptor in (requests, *sources):
-            selector.register(descriptor, selectors.EVENT_READ)
+        for source in sources:
+            selector.register(source, selectors.EVENT_READ)
         while sources:
-            ready = {key.fd for key, _ in selector.select()}
-            count = len(_read(requests) or b"") if requests in ready else 0
-            if requests in ready and not count:
-                selector.unregister(requests)
-            for source in [*sources]:
+            ready = [key.fd for key, _ in selector.select() if key.fd in sources]
+            announced = bool(ready) and _announce(under_way)
+            for source in ready:
                 if not _copy(source, *sources[source], pending):
                     selector.unregister(source)
                     del sources[source]
-            pending += EVERYTHING_COPIED * count
+            if announced:
+                pending += END_OF_ROUND
             _send(pending, copies)
             if copies in selector.get_map():
                 selector.unregister(copies)
             if pending:
                 selector.register(copies, selectors.EVENT_WRITE)
+
+
+def _announce(under_way: int) -> bool:
+    """Say that output is under way, unless enough earlier output is."""
+    with suppress(OSError):  # the pipe is full, or the function has ended
+        return bool(os.write(under_way, b"."))
+    return False
 
 
 def _copy(source: int, original: int, number: int, pending: bytearray) -> bool:
@@ -80,5 +89,5 @@ def _send(pending: bytearray, copies: int) -> None:
 
 
 if __name__ == "__main__":
-    _sources, _requests, _copies = json.loads(sys.argv[1])
-    main({source: (original, number) for source, original, number in _sources}, _requests, _copies)
+    _sources, _under_way, _copies = json.loads(sys.argv[1])
+    main({source: (original, number) for source, original, number in _sources}, _under_way, _copies)
