@@ -42,7 +42,7 @@ resource "google_storage_bucket" "lake" {
   depends_on = [google_project_service.api]
 }
 
-# The function's source code: build/function.zip, one object for each version, named after its hash.
+# The functions' source code: the bundles, one object for each version, named after its hash.
 resource "google_storage_bucket" "sources" {
   #checkov:skip=CKV_GCP_62:The function's audit log has all deployments.
   #checkov:skip=CKV_GCP_78:Objects are named after their content and never overwritten.

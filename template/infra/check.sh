@@ -1,4 +1,4 @@
-# Checks infra/ without a cloud. Run it by `just check-infra`, which first creates build/function.zip.
+# Checks infra/ without a cloud. Run it by `just check-infra`, which first builds the bundles.
 set -eu
 cd "$(dirname "$0")"
 

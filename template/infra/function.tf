@@ -1,20 +1,44 @@
-# The cloud function, built from build/function.zip, which `just bundle` creates.
+# The cloud functions: one for each folder of the project with a main.py, built from its bundle,
+# which `just bundle` creates.
 
 locals {
-  bundle = "${path.module}/../build/function.zip"
+  folders = toset([for file in fileset("${path.module}/..", "*/main.py") : dirname(file)])
+
+  # The names in Google Cloud, by folder.
+  function_names = {
+    for folder in local.folders :
+    folder => folder == "cloud_function" ? var.function_name : "${var.function_name}-${replace(folder, "_", "-")}"
+  }
+
+  # The variable of an environment for one function, or that for all of them.
+  functions = {
+    for folder, name in local.function_names : folder => {
+      name          = name
+      bundle        = "${path.module}/../build/${folder}.zip"
+      cpu           = try(coalesce(var.functions[folder].cpu), var.function_cpu)
+      memory        = try(coalesce(var.functions[folder].memory), var.function_memory)
+      timeout       = try(coalesce(var.functions[folder].timeout), var.function_timeout)
+      concurrency   = try(coalesce(var.functions[folder].concurrency), var.function_concurrency)
+      max_instances = try(coalesce(var.functions[folder].max_instances), var.function_max_instances)
+      min_instances = try(coalesce(var.functions[folder].min_instances), var.function_min_instances)
+      secrets       = try(var.functions[folder].secrets, [])
+    }
+  }
 }
 
 resource "google_storage_bucket_object" "bundle" {
-  name   = "${filesha256(local.bundle)}.zip"
+  for_each = local.functions
+
+  name   = "${filesha256(each.value.bundle)}.zip"
   bucket = google_storage_bucket.sources.name
-  source = local.bundle
+  source = each.value.bundle
 }
 
 # The container images that Google builds from the bundle.
 resource "google_artifact_registry_repository" "images" {
   #checkov:skip=CKV_GCP_84:Google-managed keys are enough, since the images contain no secrets.
   repository_id = var.function_name
-  description   = "Images of the cloud function ${var.function_name}"
+  description   = "Images of ${join(", ", values(local.function_names))}"
   location      = var.region
   format        = "DOCKER"
 
@@ -39,7 +63,9 @@ resource "google_artifact_registry_repository" "images" {
 
 resource "google_cloudfunctions2_function" "function" {
   #checkov:skip=CKV_GCP_124:Dagster may run anywhere, so IAM controls access instead of the network.
-  name        = var.function_name
+  for_each = local.functions
+
+  name        = each.value.name
   description = "Runs the tasks of Dagster assets."
   location    = var.region
 
@@ -52,30 +78,48 @@ resource "google_cloudfunctions2_function" "function" {
     source {
       storage_source {
         bucket = google_storage_bucket.sources.name
-        object = google_storage_bucket_object.bundle.name
+        object = google_storage_bucket_object.bundle[each.key].name
       }
     }
   }
 
   service_config {
-    service_account_email            = google_service_account.function.email
+    service_account_email            = google_service_account.function[each.key].email
     ingress_settings                 = "ALLOW_ALL"
-    timeout_seconds                  = var.function_timeout
-    available_memory                 = var.function_memory
-    available_cpu                    = var.function_cpu
-    max_instance_request_concurrency = var.function_concurrency
-    max_instance_count               = var.function_max_instances
-    min_instance_count               = var.function_min_instances
+    timeout_seconds                  = each.value.timeout
+    available_memory                 = each.value.memory
+    available_cpu                    = each.value.cpu
+    max_instance_request_concurrency = each.value.concurrency
+    max_instance_count               = each.value.max_instances
+    min_instance_count               = each.value.min_instances
 
     environment_variables = {
-      FUNCTION_TIMEOUT     = var.function_timeout
+      FUNCTION_TIMEOUT     = each.value.timeout
       GOOGLE_CLOUD_PROJECT = var.project_id
       MESSAGES_BUCKET      = google_storage_bucket.messages.name
+    }
+
+    dynamic "secret_environment_variables" {
+      for_each = each.value.secrets
+      content {
+        key        = secret_environment_variables.value
+        project_id = var.project_id
+        secret     = secret_environment_variables.value
+        version    = "latest"
+      }
+    }
+  }
+
+  lifecycle {
+    precondition {
+      condition     = length(each.value.name) <= 49
+      error_message = "${each.value.name} is too long: Google Cloud allows 49 characters. Shorten function_name, or the name of the folder ${each.key}."
     }
   }
 
   depends_on = [
     google_artifact_registry_repository_iam_member.build_writes_images,
     google_storage_bucket_iam_member.build_reads_sources,
+    google_secret_manager_secret_iam_member.function_reads_secret,
   ]
 }

@@ -4,11 +4,20 @@
 locals {
   # An account ID has at most 30 characters.
   account_prefix = trimsuffix(substr(var.function_name, 0, 17), "-")
+  short_prefix   = trimsuffix(substr(var.function_name, 0, 9), "-")
+
+  # One item for each secret of each function.
+  secrets = merge([
+    for folder, function in local.functions :
+    { for secret in function.secrets : "${folder}:${secret}" => { folder = folder, secret = secret } }
+  ]...)
 }
 
 resource "google_service_account" "function" {
-  account_id   = "${local.account_prefix}-function"
-  display_name = "Runs the cloud function ${var.function_name}"
+  for_each = local.functions
+
+  account_id   = each.key == "cloud_function" ? "${local.account_prefix}-function" : "${local.short_prefix}-${substr(replace(each.key, "_", "-"), 0, 20)}"
+  display_name = "Runs the cloud function ${each.value.name}"
 
   depends_on = [google_project_service.api]
 }
@@ -28,15 +37,29 @@ resource "google_service_account" "build" {
 }
 
 resource "google_storage_bucket_iam_member" "function_creates_messages" {
+  for_each = local.functions
+
   bucket = google_storage_bucket.messages.name
   role   = "roles/storage.objectCreator" # can neither read nor overwrite messages
-  member = google_service_account.function.member
+  member = google_service_account.function[each.key].member
 }
 
 resource "google_storage_bucket_iam_member" "function_uses_lake" {
+  for_each = local.functions
+
   bucket = google_storage_bucket.lake.name
   role   = "roles/storage.objectUser"
-  member = google_service_account.function.member
+  member = google_service_account.function[each.key].member
+}
+
+resource "google_secret_manager_secret_iam_member" "function_reads_secret" {
+  for_each = local.secrets
+
+  secret_id = each.value.secret
+  role      = "roles/secretmanager.secretAccessor"
+  member    = google_service_account.function[each.value.folder].member
+
+  depends_on = [google_project_service.api]
 }
 
 resource "google_storage_bucket_iam_member" "orchestrator_reads_messages" {
@@ -47,7 +70,9 @@ resource "google_storage_bucket_iam_member" "orchestrator_reads_messages" {
 
 # A second-generation function is a Cloud Run service, and Cloud Run checks who may call it.
 resource "google_cloud_run_v2_service_iam_member" "orchestrator_calls_function" {
-  name     = google_cloudfunctions2_function.function.name
+  for_each = local.functions
+
+  name     = google_cloudfunctions2_function.function[each.key].name
   location = var.region
   role     = "roles/run.invoker"
   member   = google_service_account.orchestrator.member

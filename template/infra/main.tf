@@ -26,6 +26,7 @@ resource "google_project_service" "api" {
     "iamcredentials.googleapis.com",
     "logging.googleapis.com",
     "run.googleapis.com",
+    "secretmanager.googleapis.com",
     "storage.googleapis.com",
     "sts.googleapis.com",
   ])

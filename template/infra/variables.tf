@@ -21,7 +21,7 @@ variable "region" {
 }
 
 variable "function_name" {
-  description = "Name of the cloud function. The IDs of the service accounts start with it."
+  description = "Name of the function in cloud_function/. The names of further functions and the IDs of the service accounts start with it."
   type        = string
 
   validation {
@@ -61,8 +61,37 @@ variable "messages_days" {
   }
 }
 
+variable "functions" {
+  description = "For single functions, by the name of their folder: what differs from the variables function_..., and the secrets that the function reads from Secret Manager, as environment variables of the same names."
+  type = map(object({
+    cpu           = optional(string)
+    memory        = optional(string)
+    timeout       = optional(number)
+    concurrency   = optional(number)
+    max_instances = optional(number)
+    min_instances = optional(number)
+    secrets       = optional(set(string), [])
+  }))
+  default = {}
+
+  validation {
+    condition     = alltrue([for folder in keys(var.functions) : fileexists("${path.module}/../${folder}/main.py")])
+    error_message = "Each key of functions must be the folder of a function: one with a main.py."
+  }
+
+  validation {
+    condition     = alltrue([for function in var.functions : coalesce(function.timeout, 1) >= 1 && coalesce(function.timeout, 1) <= 3600])
+    error_message = "timeout must be 1 to 3600 seconds."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for function in var.functions : [for secret in function.secrets : can(regex("^[A-Za-z_][A-Za-z0-9_]*$", secret))]]))
+    error_message = "The name of a secret must be possible for an environment variable: letters, digits and underscores."
+  }
+}
+
 variable "function_timeout" {
-  description = "Timeout of a request to the function, in seconds."
+  description = "Timeout of a request to a function, in seconds."
   type        = number
   default     = 3600
 

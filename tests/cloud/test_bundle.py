@@ -48,7 +48,7 @@ def project(render: Render) -> Path:
 def bundle(project: Path, **environment: str) -> Path:
     """Build the bundle."""
     run("uv", "run", "just", "bundle", cwd=project, env=environment)
-    return project / "build" / "function.zip"
+    return project / "build" / "cloud_function.zip"
 
 
 def sha256(path: Path) -> str:
@@ -78,6 +78,20 @@ def test_the_bundle_is_reproducible(project: Path, tmp_path: Path) -> None:
     with (elsewhere / "cloud_function" / "lake.py").open("a") as source:
         source.write("# changed\n")
     assert sha256(bundle(elsewhere)) != first
+
+
+def test_each_function_has_a_bundle(project: Path) -> None:
+    run("uv", "run", "just", "add-function", "reports", cwd=project)
+    (project / "reports" / "tasks" / "monthly.py").write_text('"""A task."""\n')
+
+    bundle(project)
+
+    with ZipFile(project / "build" / "reports.zip") as archive:
+        assert "tasks/monthly.py" in archive.namelist()
+        assert "tasks/people.py" not in archive.namelist()
+    shutil.rmtree(project / "reports")
+    bundle(project)
+    assert [path.name for path in (project / "build").glob("*.zip")] == ["cloud_function.zip"]
 
 
 def test_the_bundle_has_sources_and_hashed_requirements_and_can_be_served(

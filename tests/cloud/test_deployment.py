@@ -129,9 +129,11 @@ def project(render: Render) -> Path:
     return project
 
 
-def deploy(project: Path, google: Google, environment: str = "nprod", **settings: str) -> str:
-    """Deploy the function, and return the exit status and the output."""
-    recipe = ("uv", "run", "just", "deploy-function", environment)
+def deploy(
+    project: Path, google: Google, environment: str = "nprod", *function: str, **settings: str
+) -> str:
+    """Deploy all functions or one, and return the exit status and the output."""
+    recipe = ("uv", "run", "just", "deploy-function", environment, *function)
     status, printed = end(*recipe, cwd=project, env={**google.settings, **settings}, timeout=60)
     return f"{status} {printed}"
 
@@ -146,7 +148,7 @@ def test_the_deployer_uploads_the_bundle_and_waits_until_it_is_served(
     [(name, content)] = cloud.stored.items()
     digest = hashlib.sha256(content).hexdigest()
     assert name == f"{digest}.zip"
-    assert content == (project / "build" / "function.zip").read_bytes()
+    assert content == (project / "build" / "cloud_function.zip").read_bytes()
     assert printed.startswith("0 ")
     assert f"my-data-platform in nprod serves {digest}" in printed
     [update] = (request for request in cloud.requests if request.method == "PATCH")
@@ -156,6 +158,35 @@ def test_the_deployer_uploads_the_bundle_and_waits_until_it_is_served(
         "bucket": "my-gcp-project-function-sources",
         "object": name,
     }
+
+
+@pytest.fixture
+def with_reports(project: Path) -> Iterator[Path]:
+    """The project with a second function."""
+    run("uv", "run", "just", "add-function", "reports", cwd=project)
+    yield project
+    shutil.rmtree(project / "reports")
+
+
+def test_all_functions_are_deployed_or_one(
+    with_reports: Path, google: Google, cloud: Cloud
+) -> None:
+    def updated() -> list[str]:
+        updates = [request for request in cloud.requests if request.method == "PATCH"]
+        return [update.path.partition("?")[0].rpartition("/")[2] for update in updates]
+
+    cloud.states = [active("new")]
+    printed = deploy(with_reports, google, "nprod", "reports")
+
+    assert "my-data-platform-reports in nprod serves " in printed
+    assert updated() == ["my-data-platform-reports"]
+
+    cloud.function = active("old")
+    cloud.states = [active("newer")]
+    assert deploy(with_reports, google, "nprod", "nope").startswith(
+        "1 Not deployed: There is no function 'nope'. The functions are: cloud_function, reports."
+    )
+    assert updated() == ["my-data-platform-reports"]
 
 
 @pytest.mark.parametrize("settings", [{}, GITLAB], ids=["github", "gitlab"])
@@ -304,7 +335,7 @@ def test_without_a_login_terraform_only_validates(
 
     printed = fail("uv", "run", "just", recipe, "nprod", cwd=project, env=logged_out)
 
-    assert "Built build/function.zip and validated infra/. Skipped the rest." in printed
+    assert "Built the bundles in build/ and validated infra/. Skipped the rest." in printed
     assert "gcloud auth application-default login" in printed
 
 

@@ -1,6 +1,7 @@
 """The doctor finds each error of a first deployment, and suggests a fix."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,6 +292,18 @@ def test_a_function_that_is_public_or_does_not_exist_is_found(
     google.hosts[FUNCTION_HOST] = lambda request: response
 
     assert problem in diagnose(project, google)["function URL"]
+
+
+def test_each_function_is_checked(project: Path, google: Google) -> None:
+    (project / "reports").mkdir()
+    (project / "reports" / "main.py").touch()
+    try:
+        results = diagnose(project, google, FUNCTION_URL_REPORTS=f"https://{FUNCTION_HOST}:1")
+    finally:
+        shutil.rmtree(project / "reports")
+
+    problem = f"There is no function at https://{FUNCTION_HOST}:1"
+    assert problem in results["function URL"]
 
 
 def test_a_login_that_google_rejects_is_found(project: Path, google: Google) -> None:

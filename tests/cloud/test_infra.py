@@ -28,6 +28,10 @@ variables {
   function_name   = "the-function"
 
   orchestrator_users = ["user:name@example.com"]
+  functions = {
+    cloud_function = { secrets = ["NAME"] }
+    MORE_FUNCTIONS
+  }
   FEDERATION
 }
 
@@ -93,17 +97,25 @@ def project(ci: str, render: Render) -> Path:
     return project
 
 
-def apply(infra: Path, ci: str, environment: str) -> Iterator[dict[str, Any]]:
-    """Apply an environment with a mock provider, and yield its resources."""
+def apply(infra: Path, ci: str, environment: str, functions: str = "") -> Iterator[dict[str, Any]]:
+    """Apply an environment with a mock provider, and yield its resources.
+
+    Args:
+        infra: The folder of the configuration.
+        ci: The answer to the question `ci`.
+        environment: The name of the environment.
+        functions: More items of the variable `functions`.
+    """
     accounts = re.findall(
         r'^resource "google_service_account" "(\w+)"', all_of(infra), re.MULTILINE
     )
+    accounts = [f'{name}["cloud_function"]' if name == "function" else name for name in accounts]
     folder = infra / "planned"
     folder.mkdir(exist_ok=True)
     (folder / "plan.tftest.hcl").write_text(
-        PLAN.replace("FEDERATION", "" if ci == "none" else FEDERATION).replace(
-            "OVERRIDES", "".join(ACCOUNT.format(name=name) for name in accounts)
-        )
+        PLAN.replace("FEDERATION", "" if ci == "none" else FEDERATION)
+        .replace("MORE_FUNCTIONS", functions)
+        .replace("OVERRIDES", "".join(ACCOUNT.format(name=name) for name in accounts))
     )
     printed = run(
         *("terraform", "test", "-json", "-verbose", "-test-directory=planned"),
@@ -123,7 +135,7 @@ def bindings(infra: Path, ci: str, environment: str) -> set[Binding]:
     """Every binding of an environment.
 
     Raises:
-        AssertionError: A binding is not on a single bucket, repository, function or account.
+        AssertionError: A binding is not on a single bucket, repository, secret, service or account.
     """
     found = set()
     for resource in apply(infra, ci, environment):
@@ -154,10 +166,12 @@ def on(kind: str, values: dict[str, Any]) -> str:
         case "google_cloud_run_v2_service_iam_member":
             assert values["name"] == "the-function"
             return "service `function`"
+        case "google_secret_manager_secret_iam_member":
+            return f"secret `{values['secret_id']}`"
         case "google_cloudfunctions2_function_iam_member":
             assert values["cloud_function"] == "the-function"
             return "function `function`"
-    raise AssertionError(f"{kind} is not on a single bucket, repository, function or account")
+    raise AssertionError(f"{kind} is not on a single bucket, secret, function or account")
 
 
 def documented_bindings(infra: Path) -> set[Binding]:
@@ -197,11 +211,39 @@ def test_each_environment_has_exactly_the_documented_bindings(project: Path, ci:
         assert bindings(infra, ci, environment) == documented_bindings(infra)
 
 
+def test_a_second_function_has_its_own_account_and_only_its_own_secrets(render: Render) -> None:
+    project = render()
+    infra = project / "infra"
+    initialize(infra)
+    run("uv", "run", "just", "add-function", "monthly_reports", cwd=project)
+    (project / "build").mkdir()
+    for folder in ("cloud_function", "monthly_reports"):
+        (project / "build" / f"{folder}.zip").write_bytes(folder.encode())
+
+    resources = list(apply(infra, "github", "nprod", 'monthly_reports = { memory = "4Gi" }'))
+
+    def values(kind: str) -> dict[str, Any]:
+        return {each["index"]: each["values"] for each in resources if each["type"] == kind}
+
+    functions = values("google_cloudfunctions2_function")
+    assert functions["cloud_function"]["name"] == "the-function"
+    assert functions["monthly_reports"]["name"] == "the-function-monthly-reports"
+    configurations = {key: value["service_config"][0] for key, value in functions.items()}
+    assert configurations["monthly_reports"]["available_memory"] == "4Gi"
+    assert configurations["cloud_function"]["available_memory"] == "1Gi"
+    assert configurations["monthly_reports"]["secret_environment_variables"] == []
+    secrets = values("google_secret_manager_secret_iam_member")
+    assert list(secrets) == ["cloud_function:NAME"]
+    accounts = values("google_service_account")
+    assert accounts["cloud_function"]["account_id"] == "the-function-function"
+    assert accounts["monthly_reports"]["account_id"] == "the-funct-monthly-reports"
+
+
 PROJECT_BINDING = """
 resource "google_project_iam_member" "planted" {
   project = var.project_id
   role    = "roles/viewer"
-  member  = google_service_account.function.member
+  member  = google_service_account.function["cloud_function"].member
 }
 """
 
@@ -212,7 +254,7 @@ def github_infra(render: Render) -> Path:
     infra = project / "infra"
     initialize(infra)
     (project / "build").mkdir()
-    (project / "build" / "function.zip").write_bytes(b"any")
+    (project / "build" / "cloud_function.zip").write_bytes(b"any")
     return infra
 
 

@@ -132,7 +132,7 @@ def test_a_crash_of_the_function_is_reported_and_fails_its_calls_at_once(
 
 
 def test_a_server_of_the_function_that_ends_is_restarted(dev: Dev) -> None:
-    restarted = "Restarting the function  "
+    restarted = "The function is restarting  "
     count = dev.printed.count(restarted)
     [server] = [
         process

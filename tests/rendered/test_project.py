@@ -12,6 +12,7 @@ from conftest import ANSWER_SETS, TEMPLATE, Render, Workshop, run
 # Each has something that the others lack: no answers, short names, long names, names of other parts
 # of the project, signs that mean something to shells, YAML, TOML or Markdown, and nothing but the
 # project itself.
+WITH_A_SECOND_FUNCTION = "shortest"
 RUN_WHOLE = ("booleans", "defaults", "longest", "lookalikes", "punctuation", "shortest")
 
 
@@ -43,6 +44,8 @@ def test_a_project_passes_its_own_checks_and_tests(
     name: str, render: Render, workshop: Workshop
 ) -> None:
     project = workshop(render(read_answers(name)))
+    if name == WITH_A_SECOND_FUNCTION:
+        run("uv", "run", "just", "add-function", "reports", cwd=project)
     before = contents(project)
     commands = ("uv run just check", "uv run just test")
     assert checks_in_ci(project) in (commands, None)

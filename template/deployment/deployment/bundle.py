@@ -1,7 +1,7 @@
-"""Builds build/function.zip, the source code of the function for Google Cloud: `just bundle`.
+"""Builds the bundle of each function, such as build/cloud_function.zip: `just bundle`.
 
-The bundle contains cloud_function/, the package gcp_pipes, and a requirements.txt with the locked
-version and the hashes of each dependency. The same sources result in the same bytes on every
+The bundle contains the function's folder, the package gcp_pipes, and a requirements.txt with the
+locked version and the hashes of each dependency. The same sources result in the same bytes on every
 machine, so its hash shows whether a deployment changes anything.
 """
 
@@ -14,11 +14,10 @@ from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
 from deployment.errors import DeploymentError
-from deployment.project import PROJECT, UV
+from deployment.project import CLOUD_FUNCTION, PROJECT, UV, function_folders
 
-_SOURCES = PROJECT / "cloud_function"
 _PACKAGE = PROJECT / "packages" / "gcp-pipes" / "src"
-_BUNDLE = PROJECT / "build" / "function.zip"
+_BUNDLES = PROJECT / "build"
 _REQUIREMENTS = "requirements.txt"
 _VERSION = "version.txt"  # main.py logs it
 
@@ -29,57 +28,77 @@ _ONLY_FOR_DAGSTER = {"orchestrator", "components"}  # in gcp_pipes
 
 @dataclass(frozen=True)
 class Bundle:
-    """The zip file with the function's sources and requirements.
+    """The zip file with a function's sources and requirements.
 
     Attributes:
-        path: The file.
+        folder: The folder of the function.
+        path: The zip file.
         sha256: The hash of the file, in hexadecimal.
     """
 
+    folder: Path
     path: Path
     sha256: str
 
 
 def main() -> int:
-    """Build the bundle, and print its path and hash.
+    """Build the bundle of each function, and print its path and hash.
 
     Returns:
         The exit status: 0, or 1 after an error.
     """
     try:
-        bundle = make_bundle()
+        bundles = make_bundles()
     except DeploymentError as error:
         print(f"Could not build the bundle: {error}", file=sys.stderr)
         return 1
-    print(f"{bundle.path.relative_to(PROJECT)}  sha256:{bundle.sha256}")
+    for bundle in bundles:
+        print(f"{bundle.path.relative_to(PROJECT)}  sha256:{bundle.sha256}")
     return 0
 
 
-def make_bundle() -> Bundle:
-    """Build build/function.zip.
+def make_bundles() -> list[Bundle]:
+    """Build the bundle of each function, and delete those of former functions.
+
+    Raises:
+        DeploymentError: The sources or the lock file of a function cannot be deployed.
+    """
+    if not (CLOUD_FUNCTION / "main.py").exists():
+        raise DeploymentError("cloud_function/main.py, the function's entry point, is missing.")
+    bundles = [make_bundle(folder) for folder in function_folders()]
+    for path in _BUNDLES.glob("*.zip"):
+        if path not in [bundle.path for bundle in bundles]:
+            path.unlink()
+    return bundles
+
+
+def make_bundle(folder: Path) -> Bundle:
+    """Build the bundle of a function.
+
+    Args:
+        folder: The folder of the function.
 
     Raises:
         DeploymentError: The function's sources or its lock file cannot be deployed.
     """
-    files = {path.relative_to(_SOURCES).as_posix(): path for path in _source_files(_SOURCES)}
+    files = {path.relative_to(folder).as_posix(): path for path in _source_files(folder)}
     for path in _source_files(_PACKAGE, _DEVELOPMENT | _ONLY_FOR_DAGSTER):
         files[path.relative_to(_PACKAGE).as_posix()] = path
-    if "main.py" not in files:
-        raise DeploymentError("cloud_function/main.py, the function's entry point, is missing.")
     if _REQUIREMENTS in files:
         raise DeploymentError(
-            f"cloud_function/{_REQUIREMENTS} conflicts with the one that is generated from "
+            f"{folder.name}/{_REQUIREMENTS} conflicts with the one that is generated from "
             "uv.lock. Delete it, and add its packages with `uv add`."
         )
     contents = {name: path.read_bytes() for name, path in files.items()}
-    contents[_REQUIREMENTS] = _export_requirements()
+    contents[_REQUIREMENTS] = _export_requirements(folder)
     contents[_VERSION] = _version(contents)
 
-    _BUNDLE.parent.mkdir(exist_ok=True)
-    with ZipFile(_BUNDLE, "w") as archive:
+    _BUNDLES.mkdir(exist_ok=True)
+    bundle = _BUNDLES / f"{folder.name}.zip"
+    with ZipFile(bundle, "w") as archive:
         for name, content in sorted(contents.items()):
             archive.writestr(_zip_entry(name), content)
-    return Bundle(_BUNDLE, hashlib.sha256(_BUNDLE.read_bytes()).hexdigest())
+    return Bundle(folder, bundle, hashlib.sha256(bundle.read_bytes()).hexdigest())
 
 
 def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[Path]:
@@ -98,20 +117,20 @@ def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[P
             yield path
 
 
-def _export_requirements() -> bytes:
+def _export_requirements(folder: Path) -> bytes:
     """The function's packages, with their locked versions and hashes."""
     command = [UV, "export", "--locked", "--no-dev", "--no-emit-project", "--no-emit-local"]
     exported = subprocess.run(
         [*command, "--no-header", "--no-annotate", "--format=requirements.txt"],
-        cwd=_SOURCES,
+        cwd=folder,
         capture_output=True,
         check=False,
     )
     if exported.returncode != 0:
         raise DeploymentError(
-            f"uv cannot export the function's requirements. {exported.stderr.decode().strip()} If "
-            "uv.lock is missing or out of date, run `uv lock --directory cloud_function`, review "
-            "the changes, and commit the file."
+            f"uv cannot export the requirements of {folder.name}. "
+            f"{exported.stderr.decode().strip()} If uv.lock is missing or out of date, run "
+            f"`uv lock --directory {folder.name}`, review the changes, and commit the file."
         )
     return exported.stdout
 

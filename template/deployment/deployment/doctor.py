@@ -19,7 +19,7 @@ from typing import Any
 import requests
 from deployment.errors import DeploymentError
 from deployment.google import LOGIN, GoogleApi, GoogleError, find_credentials
-from deployment.project import ORCHESTRATOR, UV
+from deployment.project import ORCHESTRATOR, UV, function_folders
 from dotenv import dotenv_values
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
@@ -100,7 +100,7 @@ class Doctor:
             Check("roles", self.roles, ("project",)),
             Check("region", self.region, ("APIs",)),
             Check("buckets", self.buckets, ("project",)),
-            Check("function URL", self.function_url, ("settings",)),
+            Check("function URL", self.function_urls, ("settings",)),
             Check("token", self.token, ("function URL", "login")),
             Check("messages", self.messages, ("token",)),
         ]
@@ -269,18 +269,25 @@ class Doctor:
                 "a bucket cannot be moved: choose another name, or its region for the function.",
             )
 
-    def function_url(self) -> str:
-        """Check that the function exists, and rejects requests without a token.
+    def function_urls(self) -> str:
+        """Check that each function exists, and rejects requests without a token.
 
         Raises:
-            DeploymentError: It does not exist, or it is public.
+            DeploymentError: One of them does not exist, or is public.
         """
-        url = self._settings["FUNCTION_URL"]
+        for variable, url in self._function_urls().items():
+            self._check_function(variable, url)
+        return f"{' and '.join(self._function_urls().values())}: no access without a token"
+
+    def _function_urls(self) -> dict[str, str]:
+        return {name: url for name, url in self._settings.items() if is_function_url(name)}
+
+    def _check_function(self, variable: str, url: str) -> None:
         try:
             status = requests.get(url, timeout=_TIMEOUT, allow_redirects=False).status_code
         except requests.RequestException as error:
             problem = f"Could not reach {url}: {_root_cause(error)}."
-            raise finding(problem, "correct FUNCTION_URL.") from error
+            raise finding(problem, f"correct {variable}.") from error
         if status == 404:
             raise finding(f"There is no function at {url}.", self._create)
         if status not in (401, 403):
@@ -288,36 +295,37 @@ class Doctor:
                 f"{url} responded {status} to a request without a token, instead of 401 or 403.",
                 "remove allUsers and allAuthenticatedUsers from roles/run.invoker.",
             )
-        return f"{url} rejects requests without a token"
 
     def token(self) -> str:
-        """Check that Dagster can get an identity token for the function.
+        """Check that Dagster can get an identity token for each function.
 
         Raises:
             DeploymentError: It cannot, or the test call could not start.
         """
-        self._report = self._ping()
-        if problem := self._report["token"]:
-            raise finding(problem, "correct orchestrator/.env, or log in to another account.")
+        self._reports = [self._ping(url) for url in self._function_urls().values()]
+        for report in self._reports:
+            if problem := report["token"]:
+                raise finding(problem, "correct orchestrator/.env, or log in to another account.")
         return "Dagster can get an identity token"
 
     def messages(self) -> str:
-        """Check that Dagster can call the function and read its messages.
+        """Check that Dagster can call each function and read its messages.
 
         Raises:
-            DeploymentError: The call failed, or its messages were lost.
+            DeploymentError: A call failed, or its messages were lost.
         """
-        if problem := self._report["round_trip"]:
-            reason = problem.partition("\n\n")[0]  # without the function's traceback
-            raise finding(reason, "see README.md, 'When a call fails'.")
+        for report in self._reports:
+            if problem := report["round_trip"]:
+                reason = problem.partition("\n\n")[0]  # without the function's traceback
+                raise finding(reason, "see README.md, 'When a call fails'.")
         return "Dagster called the function and received its messages"
 
-    def _ping(self) -> dict[str, Any]:
+    def _ping(self, url: str) -> dict[str, Any]:
         try:
             done = subprocess.run(
                 [UV, "run", "python", "-m", "local_cloud.ping"],
                 cwd=ORCHESTRATOR,
-                env={**os.environ, **self._settings},
+                env={**os.environ, **self._settings, "FUNCTION_URL": url},
                 capture_output=True,
                 text=True,
                 timeout=_ROUND_TRIP_TIMEOUT,
@@ -343,6 +351,16 @@ def finding(problem: str, fix: str) -> DeploymentError:
     return DeploymentError(f"{problem} Fix: {fix}")
 
 
+def is_function_url(variable: str) -> bool:
+    """Whether an environment variable has the URL of one of this project's functions.
+
+    Args:
+        variable: The name of the variable.
+    """
+    further = function_folders()[1:]
+    return variable in {"FUNCTION_URL", *(f"FUNCTION_URL_{each.name.upper()}" for each in further)}
+
+
 def find_settings() -> tuple[dict[str, str], str]:
     """The settings that Dagster would use, and the file with them."""
     name = ".env" if (ORCHESTRATOR / ".env").exists() else ".env.example"
@@ -350,6 +368,7 @@ def find_settings() -> tuple[dict[str, str], str]:
     settings = {key: value for key in _SETTINGS if (value := values.get(key))}
     optional = ("FUNCTION_AUDIENCE", "FUNCTION_TIMEOUT", "IMPERSONATE_SERVICE_ACCOUNT")
     settings |= {key: value for key in optional if (value := values.get(key))}
+    settings |= {key: value for key, value in values.items() if is_function_url(key) and value}
     return settings, f"orchestrator/{name}"
 
 

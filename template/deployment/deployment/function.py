@@ -1,19 +1,22 @@
-"""Deploys new code to the function of an environment: `just deploy-function ENVIRONMENT`.
+"""Deploys new code to the functions of an environment: `just deploy-function ENVIRONMENT`.
 
-CI runs this. It only needs the roles of the deployer: to upload a bundle and to update this one
-function. The old version keeps serving requests until the new one is built, or if its build fails.
+With the name of a folder, it deploys only that function. CI runs this. It only needs the roles of
+the deployer: to upload bundles, and to update functions that exist. The old version keeps serving
+requests until the new one is built, or if its build fails.
 """
 
 import os
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from deployment.bundle import Bundle, make_bundle
 from deployment.environments import Environment, find_environment
 from deployment.errors import DeploymentError
 from deployment.google import SCOPES, GoogleApi, GoogleError, find_credentials
+from deployment.project import CLOUD_FUNCTION, function_folders, name_in_cloud
 from google.auth import identity_pool
 from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
@@ -31,23 +34,39 @@ def main() -> int:
     """
     try:
         environment = find_environment(sys.argv[1])
+        folders = _chosen_folders(sys.argv[2:])
         if os.environ.get("CI") and not environment.is_federated:
             print(
                 f"Skipped: CI cannot deploy to {environment.name}, because git_repository is not "
                 f"set in infra/environments/{environment.name}.tfvars. See infra/README.md."
             )
             return 0
-        bundle = make_bundle()
+        bundles = [make_bundle(folder) for folder in folders]
         with closing(GoogleApi(deployer_credentials())) as api:
-            deploy_function(api, environment, bundle)
+            for bundle in bundles:
+                deploy_function(api, environment, bundle)
+                name = name_in_cloud(bundle.folder, environment["function_name"])
+                print(f"{name} in {environment.name} serves {bundle.sha256}", flush=True)
     except (DeploymentError, GoogleAuthError) as error:
         print(f"Not deployed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted. A deployment that has started continues.", file=sys.stderr)
         return 130
-    print(f"{environment['function_name']} in {environment.name} serves {bundle.sha256}")
     return 0
+
+
+def _chosen_folders(names: list[str]) -> list[Path]:
+    """The folders of the named function, or of all."""
+    folders = function_folders()
+    if not names:
+        return folders
+    known = {folder.name: folder for folder in folders}
+    if names[0] not in known:
+        raise DeploymentError(
+            f"There is no function {names[0]!r}. The functions are: {', '.join(known)}."
+        )
+    return [known[names[0]]]
 
 
 def deploy_function(api: GoogleApi, environment: Environment, bundle: Bundle) -> None:
@@ -61,7 +80,7 @@ def deploy_function(api: GoogleApi, environment: Environment, bundle: Bundle) ->
     Raises:
         DeploymentError: The function does not serve the new code.
     """
-    url = function_url(environment)
+    url = function_url(environment, bundle.folder)
     before = api.request("GET", url)
     source = {"bucket": environment["sources_bucket"], "object": f"{bundle.sha256}.zip"}
     _upload(api, bundle, **source)
@@ -111,15 +130,17 @@ class _IdToken(identity_pool.SubjectTokenSupplier):
         return os.environ["ID_TOKEN"]
 
 
-def function_url(environment: Environment) -> str:
-    """Return the URL of the function in the Cloud Functions API.
+def function_url(environment: Environment, folder: Path = CLOUD_FUNCTION) -> str:
+    """Return the URL of a function in the Cloud Functions API.
 
     Args:
         environment: The environment of the function.
+        folder: The folder of the function.
     """
+    name = name_in_cloud(folder, environment["function_name"])
     return (
         f"https://cloudfunctions.googleapis.com/v2/projects/{environment['project_id']}/locations/"
-        f"{environment['region']}/functions/{environment['function_name']}"
+        f"{environment['region']}/functions/{name}"
     )
 
 

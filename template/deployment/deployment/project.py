@@ -5,5 +5,25 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 ORCHESTRATOR = PROJECT / "orchestrator"
+CLOUD_FUNCTION = PROJECT / "cloud_function"
+
+
+def function_folders() -> list[Path]:
+    """The folders of the functions: those with a main.py, `cloud_function/` first."""
+    folders = sorted(path.parent for path in PROJECT.glob("*/main.py"))
+    return sorted(folders, key=lambda folder: folder != CLOUD_FUNCTION)
+
+
+def name_in_cloud(folder: Path, function_name: str) -> str:
+    """The name of a function in Google Cloud, as infra/function.tf has it.
+
+    Args:
+        folder: The folder of the function.
+        function_name: The name of the function in `cloud_function/`. The others' start with it.
+    """
+    if folder == CLOUD_FUNCTION:
+        return function_name
+    return f"{function_name}-{folder.name.replace('_', '-')}"
+
 
 UV = os.environ.get("UV", "uv")  # `uv run` sets it to its own path

@@ -10,10 +10,11 @@ import sys
 from typing import NoReturn
 
 from deployment import doctor
-from deployment.bundle import make_bundle
+from deployment.bundle import make_bundles
 from deployment.environments import INFRA, Environment, find_environment
 from deployment.errors import DeploymentError
 from deployment.google import find_credentials
+from deployment.project import function_folders, name_in_cloud
 
 _SUBCOMMANDS = {"plan": "plan", "deploy": "apply", "destroy": "destroy"}
 
@@ -63,14 +64,14 @@ def run_terraform(recipe: str, environment: Environment) -> NoReturn:
     Raises:
         DeploymentError: A step before failed, or there are no credentials.
     """
-    make_bundle()
+    make_bundles()
     try:
         find_credentials()
     except DeploymentError as error:
         _prepare("init", "-backend=false", "-input=false")
         _prepare("validate")
         raise DeploymentError(
-            f"Built build/function.zip and validated infra/. Skipped the rest. {error}"
+            f"Built the bundles in build/ and validated infra/. Skipped the rest. {error}"
         ) from error
     _open_state(environment)
     _hand_over(_SUBCOMMANDS[recipe], f"-var-file={environment.variables_file}")
@@ -119,7 +120,13 @@ def expected_settings(environment: Environment) -> dict[str, str]:
     """
     project, region = environment["project_id"], environment["region"]
     host = f"{region}-{project}.cloudfunctions.net"
+    urls = {
+        f"FUNCTION_URL_{folder.name.upper()}": f"https://{host}/"
+        + name_in_cloud(folder, environment["function_name"])
+        for folder in function_folders()[1:]
+    }
     return {
+        **urls,
         "FUNCTION_AUDIENCE": "",
         "FUNCTION_URL": f"https://{host}/{environment['function_name']}",
         "GOOGLE_CLOUD_PROJECT": project,

@@ -13,7 +13,7 @@ variables {
 }
 
 override_resource {
-  target = google_service_account.function
+  target = google_service_account.function["cloud_function"]
   values = { email = "function@test", member = "serviceAccount:function@test", name = "accounts/function" }
 }
 
@@ -33,7 +33,7 @@ override_resource {
 }
 
 override_resource {
-  target = google_cloudfunctions2_function.function
+  target = google_cloudfunctions2_function.function["cloud_function"]
   values = { service_config = { uri = "https://people-abcdef-ez.a.run.app" } }
 }
 
@@ -83,24 +83,29 @@ run "defaults" {
   # The function
 
   assert {
-    condition     = google_cloudfunctions2_function.function.service_config[0].max_instance_request_concurrency == 1
+    condition     = length(google_secret_manager_secret_iam_member.function_reads_secret) == 0
+    error_message = "A function can read secrets that it does not name."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.function["cloud_function"].service_config[0].max_instance_request_concurrency == 1
     error_message = "The function does not set its concurrency."
   }
 
   assert {
-    condition     = google_cloudfunctions2_function.function.service_config[0].environment_variables["MESSAGES_BUCKET"] == "test-messages"
+    condition     = google_cloudfunctions2_function.function["cloud_function"].service_config[0].environment_variables["MESSAGES_BUCKET"] == "test-messages"
     error_message = "The function does not get the name of its messages bucket."
   }
 
   assert {
-    condition     = google_cloudfunctions2_function.function.service_config[0].service_account_email == "function@test"
+    condition     = google_cloudfunctions2_function.function["cloud_function"].service_config[0].service_account_email == "function@test"
     error_message = "The function does not run as its own account."
   }
 
   assert {
     condition = (
-      google_cloudfunctions2_function.function.build_config[0].service_account == "accounts/build" &&
-      google_cloudfunctions2_function.function.build_config[0].docker_repository == "repositories/people"
+      google_cloudfunctions2_function.function["cloud_function"].build_config[0].service_account == "accounts/build" &&
+      google_cloudfunctions2_function.function["cloud_function"].build_config[0].docker_repository == "repositories/people"
     )
     error_message = "The function is not built by the build account, or not into its repository."
   }
@@ -109,27 +114,27 @@ run "defaults" {
 
   assert {
     condition = (
-      google_storage_bucket_iam_member.function_creates_messages.bucket == "test-messages" &&
-      google_storage_bucket_iam_member.function_creates_messages.role == "roles/storage.objectCreator" &&
-      google_storage_bucket_iam_member.function_creates_messages.member == "serviceAccount:function@test"
+      google_storage_bucket_iam_member.function_creates_messages["cloud_function"].bucket == "test-messages" &&
+      google_storage_bucket_iam_member.function_creates_messages["cloud_function"].role == "roles/storage.objectCreator" &&
+      google_storage_bucket_iam_member.function_creates_messages["cloud_function"].member == "serviceAccount:function@test"
     )
     error_message = "The function cannot create messages, or has more rights on them."
   }
 
   assert {
     condition = (
-      google_storage_bucket_iam_member.function_uses_lake.bucket == "test-lake" &&
-      google_storage_bucket_iam_member.function_uses_lake.role == "roles/storage.objectUser" &&
-      google_storage_bucket_iam_member.function_uses_lake.member == "serviceAccount:function@test"
+      google_storage_bucket_iam_member.function_uses_lake["cloud_function"].bucket == "test-lake" &&
+      google_storage_bucket_iam_member.function_uses_lake["cloud_function"].role == "roles/storage.objectUser" &&
+      google_storage_bucket_iam_member.function_uses_lake["cloud_function"].member == "serviceAccount:function@test"
     )
     error_message = "The function cannot read and write the lake, or has more rights on it."
   }
 
   assert {
     condition = (
-      google_cloud_run_v2_service_iam_member.orchestrator_calls_function.name == "people" &&
-      google_cloud_run_v2_service_iam_member.orchestrator_calls_function.role == "roles/run.invoker" &&
-      google_cloud_run_v2_service_iam_member.orchestrator_calls_function.member == "serviceAccount:orchestrator@test"
+      google_cloud_run_v2_service_iam_member.orchestrator_calls_function["cloud_function"].name == "people" &&
+      google_cloud_run_v2_service_iam_member.orchestrator_calls_function["cloud_function"].role == "roles/run.invoker" &&
+      google_cloud_run_v2_service_iam_member.orchestrator_calls_function["cloud_function"].member == "serviceAccount:orchestrator@test"
     )
     error_message = "The orchestrator cannot call the function, or another account can."
   }
@@ -185,6 +190,47 @@ run "defaults" {
   }
 }
 
+run "variables_of_one_function" {
+  variables {
+    function_memory = "2Gi"
+    functions = {
+      cloud_function = { timeout = 900, min_instances = 0, secrets = ["API_KEY", "TOKEN"] }
+    }
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].timeout_seconds == 900 &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].available_memory == "2Gi"
+    )
+    error_message = "A function does not get its own variables, or not those of all functions."
+  }
+
+  assert {
+    condition = [
+      for variable in google_cloudfunctions2_function.function["cloud_function"].service_config[0].secret_environment_variables :
+      "${variable.key}=${variable.secret}:${variable.version}"
+    ] == ["API_KEY=API_KEY:latest", "TOKEN=TOKEN:latest"]
+    error_message = "The function does not get its secrets."
+  }
+
+  assert {
+    condition = [
+      for grant in google_secret_manager_secret_iam_member.function_reads_secret :
+      "${grant.member} ${grant.role} ${grant.secret_id}"
+      ] == [
+      "serviceAccount:function@test roles/secretmanager.secretAccessor API_KEY",
+      "serviceAccount:function@test roles/secretmanager.secretAccessor TOKEN",
+    ]
+    error_message = "The function cannot read its secrets, or can read others."
+  }
+
+  assert {
+    condition     = strcontains(output.settings, "FUNCTION_TIMEOUT=900")
+    error_message = "Dagster does not get the timeout of the function."
+  }
+}
+
 run "all_variables_set" {
   variables {
     function_name          = "f23456789-123456-89-123456789-123456789-12345678"
@@ -199,12 +245,12 @@ run "all_variables_set" {
 
   assert {
     condition = (
-      google_cloudfunctions2_function.function.service_config[0].timeout_seconds == 600 &&
-      google_cloudfunctions2_function.function.service_config[0].available_memory == "4Gi" &&
-      google_cloudfunctions2_function.function.service_config[0].available_cpu == "2" &&
-      google_cloudfunctions2_function.function.service_config[0].max_instance_request_concurrency == 8 &&
-      google_cloudfunctions2_function.function.service_config[0].max_instance_count == 3 &&
-      google_cloudfunctions2_function.function.service_config[0].min_instance_count == 1
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].timeout_seconds == 600 &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].available_memory == "4Gi" &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].available_cpu == "2" &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].max_instance_request_concurrency == 8 &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].max_instance_count == 3 &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].min_instance_count == 1
     )
     error_message = "A variable is not passed to the function."
   }
@@ -231,6 +277,7 @@ run "invalid_values_are_rejected" {
     messages_days      = 0
     function_timeout   = 3601
     orchestrator_users = ["name@example.com"]
+    functions          = { missing = {} }
   }
 
   expect_failures = [
@@ -241,5 +288,6 @@ run "invalid_values_are_rejected" {
     var.messages_days,
     var.function_timeout,
     var.orchestrator_users,
+    var.functions,
   ]
 }

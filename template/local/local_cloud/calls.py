@@ -20,13 +20,14 @@ from local_cloud.cloud import local_opener
 _MOST_CHUNKS = 100  # of a call that may have been stored since they were listed
 
 
-def end_calls(storage: Mapping[str, str], reason: str) -> int:
+def end_calls(storage: Mapping[str, str], function: str, reason: str) -> int:
     """Close the messages of all calls that a function left open, with an exception.
 
     Calls that start meanwhile are left alone.
 
     Args:
         storage: The variables that `storage_emulator` yielded.
+        function: The name of the function, as in its messages.
         reason: Why the function died.
 
     Returns:
@@ -41,7 +42,9 @@ def end_calls(storage: Mapping[str, str], reason: str) -> int:
     count = 0
     for key_prefix, created in chunks.items():
         last = max(created)
-        if created.get(1, died) < died and (number := _next_message(bucket, key_prefix, last)):
+        if created.get(1, died) >= died or _function_of(bucket, key_prefix) != function:
+            continue
+        if number := _next_message(bucket, key_prefix, last):
             _close(bucket, key_prefix, last, number, reason)
             count += 1
     return count
@@ -56,12 +59,23 @@ def _list_objects(bucket: str) -> Iterator[dict[str, Any]]:
         page = found.get("nextPageToken")
 
 
+def _function_of(bucket: str, key_prefix: str) -> str | None:
+    """The name of the function that runs a call."""
+    opened = _read_chunk(bucket, key_prefix, 1)[0]
+    name: str | None = (opened["params"].get("extras") or {}).get("function_name")
+    return name
+
+
 def _next_message(bucket: str, key_prefix: str, chunk: int) -> int | None:
     """The number of the next message of a call; None if its messages are closed."""
+    message = _read_chunk(bucket, key_prefix, chunk)[-1]
+    return None if message["method"] == "closed" else message.get("number", 0) + 1
+
+
+def _read_chunk(bucket: str, key_prefix: str, chunk: int) -> list[dict[str, Any]]:
     name = urllib.parse.quote(f"{key_prefix}/{chunk}.json", safe="")
     with local_opener().open(f"{bucket}/{name}?alt=media", timeout=10) as response:
-        message = json.loads(response.read().splitlines()[-1])
-    return None if message["method"] == "closed" else message.get("number", 0) + 1
+        return [json.loads(line) for line in response.read().splitlines()]
 
 
 def _close(bucket: str, key_prefix: str, last_chunk: int, number: int, reason: str) -> None:

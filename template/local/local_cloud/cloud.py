@@ -1,11 +1,11 @@
-"""The local cloud: a storage emulator and the served function."""
+"""The local cloud: a storage emulator and the served functions."""
 
 import json
 import os
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from subprocess import Popen
@@ -23,6 +23,12 @@ FUNCTION_TIMEOUT = "300"  # seconds, also how long Dagster waits for a function 
 
 class SettingsError(Exception):
     """The settings are incomplete or contradict each other."""
+
+
+def function_folders() -> list[Path]:
+    """The folders of the functions: those with a main.py, `cloud_function/` first."""
+    folders = sorted(path.parent for path in PROJECT.glob("*/main.py"))
+    return sorted(folders, key=lambda folder: folder != CLOUD_FUNCTION)
 
 
 def messages_bucket() -> str:
@@ -48,7 +54,7 @@ def root_module() -> str:
 
 @contextmanager
 def local_cloud(lake: Path) -> Iterator[dict[str, str]]:
-    """Run the storage emulator and the function during the block.
+    """Run the storage emulator and all functions during the block.
 
     Args:
         lake: The folder for the data lake.
@@ -56,8 +62,8 @@ def local_cloud(lake: Path) -> Iterator[dict[str, str]]:
     Yields:
         The environment variables that Dagster needs to use them.
     """
-    with storage_emulator() as storage, cloud_function(storage) as function:
-        yield {**storage, **function, "LAKE_URI": str(lake)}
+    with storage_emulator() as storage, cloud_functions(storage) as functions:
+        yield {**storage, **functions, "LAKE_URI": str(lake)}
 
 
 @contextmanager
@@ -97,30 +103,54 @@ def storage_emulator(folder: Path | None = None) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def cloud_function(storage: Mapping[str, str], port: int | None = None) -> Iterator[dict[str, str]]:
-    """Serve the function with the Functions Framework, as Google Cloud does, during the block.
+def cloud_functions(storage: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Serve all functions during the block, as `cloud_function` does.
+
+    Args:
+        storage: The variables that `storage_emulator` yielded.
+
+    Yields:
+        The environment variables that Dagster needs to call them.
+    """
+    settings: dict[str, str] = {}
+    with ExitStack() as stack:
+        for folder in function_folders():
+            settings |= stack.enter_context(cloud_function(storage, folder=folder))
+        yield settings
+
+
+@contextmanager
+def cloud_function(
+    storage: Mapping[str, str], port: int | None = None, folder: Path = CLOUD_FUNCTION
+) -> Iterator[dict[str, str]]:
+    """Serve a function with the Functions Framework, as Google Cloud does, during the block.
 
     Args:
         storage: The variables that `storage_emulator` yielded.
         port: The port to listen on. The default is a free port.
+        folder: The folder of the function.
 
     Yields:
         The environment variables that Dagster needs to call it.
     """
-    with function_server(storage, port or free_port()) as (_, settings):
+    with function_server(folder, storage, port or free_port()) as (_, settings):
         yield settings
 
 
 @contextmanager
 def function_server(
+    folder: Path,
     storage: Mapping[str, str],
     port: int,
     on_line: Callable[[str], None] | None = None,
     program: Sequence[str] = ("functions-framework",),
 ) -> Iterator[tuple[Popen[bytes], dict[str, str]]]:
-    """Serve the function during the block, as `cloud_function` does.
+    """Serve a function during the block, as `cloud_function` does.
+
+    Its environment has the variables in its `.env`, which are its secrets in Google Cloud.
 
     Args:
+        folder: The folder of the function.
         storage: The variables that `storage_emulator` yielded.
         port: The port to listen on.
         on_line: Called with each line of the server's output, as by `running`.
@@ -130,16 +160,30 @@ def function_server(
         The server's process, and the environment variables that Dagster needs to call it.
     """
     command = [UV, "run", *program, "--target=main", "--host=127.0.0.1"]
+    secrets = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
+    own = {"FUNCTION_NAME": folder.name, "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
     with running(
-        "The cloud function",
+        f"The function {folder.name}",
         [*command, f"--port={port}"],
         port=port,
-        environment={"FUNCTION_TIMEOUT": FUNCTION_TIMEOUT, **storage},
-        directory=CLOUD_FUNCTION,
+        environment={**secrets, **own, **storage},
+        directory=folder,
         on_line=on_line,
     ) as process:
         timeout = storage.get("FUNCTION_TIMEOUT", FUNCTION_TIMEOUT)
-        yield process, {"FUNCTION_URL": f"http://127.0.0.1:{port}", "FUNCTION_TIMEOUT": timeout}
+        yield (
+            process,
+            {url_variable(folder): f"http://127.0.0.1:{port}", "FUNCTION_TIMEOUT": timeout},
+        )
+
+
+def url_variable(folder: Path) -> str:
+    """The environment variable with the URL of a function.
+
+    Args:
+        folder: The folder of the function.
+    """
+    return "FUNCTION_URL" if folder == CLOUD_FUNCTION else f"FUNCTION_URL_{folder.name.upper()}"
 
 
 @contextmanager

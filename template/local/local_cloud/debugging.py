@@ -16,6 +16,7 @@ from contextlib import suppress
 import debugpy
 
 FUNCTION_PORT, MATERIALIZE_PORT = 5678, 5679  # as in the editor's launch configurations
+FURTHER_FUNCTIONS_PORT = 5680  # of the second function, and so on
 PORT = "DEBUG_PORT"  # the variable with the port to listen on
 HOOK = {"PYTHONBREAKPOINT": f"{__name__}.wait_at_breakpoint"}
 """The variable that makes `breakpoint()` call `wait_at_breakpoint`."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from local_cloud.cloud import (
-    CLOUD_FUNCTION,
     ORCHESTRATOR,
     SettingsError,
-    cloud_function,
+    cloud_functions,
+    function_folders,
     storage_emulator,
 )
 from local_cloud.console import console, failed, show_log, show_report, step
@@ -60,10 +60,10 @@ def run_demo(folder: Path) -> dict[str, Any]:
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(storage_emulator())
         with step("Starting the cloud function"):
-            function = stack.enter_context(cloud_function(storage))
+            functions = stack.enter_context(cloud_functions(storage))
         lake = {"LAKE_URI": str(folder / "lake")}
         with step("Materializing the assets in Dagster"):
-            report = materialize(folder, {**storage, **function, **lake})
+            report = materialize(folder, {**storage, **functions, **lake})
         console.print("\n[bold]The log of the runs in Dagster[/bold]")
         for level, message in report["logs"]:
             show_log(level, message)
@@ -75,8 +75,8 @@ def run_demo(folder: Path) -> dict[str, Any]:
 
 
 def prepare_environments() -> None:
-    """Install the dependencies of the function and of Dagster."""
-    for project in (CLOUD_FUNCTION, ORCHESTRATOR):
+    """Install the dependencies of the functions and of Dagster."""
+    for project in (*function_folders(), ORCHESTRATOR):
         console.print(f"Preparing {project.name} ...")
         run_to_end("uv sync", [UV, "sync"], environment={}, directory=project)
 

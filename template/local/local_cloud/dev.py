@@ -1,6 +1,6 @@
 """Dagster's web page and the local cloud, which reload when you edit: `just dev`.
 
-After an edit, the function restarts, or Dagster reloads its definitions. Tables and runs are kept
+After an edit, its function restarts, or Dagster reloads its definitions. Tables and runs are kept
 in `.local/`. If `FUNCTION_URL` is set, in the environment or in `orchestrator/.env`, Dagster calls
 that function, and only Dagster runs on this machine.
 """
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from local_cloud.cloud import (
     GCP_PIPES,
     ORCHESTRATOR,
     SettingsError,
+    function_folders,
     local_opener,
     storage_emulator,
+    url_variable,
 )
 from local_cloud.console import console, failed, step
 from local_cloud.dagster_output import DagsterOutput
-from local_cloud.debugging import FUNCTION_PORT
+from local_cloud.debugging import FUNCTION_PORT, FURTHER_FUNCTIONS_PORT
 from local_cloud.demo import prepare_environments
 from local_cloud.instance import (
     LAKE,
@@ -98,23 +100,24 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
         options: The options on the command line.
     """
     settings = read_settings()
-    dagster_port, function_port = usual_ports()
-    dagster_port = choose_port("Dagster", "--port", options.port, dagster_port)
+    usual = usual_ports()
+    dagster_port = choose_port("Dagster", "--port", options.port, next(usual))
     prepare_environments()
-    function = None
+    functions: list[ServedFunction] = []
     servers = {}
     local = {}
     if not settings.get("FUNCTION_URL"):
-        wanted = options.function_port
-        function_port = choose_port("the function", "--function-port", wanted, function_port)
-        debug_port = choose_port("the debugger", "--debug-port", options.debug_port, FUNCTION_PORT)
+        ports = choose_function_ports(options, usual)
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(storage_emulator())
         with step("Starting the cloud function"):
-            served = ServedFunction(storage, function_port, debug_port, debug=options.debug)
-            function = stack.enter_context(served)
+            for folder, (port, debug_port) in ports.items():
+                served = ServedFunction(folder, storage, port, debug_port, debug=options.debug)
+                functions.append(stack.enter_context(served))
         servers["The storage emulator"] = storage["STORAGE_EMULATOR_HOST"]
-        local = {**storage, **function.settings, "LAKE_URI": str(LAKE)}
+        local = {**storage, "LAKE_URI": str(LAKE)}
+        for function in functions:
+            local |= function.settings
         settings |= local
     with step("Starting Dagster"):
         output = DagsterOutput(verbose=options.verbose)
@@ -126,10 +129,36 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
         "Cloud function": settings["FUNCTION_URL"],
         "Data lake": settings.get("LAKE_URI"),
     }
-    if function is not None and options.debug:
-        addresses["Debugger"] = f"127.0.0.1:{debug_port}"
+    for function in functions[1:]:
+        addresses[f"Function {function.folder.name}"] = local[url_variable(function.folder)]
+    if options.debug:
+        for function in functions:
+            addresses[f"Debugger of {function.folder.name}"] = f"127.0.0.1:{function.debug_port}"
     show(addresses)
-    follow_edits(function, servers, addresses)
+    follow_edits(functions, servers, addresses)
+
+
+def choose_function_ports(
+    options: argparse.Namespace, usual: Iterator[int]
+) -> dict[Path, tuple[int, int]]:
+    """The port of each function, and the port for its debugger.
+
+    Args:
+        options: The options on the command line, which are for `cloud_function/`.
+        usual: The ports that the functions have if they are free.
+
+    Raises:
+        SettingsError: Another process listens on a port that the user wants.
+    """
+    port = choose_port("the function", "--function-port", options.function_port, next(usual))
+    debug = choose_port("the debugger", "--debug-port", options.debug_port, FUNCTION_PORT)
+    ports = {CLOUD_FUNCTION: (port, debug)}
+    for number, folder in enumerate(function_folders()[1:]):
+        name = f"the function {folder.name}"
+        port = choose_port(name, "--function-port", None, next(usual))
+        debug = choose_port("its debugger", "--debug-port", None, FURTHER_FUNCTIONS_PORT + number)
+        ports[folder] = (port, debug)
+    return ports
 
 
 def show(addresses: Mapping[str, str | None]) -> None:
@@ -139,8 +168,9 @@ def show(addresses: Mapping[str, str | None]) -> None:
         addresses: The addresses by name.
     """
     console.print()
+    width = max(15, *map(len, addresses))
     for name, address in addresses.items():
-        console.print(f"{name:<15} {address}")
+        console.print(f"{name:<{width}} {address}")
     console.print("Reloads when you edit. Press Ctrl-C to stop.\n")
 
 
@@ -188,14 +218,14 @@ def dagster(settings: Mapping[str, str], port: int, output: DagsterOutput) -> It
 
 
 def follow_edits(
-    function: ServedFunction | None,
+    functions: Sequence[ServedFunction],
     servers: Mapping[str, str],
     addresses: Mapping[str, str | None],
 ) -> None:
-    """Reload after each edit, and restart the function if it ends, until another server ends.
+    """Reload after each edit, and restart a function if it ends, until another server ends.
 
     Args:
-        function: The local function, or None if Dagster calls a deployed one.
+        functions: The local functions; none if Dagster calls deployed ones.
         servers: The URLs of the other servers by name, including `Dagster`.
         addresses: The addresses to print after each reload.
 
@@ -203,10 +233,10 @@ def follow_edits(
         ProcessError: A server ended.
     """
     of_definitions = (ORCHESTRATOR / "src", GCP_PIPES)
-    of_function = (CLOUD_FUNCTION, GCP_PIPES)
     edited = PythonFilter(extra_extensions=(".yaml", ".yml", ".toml"))
     for changes in watch(
-        *{*of_definitions, *of_function},
+        *of_definitions,
+        *function_folders(),
         watch_filter=edited,
         rust_timeout=1_000,
         yield_on_timeout=True,
@@ -215,10 +245,11 @@ def follow_edits(
             if not is_listening(urlsplit(url).port or 80):
                 raise ProcessError(f"{name} ended")
         paths = [Path(path) for _, path in changes]
-        if function is not None and _is_any_in(paths, of_function):
-            function.reload()
-        elif function is not None:
-            function.restart_if_ended()
+        for function in functions:
+            if _is_any_in(paths, (function.folder, GCP_PIPES)):
+                function.reload()
+            else:
+                function.restart_if_ended()
         if _is_any_in(paths, of_definitions):
             reload_definitions(servers["Dagster"])
         if paths:

@@ -17,13 +17,13 @@ _LOCK = LOCAL / "dev.lock"
 _STATE = LOCAL / "dev.json"
 
 # Below the ports that systems choose for outgoing connections.
-_PORTS = range(20_000, 32_000, 2)
+_PORTS = range(20_000, 32_000, 20)
 
 
-def usual_ports() -> tuple[int, int]:
-    """The ports of Dagster's web page and of the function: the same at each start of a project."""
+def usual_ports() -> Iterator[int]:
+    """The ports of Dagster's web page and of each function: the same at each start of a project."""
     first = _PORTS[zlib.crc32(str(PROJECT).encode()) % len(_PORTS)]
-    return first, first + 1
+    yield from range(first, first + _PORTS.step)
 
 
 def choose_port(name: str, option: str, wanted: int | None, usual: int) -> int:

@@ -1,13 +1,14 @@
-"""Serves the function for `just dev`, and starts it again after an edit or a crash."""
+"""Serves a function for `just dev`, and starts it again after an edit or a crash."""
 
 import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from subprocess import Popen
 
 from local_cloud.calls import end_calls
-from local_cloud.cloud import function_server
+from local_cloud.cloud import CLOUD_FUNCTION, function_server
 from local_cloud.console import console, step
 from local_cloud.debugging import HOOK, PORT
 from local_cloud.processes import ProcessError
@@ -27,23 +28,35 @@ _LIKELY_REASONS = {
 
 
 class ServedFunction:
-    """The served cloud function, which can restart at the same URL.
+    """A served function, which can restart at the same URL.
 
     Args:
+        folder: The folder of the function.
         storage: The variables that `storage_emulator` yielded.
         port: The port to listen on.
         debug_port: The port that a debugger can attach to.
         debug: Whether a debugger can attach at any time, and not only at a `breakpoint()`.
 
     Attributes:
+        folder: The folder of the function.
+        debug_port: The port that a debugger can attach to.
         settings: The variables that `cloud_function` yielded.
     """
 
     def __init__(
-        self, storage: Mapping[str, str], port: int, debug_port: int, *, debug: bool = False
+        self,
+        folder: Path,
+        storage: Mapping[str, str],
+        port: int,
+        debug_port: int,
+        *,
+        debug: bool = False,
     ) -> None:
+        self.folder = folder
+        self._title = "The function" if folder == CLOUD_FUNCTION else f"The function {folder.name}"
         self._storage = storage
         self._port = port
+        self.debug_port = debug_port
         self._environment = {**storage, **_ENVIRONMENT, **HOOK, PORT: str(debug_port)}
         self._program = ["functions-framework"]
         if debug:
@@ -64,18 +77,18 @@ class ServedFunction:
 
     def reload(self) -> None:
         """Restart the function with its edited files; if that fails, print why."""
-        self._restart("The function was edited: restarting", "it was restarted after an edit")
+        self._restart(f"{self._title} was edited: restarting", "it was restarted after an edit")
 
     def restart_if_ended(self) -> None:
         """Start the function again if its server ended; if that fails, print why."""
         if self._process is not None and self._process.poll() is not None:
             reason = f"its server ended with status {self._process.returncode}"
-            console.print(f"[red]The function ended:[/red] {reason}.")
-            self._restart("Restarting the function", reason)
+            console.print(f"[red]{self._title} ended:[/red] {reason}.")
+            self._restart(f"{self._title} is restarting", reason)
 
     def _start(self) -> None:
         output = _Output(self._on_worker_ended)
-        served = function_server(self._environment, self._port, output, self._program)
+        served = function_server(self.folder, self._environment, self._port, output, self._program)
         self._process, self.settings = self._running.enter_context(served)
         self._running.callback(output.is_stopping.set)  # before the server is stopped
 
@@ -92,13 +105,13 @@ class ServedFunction:
     def _on_worker_ended(self, reason: str) -> None:
         count = self._end_calls(reason)
         console.print(
-            f"[red]The function ended:[/red] {reason}. Calls in flight that failed: {count}. "
-            "The function was restarted."
+            f"[red]{self._title} ended:[/red] {reason}. Calls in flight that failed: {count}. It "
+            "was restarted."
         )
 
     def _end_calls(self, reason: str) -> int:
         try:
-            return end_calls(self._storage, reason)
+            return end_calls(self._storage, self.folder.name, reason)
         except (OSError, ValueError, LookupError) as error:  # the output must still be read
             console.print(f"[red]The calls in flight could not be ended:[/red] {error!r}")
             return 0

@@ -1,6 +1,7 @@
 """Runs one task in this process, without Dagster and without a server: `just task NAME`.
 
-It runs in the function's environment. `breakpoint()` works in the task.
+It runs in the function's environment, with the secrets in its `.env`. `breakpoint()` works in the
+task.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dotenv import load_dotenv
 from local_cloud.console import console, failed, json_object, show_asset, show_check
 from local_cloud.instance import LAKE
 from werkzeug.exceptions import BadRequest
@@ -21,7 +23,7 @@ from gcp_pipes.external.testing import RecordingPipesContext
 def main() -> int:
     """Run the task, and return the exit status."""
     parser = argparse.ArgumentParser(prog="just task", description="Run one task, without Dagster.")
-    parser.add_argument("task", help="a module in cloud_function/tasks/, without .py")
+    parser.add_argument("task", help="a module in the function's tasks/, without .py")
     parser.add_argument("--event", type=json_object, default={}, help="inputs: a JSON object")
     parser.add_argument("--asset", help="the key of the asset (default: the name of the task)")
     parser.add_argument("--partition", help="the partition key")
@@ -31,6 +33,7 @@ def main() -> int:
         help="the data lake (default: the folder that `just dev` uses)",
     )
     options = parser.parse_args()
+    load_dotenv(".env")
     asset_key = options.asset or options.task
     pipes = RecordingPipesContext(asset_key, partition_key=options.partition)
     _print_logs(pipes)

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from gcp_pipes.orchestrator import PipesCloudFunctionClient
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, code_references
 
 from ..settings import Settings
 
@@ -13,7 +13,11 @@ class PeopleConfig(dg.Config):
     rows: int = 1_000
 
 
-@dg.asset(group_name="lake", kinds={"googlecloud", "deltalake", "polars"})
+@dg.asset(
+    group_name="lake",
+    kinds={"googlecloud", "deltalake", "polars"},
+    metadata=code_references(__file__, task="people"),
+)
 def people(
     context: dg.AssetExecutionContext,
     config: PeopleConfig,

@@ -25,14 +25,12 @@ def pipes_function_client(context: dg.InitResourceContext) -> Iterator[PipesClou
     settings: Settings = context.resources.settings
     account = settings.impersonate_service_account
     credentials = find_credentials(impersonate=account) if account else None
-    with closing(storage.Client(credentials=credentials)) as storage_client:
-        reader = PipesCloudStorageMessageReader(
-            bucket=settings.messages_bucket, client=storage_client
-        )
+    with closing(storage.Client(credentials=credentials)) as gcs:
+        reader = PipesCloudStorageMessageReader(bucket=settings.messages_bucket, client=gcs)
         client = PipesCloudFunctionClient(
             message_reader=reader,
             timeout=settings.function_timeout,
-            project=storage_client.project,
+            project=gcs.project,
             audience=settings.function_audience,
             impersonate=account,
         )

@@ -12,6 +12,9 @@ TIMEOUT_PARAMETER = "DAGSTER_PIPES_TIMEOUT"
 CAN_BE_CANCELLED = "can_be_cancelled"
 """In the extras of the message `opened`: whether the call accepts a request that cancels it."""
 
+FUNCTION_NAME = "function_name"
+"""In the extras of the message `opened`: the name of the function, if it knows its name."""
+
 MESSAGE_NUMBER = "number"
 """In each message: its number, from 1. A gap shows that a message was lost."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gcp_pipes.orchestrator.urls import root_url, sibling_url
+from gcp_pipes.orchestrator.urls import find_url, root_url, sibling_url
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,11 @@ def test_a_token_is_for_the_root_url_of_the_function(url: str, audience: str) ->
 )
 def test_the_url_of_another_function_follows_from_its_name(known: str, other: str | None) -> None:
     assert sibling_url(known, "reports") == other
+
+
+def test_the_variable_of_a_function_has_precedence() -> None:
+    known = "https://us-central1-a-project.cloudfunctions.net/a-function"
+    environment = {"FUNCTION_URL_WEEKLY_REPORTS": "https://reports.example.com"}
+
+    assert find_url("weekly_reports", known, environment) == "https://reports.example.com"
+    assert find_url("others", known, environment) == known.replace("a-function", "others")

@@ -13,9 +13,13 @@ from gcp_pipes.components.checked_component import CheckedComponent, checked, om
 from gcp_pipes.components.yaml_errors import MustBe, Place, did_you_mean, nearest, wrong_value
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudFunctionError
 from gcp_pipes.orchestrator.client import log_custom_messages
-from gcp_pipes.orchestrator.urls import sibling_url
-
-_TASKS = Path("cloud_function", "tasks")  # next to the folder of the Dagster project
+from gcp_pipes.orchestrator.code_references import (
+    CLOUD_FUNCTION,
+    link_to,
+    task_reference,
+    task_source,
+)
+from gcp_pipes.orchestrator.urls import find_url, url_variable
 
 
 class CloudFunctionAssetScaffolder(dg.Scaffolder):
@@ -51,8 +55,8 @@ class CloudFunctionAsset(CheckedComponent):
         str,
         checked(
             Annotated[str, Field(pattern=r"^[a-zA-Z]\w*$")],
-            must_be="the name of a module in cloud_function/tasks/, without .py",
-            description="The module in cloud_function/tasks/ that does the work.",
+            must_be="the name of a module in the function's tasks/, without .py",
+            description="The module in the function's tasks/ that does the work.",
             examples=["visits"],
         ),
     ]
@@ -80,10 +84,11 @@ class CloudFunctionAsset(CheckedComponent):
     function: Annotated[
         str | None,
         checked(
-            Annotated[str | None, Field(pattern=r"^(https://.+|[a-z][a-z0-9-]*)$")],
+            Annotated[str | None, Field(pattern=r"^(https://.+|[a-z][a-z0-9_-]*)$")],
             must_be="an https URL, or the name of a function",
-            description="The function to call instead of FUNCTION_URL: its https URL, or its name "
-            "if it is in the same region and project. The local cloud has only one function.",
+            description="The function to call instead of cloud_function/: the folder of another "
+            "one in this project, the name of one in the same region and Google Cloud project, or "
+            "an https URL.",
             examples=["reports", "https://reports-abc123-ez.a.run.app"],
         ),
     ] = None
@@ -152,11 +157,7 @@ class CloudFunctionAsset(CheckedComponent):
         source = self._task_source(context.project_root)
         if source is None or not source.is_file():
             return spec
-        reference = dg.LocalFileCodeReference(
-            file_path=str(source), line_number=_line_of_run(source), label="task"
-        )
-        references = dg.CodeReferencesMetadataValue(code_references=[reference])
-        return spec.merge_attributes(metadata={"dagster/code_references": references})
+        return spec.merge_attributes(metadata=link_to(task_reference(source)))
 
     def get_event(
         self, context: dg.AssetExecutionContext, partition_key: str | None
@@ -221,29 +222,29 @@ class CloudFunctionAsset(CheckedComponent):
     def _function_url(self, default: str) -> str:
         if self.function is None or self.function.startswith("https://"):
             return self.function or default
-        if url := sibling_url(default, self.function):
+        if url := find_url(self.function, default):
             return url
+        variable = url_variable(self.function)
         raise PipesCloudFunctionError(
-            f"Could not derive the URL of {self.function!r} from FUNCTION_URL, which must be a "
-            f"function's own URL; it is {default!r}. Set it in orchestrator/.env, or set "
-            "`function` to an https URL.",
+            f"{variable} is not set, and the URL of {self.function!r} could not be derived from "
+            f"FUNCTION_URL, {default!r}. Set {variable} in orchestrator/.env, or set `function` to "
+            "an https URL.",
             allow_retries=False,
         )
 
     def _task_source(self, project_root: Path) -> Path | None:
         """The path of the task's source; None if the function's sources are elsewhere."""
-        tasks = project_root.parent / _TASKS
-        is_elsewhere = self.function is not None or not tasks.is_dir()
-        return None if is_elsewhere else tasks / f"{self.task}.py"
+        return task_source(project_root.parent, self.task, self.function or CLOUD_FUNCTION)
 
     def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
         source = self._task_source(project_root)
         if source is not None and not source.is_file():
             tasks = sorted(path.stem for path in source.parent.glob("[!_]*.py"))
+            folder = source.parent.relative_to(project_root.parent)
             meant = did_you_mean(nearest(self.task, tasks))
             yield (
                 ("task",),
-                f"is invalid. There is no task {self.task!r} in {_TASKS}/. The tasks are: "
+                f"is invalid. There is no task {self.task!r} in {folder}/. The tasks are: "
                 f"{', '.join(tasks)}.{meant} Add it there, or name one of them.",
             )
         if "task" in self.event:
@@ -284,9 +285,3 @@ def _config_field(default: Any) -> dg.Field:
         is_required=False,
         description=f"The default is {json.dumps(default)}.",
     )
-
-
-def _line_of_run(source: Path) -> int:
-    """The line number of a task's function `run`."""
-    lines = source.read_text(encoding="utf-8").splitlines()
-    return next((n for n, line in enumerate(lines, 1) if line.startswith("def run(")), 1)

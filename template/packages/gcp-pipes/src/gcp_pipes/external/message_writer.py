@@ -30,7 +30,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from gcp_pipes.external.in_flight import not_forwarded
 from gcp_pipes.external.storage import create_object
-from gcp_pipes.protocol import CAN_BE_CANCELLED, MESSAGE_NUMBER, chunk_name
+from gcp_pipes.protocol import CAN_BE_CANCELLED, FUNCTION_NAME, MESSAGE_NUMBER, chunk_name
 
 _CHUNK_SIZE = 1024 * 1024  # characters; a chunk of this size is uploaded at once
 _BUFFER_SIZE = 8 * _CHUNK_SIZE  # when it is full, writing a message blocks
@@ -246,8 +246,8 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         self._when_cancelled: Callable[[], None] | None = None
 
     def get_opened_extras(self) -> PipesExtras:
-        """What the message `opened` says of the call: that it can be cancelled."""
-        return {CAN_BE_CANCELLED: True}
+        """What the message `opened` says: that the call can be cancelled, and who runs it."""
+        return {CAN_BE_CANCELLED: True, FUNCTION_NAME: os.environ.get("FUNCTION_NAME")}
 
     def when_cancelled(self, action: Callable[[], None]) -> None:
         """Call `action`, in another thread, as soon as the call is known to be cancelled.

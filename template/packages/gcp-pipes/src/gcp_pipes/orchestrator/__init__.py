@@ -4,6 +4,7 @@ from gcp_pipes.orchestrator.client import (
     PipesCloudFunctionClient,
     PipesCloudFunctionEventContextInjector,
 )
+from gcp_pipes.orchestrator.code_references import code_references
 from gcp_pipes.orchestrator.message_reader import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.outcome import PipesCloudFunctionError
 
@@ -12,4 +13,5 @@ __all__ = [
     "PipesCloudFunctionError",
     "PipesCloudFunctionEventContextInjector",
     "PipesCloudStorageMessageReader",
+    "code_references",
 ]

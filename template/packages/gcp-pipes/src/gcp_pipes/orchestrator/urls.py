@@ -1,6 +1,8 @@
-"""Derives what it can from the URL of a function."""
+"""Finds the URLs of functions, and derives what it can from them."""
 
+import os
 import re
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 # What follows the name of a service in its host, the same for all services of a project and region:
@@ -23,6 +25,27 @@ def root_url(function_url: str) -> str:
     if parts.netloc.endswith(".cloudfunctions.net"):
         return f"{root}/{parts.path.strip('/').split('/')[0]}"
     return root
+
+
+def url_variable(function: str) -> str:
+    """The environment variable with the URL of one of the project's further functions."""
+    return f"FUNCTION_URL_{function.upper().replace('-', '_')}"
+
+
+def find_url(
+    function: str, function_url: str, environment: Mapping[str, str] = os.environ
+) -> str | None:
+    """The URL of a function: its own variable, or next to another function.
+
+    Args:
+        function: The name of the function.
+        function_url: The URL of a function in the same project and region.
+        environment: The environment variables.
+
+    Returns:
+        The URL, or None if it is neither set nor can be derived.
+    """
+    return environment.get(url_variable(function)) or sibling_url(function_url, function)
 
 
 def sibling_url(function_url: str, function: str) -> str | None:

@@ -1,0 +1,67 @@
+"""Links assets to their source code: "Open in editor" on Dagster's page."""
+
+from pathlib import Path
+
+import dagster as dg
+
+CLOUD_FUNCTION = "cloud_function"
+"""The folder of the function, next to that of the Dagster project."""
+
+
+def code_references(
+    definition: str, *, task: str, function: str = CLOUD_FUNCTION
+) -> dict[str, dg.CodeReferencesMetadataValue]:
+    """Metadata for an asset whose Python function has the name of its task.
+
+    Args:
+        definition: The `__file__` of the module that defines the asset.
+        task: The name of the task.
+        function: The folder of the cloud function.
+    """
+    file = Path(definition)
+    references = [_reference(file, f"def {task}(", "definition")]
+    for folder in file.parents:
+        source = task_source(folder, task, function)
+        if source is not None and source.is_file():
+            references.append(task_reference(source))
+    return link_to(*references)
+
+
+def task_source(project: Path, task: str, function: str) -> Path | None:
+    """The path of a task's source; None if the function is not in the project.
+
+    Args:
+        project: The folder that contains the folder of the function.
+        task: The name of the task.
+        function: The folder of the cloud function.
+    """
+    tasks = project / function / "tasks"
+    return tasks / f"{task}.py" if tasks.is_dir() else None
+
+
+def task_reference(source: Path) -> dg.LocalFileCodeReference:
+    """The reference to a task.
+
+    Args:
+        source: The path of its source.
+    """
+    return _reference(source, "def run(", "task")
+
+
+def link_to(
+    *references: dg.LocalFileCodeReference,
+) -> dict[str, dg.CodeReferencesMetadataValue]:
+    """The metadata of an asset with these references.
+
+    Args:
+        references: The references.
+    """
+    value = dg.CodeReferencesMetadataValue(code_references=[*references])
+    return {"dagster/code_references": value}
+
+
+def _reference(file: Path, start: str, label: str) -> dg.LocalFileCodeReference:
+    """The reference to the first line that begins with `start`."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    line = next((n for n, line in enumerate(lines, 1) if line.startswith(start)), 1)
+    return dg.LocalFileCodeReference(file_path=str(file), line_number=line, label=label)
