@@ -129,11 +129,12 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
         "Cloud function": settings["FUNCTION_URL"],
         "Data lake": settings.get("LAKE_URI"),
     }
-    for function in functions[1:]:
-        addresses[f"Function {function.folder.name}"] = local[url_variable(function.folder)]
-    if options.debug:
-        for function in functions:
-            addresses[f"Debugger of {function.folder.name}"] = f"127.0.0.1:{function.debug_port}"
+    for function in functions:
+        name = "" if function.folder == CLOUD_FUNCTION else f" {function.folder.name}"
+        if name:
+            addresses[f"Function{name}"] = local[url_variable(function.folder)]
+        if options.debug:
+            addresses[f"Debugger{name}"] = f"127.0.0.1:{function.debug_port}"
     show(addresses)
     follow_edits(functions, servers, addresses)
 
