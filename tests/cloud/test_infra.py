@@ -227,7 +227,7 @@ def test_a_second_function_has_its_own_account_and_only_its_own_secrets(render: 
 
     resources = list(apply(infra, "github", "nprod", 'monthly_reports = { memory = "4Gi" }'))
 
-    def values(kind: str) -> dict[str, Any]:
+    def values(kind: str) -> dict[Any, Any]:
         return {each.get("index"): each["values"] for each in resources if each["type"] == kind}
 
     functions = values("google_cloudfunctions2_function")

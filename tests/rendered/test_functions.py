@@ -1,5 +1,6 @@
 """A project with a second function."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,19 @@ def test_a_name_that_is_impossible_or_taken_is_an_error(
     assert sorted(project.iterdir()) == before
 
 
+def test_a_function_that_does_not_exist_is_an_error(project: Path) -> None:
+    [definition] = project.glob("orchestrator/src/*/defs/monthly/defs.yaml")
+    text = definition.read_text()
+    definition.write_text(text.replace("function: reports", "function: report"))
+    try:
+        printed = fail("uv", "run", "just", "materialize", "monthly", cwd=project)
+    finally:
+        definition.write_text(text)
+
+    assert "There is no function 'report' that Dagster can call: FUNCTION_URL_REPORT" in printed
+    assert "it needs a folder report/" in printed
+
+
 def test_a_task_that_the_function_lacks_is_an_error_in_yaml(project: Path) -> None:
     [definition] = project.glob("orchestrator/src/*/defs/monthly/defs.yaml")
     text = definition.read_text()
@@ -156,10 +170,25 @@ def test_a_function_that_dies_ends_its_own_calls_only(dev: Dev) -> None:
 
 def test_an_edit_restarts_only_the_function_that_was_edited(dev: Dev) -> None:
     task = dev.project / "reports" / "tasks" / "monthly.py"
+    text = task.read_text()
+    restarted = "The function reports was edited: restarting  "
 
-    task.write_text(TASK.replace("import os\n", 'import os\n\nprint("edited")\n'))
+    task.write_text(text.replace("import os\n", 'import os\n\nprint(os.environ["API_KEY"])\n'))
 
-    dev.eventually(lambda: "The function reports was edited: restarting  " in dev.printed)
+    dev.eventually(lambda: dev.printed.count(restarted) == 1)
     dev.materialize("monthly")
-    assert "edited\n" in dev.printed
+    assert "sesame\n" in dev.printed
+    (dev.project / "reports" / ".env").write_text("API_KEY=abracadabra\n")
+    dev.eventually(lambda: dev.printed.count(restarted) == 2)
+    dev.materialize("monthly")
+    assert "abracadabra\n" in dev.printed
     assert FUNCTION_STARTED not in dev.printed
+
+
+def test_a_new_function_needs_a_restart_of_dev(dev: Dev) -> None:
+    (dev.project / "later").mkdir()
+    (dev.project / "later" / "main.py").touch()
+    try:
+        dev.eventually(lambda: "New: later. Restart `just dev` to serve it." in dev.printed)
+    finally:
+        shutil.rmtree(dev.project / "later")

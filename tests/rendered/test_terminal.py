@@ -82,6 +82,29 @@ def test_a_config_that_is_not_a_json_object_is_an_error(sandbox: Path) -> None:
     assert "argument --config: it must be a JSON object, not [1]" in printed
 
 
+def test_an_error_in_yaml_is_printed_alone(sandbox: Path) -> None:
+    [definition] = sandbox.glob("orchestrator/src/*/defs/visits/defs.yaml")
+    text = definition.read_text()
+    definition.write_text(text.replace("task: visits", "task: visit"))
+    try:
+        printed = fail("uv", "run", "just", "materialize", "visits", cwd=sandbox)
+    finally:
+        definition.write_text(text)
+
+    assert "There is no task 'visit' in cloud_function/tasks/." in printed
+    assert "Did you mean visits?" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_config_that_the_asset_does_not_have_is_an_error(sandbox: Path) -> None:
+    command = ("uv", "run", "just", "materialize", "people", "--config", '{"row": 5}')
+
+    printed = fail(*command, cwd=sandbox)
+
+    assert 'unexpected config entry "row"' in printed
+    assert "Traceback" not in printed
+
+
 def test_a_failed_materialization_has_a_status_and_its_reason(sandbox: Path) -> None:
     task = sandbox / "cloud_function" / "tasks" / "visits.py"
     text = task.read_text()

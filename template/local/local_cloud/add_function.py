@@ -39,7 +39,8 @@ def main() -> int:
     locked = subprocess.run([UV, "lock", "--quiet"], cwd=folder, check=False)
     console.print(
         f"Added {name}/. Add modules to {name}/tasks/, and `function: {name}` to the defs.yaml of "
-        "their assets. `uv add` and `uv remove` in the folder change its dependencies.",
+        "their assets. `uv add` and `uv remove` in the folder change its dependencies. If "
+        "`just dev` is running, restart it.",
         markup=False,
     )
     return locked.returncode

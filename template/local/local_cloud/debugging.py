@@ -21,7 +21,7 @@ PORT = "DEBUG_PORT"  # the variable with the port to listen on
 HOOK = {"PYTHONBREAKPOINT": f"{__name__}.wait_at_breakpoint"}
 """The variable that makes `breakpoint()` call `wait_at_breakpoint`."""
 
-_PATIENCE = 120.0  # seconds to wait at a breakpoint for a debugger
+_PATIENCE = 120.0  # seconds to wait for a debugger
 
 
 def listen() -> str:
@@ -36,14 +36,19 @@ def listen() -> str:
     return f"127.0.0.1:{port}. In VS Code, start the launch configuration with this port."
 
 
+def wait_for_debugger() -> bool:
+    """Wait for two minutes until a debugger is attached, and return whether one is."""
+    deadline = time.monotonic() + _PATIENCE
+    while not debugpy.is_client_connected() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return bool(debugpy.is_client_connected())
+
+
 def wait_at_breakpoint(*_: object) -> None:
     """Stop at a `breakpoint()` when a debugger is attached, for which this waits two minutes."""
     if not debugpy.is_client_connected():
         print(f"A breakpoint waits for a debugger at {listen()}", file=sys.stderr, flush=True)
-        deadline = time.monotonic() + _PATIENCE
-        while not debugpy.is_client_connected() and time.monotonic() < deadline:
-            time.sleep(0.1)
-    if not debugpy.is_client_connected():
+    if not wait_for_debugger():
         print("No debugger was attached. The task continues.", file=sys.stderr, flush=True)
         return
     # The debugger in debugpy, whose own `breakpoint` would stop in this function.

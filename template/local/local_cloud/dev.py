@@ -234,7 +234,8 @@ def follow_edits(
         ProcessError: A server ended.
     """
     of_definitions = (ORCHESTRATOR / "src", GCP_PIPES)
-    edited = PythonFilter(extra_extensions=(".yaml", ".yml", ".toml"))
+    known = [folder.name for folder in function_folders()]
+    edited = PythonFilter(extra_extensions=(".yaml", ".yml", ".toml", ".env"))
     for changes in watch(
         *of_definitions,
         *function_folders(),
@@ -246,6 +247,9 @@ def follow_edits(
             if not is_listening(urlsplit(url).port or 80):
                 raise ProcessError(f"{name} ended")
         paths = [Path(path) for _, path in changes]
+        if functions and (new := _new_functions(known)):
+            known += new
+            console.print(f"New: {', '.join(new)}. Restart `just dev` to serve it.", markup=False)
         for function in functions:
             if _is_any_in(paths, (function.folder, GCP_PIPES)):
                 function.reload()
@@ -255,6 +259,10 @@ def follow_edits(
             reload_definitions(servers["Dagster"])
         if paths:
             show(addresses)
+
+
+def _new_functions(known: Sequence[str]) -> list[str]:
+    return [folder.name for folder in function_folders() if folder.name not in known]
 
 
 def _is_any_in(paths: Iterable[Path], folders: Iterable[Path]) -> bool:

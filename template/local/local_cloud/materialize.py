@@ -24,6 +24,8 @@ from local_cloud.materialize_all import run_arguments
 from local_cloud.processes import ProcessError, interrupted_once
 from local_cloud.results import add, new_report
 
+from gcp_pipes.components.yaml_errors import DefsYamlError
+
 _POLL_INTERVAL = 0.1  # seconds between two reads of the event log
 
 
@@ -34,7 +36,7 @@ def main() -> int:
         with interrupted_once(), dg.DagsterInstance.get() as instance:
             if options.debug:
                 _wait_for_debugger()
-            definitions = importlib.import_module(f"{root_module()}.definitions").defs()
+            definitions = load_definitions()
             asset = _find_asset(definitions, options.asset)
             runs = _runs(asset, options, instance)
             with _settings() as settings:
@@ -43,21 +45,38 @@ def main() -> int:
     except KeyboardInterrupt:
         failed("interrupted")
         return 130
-    except (ProcessError, SettingsError) as error:
+    except (ProcessError, SettingsError, dg.DagsterInvalidConfigError) as error:
         failed(str(error))
         return 1
     show_report(report)
     return 1 if report["errors"] else 0
 
 
+def load_definitions() -> dg.Definitions:
+    """The orchestrator's definitions.
+
+    Raises:
+        SettingsError: There is an error in a `defs.yaml`.
+    """
+    try:
+        definitions: dg.Definitions = importlib.import_module(f"{root_module()}.definitions").defs()
+    except Exception as error:
+        if isinstance(error.__cause__, DefsYamlError):  # an error of Python needs its traceback
+            raise SettingsError(str(error.__cause__)) from error
+        raise
+    return definitions
+
+
 def _wait_for_debugger() -> None:
     # Here, since their import takes long.
     import debugpy
-    from local_cloud.debugging import MATERIALIZE_PORT, PORT, listen
+    from local_cloud.debugging import MATERIALIZE_PORT, PORT, listen, wait_for_debugger
 
     os.environ[PORT] = str(MATERIALIZE_PORT)
     console.print(f"Waits for a debugger at {listen()}", markup=False)
-    debugpy.wait_for_client()
+    if not wait_for_debugger():
+        raise SettingsError("No debugger was attached within two minutes.")
+    debugpy.wait_for_client()  # until it has set its breakpoints
 
 
 def read_options() -> argparse.Namespace:

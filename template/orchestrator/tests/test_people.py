@@ -77,7 +77,7 @@ def test_the_table_holds_the_rows_that_the_metadata_says(
 
     assert metadata["table_location"] == f"{settings['LAKE_URI']}/people"
     table = pl.read_delta(metadata["table_location"], version=metadata["table_version"])
-    assert metadata["dagster/row_count"] == table.height == 1_000
+    assert metadata["dagster/row_count"] == table.height > 0
     assert [column.name for column in metadata["dagster/column_schema"].columns] == table.columns
 
 

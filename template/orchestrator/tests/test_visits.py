@@ -12,9 +12,10 @@ DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
 
 @pytest.fixture
 def job(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dg.JobDefinition:
-    """All assets. There are people already."""
+    """All assets. There are all people who may visit."""
     job = definitions.resolve_implicit_global_asset_job_def()
-    assert job.execute_in_process(instance=instance, asset_selection=[PEOPLE]).success
+    config = {"ops": {"people": {"config": {"rows": 1_000}}}}
+    assert job.execute_in_process(config, instance=instance, asset_selection=[PEOPLE]).success
     return job
 
 

@@ -56,6 +56,7 @@ EXITS: dict[str, Callable[[], Any]] = {
     "unprintable": lambda: _raise(UnprintableError()),
     "empty": lambda: _raise(EmptyError()),
     "recursion": lambda: _recur(),
+    "syntax": lambda: compile("1 +", "elsewhere.py", "exec"),
 }
 
 

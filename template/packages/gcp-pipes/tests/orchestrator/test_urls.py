@@ -32,7 +32,7 @@ def test_a_token_is_for_the_root_url_of_the_function(url: str, audience: str) ->
             "https://reports-123456789012.us-central1.run.app",
         ),
         ("https://a-function-abc123xyz0-uc.a.run.app", "https://reports-abc123xyz0-uc.a.run.app"),
-        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("http://127.0.0.1:8080", None),
         ("https://functions.example.com", None),
     ],
 )

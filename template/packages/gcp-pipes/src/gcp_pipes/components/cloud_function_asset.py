@@ -17,7 +17,6 @@ from gcp_pipes.orchestrator.code_references import (
     CLOUD_FUNCTION,
     link_to,
     task_reference,
-    task_source,
 )
 from gcp_pipes.orchestrator.urls import find_url, url_variable
 
@@ -226,15 +225,17 @@ class CloudFunctionAsset(CheckedComponent):
             return url
         variable = url_variable(self.function)
         raise PipesCloudFunctionError(
-            f"{variable} is not set, and the URL of {self.function!r} could not be derived from "
-            f"FUNCTION_URL, {default!r}. Set {variable} in orchestrator/.env, or set `function` to "
-            "an https URL.",
+            f"There is no function {self.function!r} that Dagster can call: {variable} is not set, "
+            f"and its URL could not be derived from FUNCTION_URL, {default!r}. On your machine, "
+            f"it needs a folder {self.function}/, and `just dev` a restart after you added it. "
+            f"Otherwise, set {variable} in orchestrator/.env, or `function` to an https URL.",
             allow_retries=False,
         )
 
     def _task_source(self, project_root: Path) -> Path | None:
         """The path of the task's source; None if the function's sources are elsewhere."""
-        return task_source(project_root.parent, self.task, self.function or CLOUD_FUNCTION)
+        tasks = project_root.parent / (self.function or CLOUD_FUNCTION) / "tasks"
+        return tasks / f"{self.task}.py" if tasks.is_dir() else None
 
     def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
         source = self._task_source(project_root)

@@ -21,22 +21,10 @@ def code_references(
     file = Path(definition)
     references = [_reference(file, f"def {task}(", "definition")]
     for folder in file.parents:
-        source = task_source(folder, task, function)
-        if source is not None and source.is_file():
+        source = folder / function / "tasks" / f"{task}.py"
+        if source.is_file():
             references.append(task_reference(source))
     return link_to(*references)
-
-
-def task_source(project: Path, task: str, function: str) -> Path | None:
-    """The path of a task's source; None if the function is not in the project.
-
-    Args:
-        project: The folder that contains the folder of the function.
-        task: The name of the task.
-        function: The folder of the cloud function.
-    """
-    tasks = project / function / "tasks"
-    return tasks / f"{task}.py" if tasks.is_dir() else None
 
 
 def task_reference(source: Path) -> dg.LocalFileCodeReference:

@@ -193,7 +193,10 @@ def reason(attempt: Attempt, problem: str) -> str:
 
 
 def _first_line(exception: PipesException) -> str:
-    return exception["message"].strip().split("\n")[0]
+    message = exception["message"].strip()
+    # That of a SyntaxError begins with its place, and ends with the error.
+    first, last = message.split("\n")[0], message.split("\n")[-1]
+    return f"{last}, in {first}" if first.startswith('File "') else first
 
 
 def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:

@@ -50,8 +50,6 @@ def find_url(
 
 def sibling_url(function_url: str, function: str) -> str | None:
     """The URL of another function in the same project and region; None if it cannot be derived."""
-    if is_loopback(function_url):
-        return function_url
     host = urlsplit(function_url).hostname or ""
     if host.endswith(".cloudfunctions.net"):
         return f"https://{host}/{function}"
