@@ -87,8 +87,7 @@ def _configure(configuration: str, name: str) -> str:
 
 
 def _let_dependabot_update(name: str) -> None:
-    file = PROJECT / ".github" / "dependabot.yml"
-    if file.exists():
+    for file in PROJECT.glob(".*/dependabot.yml"):
         known = "      - /cloud_function\n"
         file.write_text(file.read_text().replace(known, f"{known}      - /{name}\n"))
 

@@ -13,11 +13,7 @@ from gcp_pipes.components.checked_component import CheckedComponent, checked, om
 from gcp_pipes.components.yaml_errors import MustBe, Place, did_you_mean, nearest, wrong_value
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudFunctionError
 from gcp_pipes.orchestrator.client import log_custom_messages
-from gcp_pipes.orchestrator.code_references import (
-    CLOUD_FUNCTION,
-    link_to,
-    task_reference,
-)
+from gcp_pipes.orchestrator.code_references import CLOUD_FUNCTION, link_to, task_reference
 from gcp_pipes.orchestrator.urls import find_url, url_variable
 
 
@@ -219,8 +215,10 @@ class CloudFunctionAsset(CheckedComponent):
         yield from done.get_results(implicit_materializations=client.implicit_materializations)
 
     def _function_url(self, default: str) -> str:
-        if self.function is None or self.function.startswith("https://"):
-            return self.function or default
+        if self.function in (None, CLOUD_FUNCTION):
+            return default
+        if self.function.startswith("https://"):
+            return self.function
         if url := find_url(self.function, default):
             return url
         variable = url_variable(self.function)

@@ -36,9 +36,7 @@ def task_reference(source: Path) -> dg.LocalFileCodeReference:
     return _reference(source, "def run(", "task")
 
 
-def link_to(
-    *references: dg.LocalFileCodeReference,
-) -> dict[str, dg.CodeReferencesMetadataValue]:
+def link_to(*references: dg.LocalFileCodeReference) -> dict[str, dg.CodeReferencesMetadataValue]:
     """The metadata of an asset with these references.
 
     Args:
