@@ -1,8 +1,8 @@
-# The cloud functions: one for each folder of the project with a main.py, built from its bundle,
-# which `just bundle` creates.
+# The cloud functions: one for each folder of the project with tasks, built from its bundle, which
+# `just bundle` creates.
 
 locals {
-  folders = toset([for file in fileset("${path.module}/..", "*/main.py") : dirname(file)])
+  folders = toset([for file in fileset("${path.module}/..", "*/tasks/__init__.py") : dirname(dirname(file))])
 
   # The names in Google Cloud, by folder.
   function_names = {
@@ -113,7 +113,7 @@ resource "google_cloudfunctions2_function" "function" {
   lifecycle {
     precondition {
       condition     = length(each.value.name) <= 49
-      error_message = "${each.value.name} is too long: Google Cloud allows 49 characters. Shorten function_name, or the name of the folder ${each.key}."
+      error_message = "${each.value.name} is too long: Google Cloud allows 49 characters. Shorten the name of the folder ${each.key}."
     }
   }
 

@@ -4,7 +4,6 @@
 locals {
   # An account ID has at most 30 characters.
   account_prefix = trimsuffix(substr(var.function_name, 0, 17), "-")
-  short_prefix   = trimsuffix(substr(var.function_name, 0, 9), "-")
 
   # One item for each secret of each function.
   secrets = merge([
@@ -16,7 +15,7 @@ locals {
 resource "google_service_account" "function" {
   for_each = local.functions
 
-  account_id   = each.key == "cloud_function" ? "${local.account_prefix}-function" : "${local.short_prefix}-${substr(replace(each.key, "_", "-"), 0, 20)}"
+  account_id   = each.key == "cloud_function" ? "${local.account_prefix}-function" : "${trimsuffix(substr(each.value.name, 0, 23), "-")}-${substr(sha1(each.value.name), 0, 6)}"
   display_name = "Runs the cloud function ${each.value.name}"
 
   depends_on = [google_project_service.api]

@@ -16,7 +16,7 @@ output "settings" {
   description = "Settings for Dagster, in the format of orchestrator/.env."
   value = join("", formatlist("%s\n", concat(
     ["FUNCTION_URL=${local.function_urls["cloud_function"]}"],
-    [for folder, url in local.function_urls : "FUNCTION_URL_${upper(folder)}=${url}" if folder != "cloud_function"],
+    [for folder, url in local.function_urls : "FUNCTION_URL_${upper(replace(folder, "-", "_"))}=${url}" if folder != "cloud_function"],
     [
       "FUNCTION_TIMEOUT=${local.functions["cloud_function"].timeout}",
       "LAKE_URI=gs://${google_storage_bucket.lake.name}",

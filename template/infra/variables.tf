@@ -75,8 +75,8 @@ variable "functions" {
   default = {}
 
   validation {
-    condition     = alltrue([for folder in keys(var.functions) : fileexists("${path.module}/../${folder}/main.py")])
-    error_message = "Each key of functions must be the folder of a function: one with a main.py."
+    condition     = alltrue([for folder in keys(var.functions) : fileexists("${path.module}/../${folder}/tasks/__init__.py")])
+    error_message = "Each key of functions must be the folder of a function: one with tasks."
   }
 
   validation {

@@ -295,13 +295,15 @@ def test_a_function_that_is_public_or_does_not_exist_is_found(
 
 
 def test_each_function_is_checked(project: Path, google: Google) -> None:
-    (project / "reports").mkdir()
-    (project / "reports" / "main.py").touch()
+    (project / "reports" / "tasks").mkdir(parents=True)
+    (project / "reports" / "tasks" / "__init__.py").touch()
     try:
+        missing = diagnose(project, google)
         results = diagnose(project, google, FUNCTION_URL_REPORTS=f"https://{FUNCTION_HOST}:1")
     finally:
         shutil.rmtree(project / "reports")
 
+    assert "does not set FUNCTION_URL_REPORTS." in missing["settings"]
     problem = f"There is no function at https://{FUNCTION_HOST}:1"
     assert problem in results["function URL"]
 

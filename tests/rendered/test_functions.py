@@ -107,7 +107,7 @@ def test_a_task_of_an_unknown_function_is_an_error(project: Path) -> None:
         ("../elsewhere", "'../elsewhere' cannot be the name of a function."),
         ("reports", "The name reports is taken. Choose another one."),
         ("infra", "The name infra is taken. Choose another one."),
-        ("deployer", "The name deployer is taken. Choose another one."),
+        ("build", "The name build is taken. Choose another one."),
     ],
 )
 def test_a_name_that_is_impossible_or_taken_is_an_error(
@@ -186,8 +186,8 @@ def test_an_edit_restarts_only_the_function_that_was_edited(dev: Dev) -> None:
 
 
 def test_a_new_function_needs_a_restart_of_dev(dev: Dev) -> None:
-    (dev.project / "later").mkdir()
-    (dev.project / "later" / "main.py").touch()
+    (dev.project / "later" / "tasks").mkdir(parents=True)
+    (dev.project / "later" / "tasks" / "__init__.py").touch()
     try:
         dev.eventually(lambda: "New: later. Restart `just dev` to serve it." in dev.printed)
     finally:

@@ -12,11 +12,9 @@ from conftest import ANSWER_SETS, TEMPLATE, Render, Workshop, run
 # Each has something that the others lack: no answers, short names, long names, names of other parts
 # of the project, signs that mean something to shells, YAML, TOML or Markdown, and nothing but the
 # project itself.
-WITH_A_SECOND_FUNCTION = "shortest"
-
-# Its files are the same in all projects, so one of them runs its tests.
-WITH_THE_TESTS_OF_THE_PACKAGE = "defaults"
 RUN_WHOLE = ("booleans", "defaults", "longest", "lookalikes", "punctuation", "shortest")
+
+WITH_A_SECOND_FUNCTION = "shortest"
 
 
 def read_answers(name: str) -> dict[str, Any]:
@@ -53,9 +51,8 @@ def test_a_project_passes_its_own_checks_and_tests(
     commands = ("uv run just check", "uv run just test")
     assert checks_in_ci(project) in (commands, None)
 
-    without = "" if name == WITH_THE_TESTS_OF_THE_PACKAGE else f"--ignore={project}/packages"
     for command in (*commands, "uv run just fix"):
-        run(*command.split(), cwd=project, env={"PYTEST_ADDOPTS": without})
+        run(*command.split(), cwd=project)
 
     after = {path: text for path, text in contents(project).items() if not path.endswith("uv.lock")}
     assert after == before

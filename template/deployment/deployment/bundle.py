@@ -14,7 +14,7 @@ from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
 from deployment.errors import DeploymentError
-from deployment.project import CLOUD_FUNCTION, PROJECT, UV, function_folders
+from deployment.project import PROJECT, UV, function_folders
 
 _PACKAGE = PROJECT / "packages" / "gcp-pipes" / "src"
 _BUNDLES = PROJECT / "build"
@@ -63,8 +63,6 @@ def make_bundles() -> list[Bundle]:
     Raises:
         DeploymentError: The sources or the lock file of a function cannot be deployed.
     """
-    if not (CLOUD_FUNCTION / "main.py").exists():
-        raise DeploymentError("cloud_function/main.py, the function's entry point, is missing.")
     bundles = [make_bundle(folder) for folder in function_folders()]
     for path in _BUNDLES.glob("*.zip"):
         if path not in [bundle.path for bundle in bundles]:
@@ -84,6 +82,8 @@ def make_bundle(folder: Path) -> Bundle:
     files = {path.relative_to(folder).as_posix(): path for path in _source_files(folder)}
     for path in _source_files(_PACKAGE, _DEVELOPMENT | _ONLY_FOR_DAGSTER):
         files[path.relative_to(_PACKAGE).as_posix()] = path
+    if "main.py" not in files:
+        raise DeploymentError(f"{folder.name}/main.py, the function's entry point, is missing.")
     if _REQUIREMENTS in files:
         raise DeploymentError(
             f"{folder.name}/{_REQUIREMENTS} conflicts with the one that is generated from "
@@ -91,7 +91,7 @@ def make_bundle(folder: Path) -> Bundle:
         )
     contents = {name: path.read_bytes() for name, path in files.items()}
     contents[_REQUIREMENTS] = _export_requirements(folder)
-    contents[_VERSION] = _version(contents)
+    contents[_VERSION] = _version({folder.name: b"", **contents})  # no two functions share one
 
     _BUNDLES.mkdir(exist_ok=True)
     bundle = _BUNDLES / f"{folder.name}.zip"

@@ -19,12 +19,12 @@ from typing import Any
 import requests
 from deployment.errors import DeploymentError
 from deployment.google import LOGIN, GoogleApi, GoogleError, find_credentials
-from deployment.project import ORCHESTRATOR, UV, function_folders
+from deployment.project import ORCHESTRATOR, UV, function_folders, url_variable
 from dotenv import dotenv_values
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
 
-_SETTINGS = ("GOOGLE_CLOUD_PROJECT", "LAKE_URI", "MESSAGES_BUCKET", "FUNCTION_URL")
+_SETTINGS = ("GOOGLE_CLOUD_PROJECT", "LAKE_URI", "MESSAGES_BUCKET")
 _TIMEOUT = 30.0  # seconds without a response
 _ROUND_TRIP_TIMEOUT = 600.0  # seconds, to install the environment and to start an instance
 
@@ -123,7 +123,7 @@ class Doctor:
         Raises:
             DeploymentError: One of them is not.
         """
-        for name in _SETTINGS:
+        for name in (*_SETTINGS, *_url_variables()):
             if not self._settings.get(name):
                 raise finding(
                     f"{self._source} does not set {name}.", "see orchestrator/.env.example."
@@ -280,7 +280,7 @@ class Doctor:
         return f"{' and '.join(self._function_urls().values())}: no access without a token"
 
     def _function_urls(self) -> dict[str, str]:
-        return {name: url for name, url in self._settings.items() if is_function_url(name)}
+        return {name: self._settings[name] for name in _url_variables()}
 
     def _check_function(self, variable: str, url: str) -> None:
         try:
@@ -351,16 +351,6 @@ def finding(problem: str, fix: str) -> DeploymentError:
     return DeploymentError(f"{problem} Fix: {fix}")
 
 
-def is_function_url(variable: str) -> bool:
-    """Whether an environment variable has the URL of one of this project's functions.
-
-    Args:
-        variable: The name of the variable.
-    """
-    further = function_folders()[1:]
-    return variable in {"FUNCTION_URL", *(f"FUNCTION_URL_{each.name.upper()}" for each in further)}
-
-
 def find_settings() -> tuple[dict[str, str], str]:
     """The settings that Dagster would use, and the file with them."""
     name = ".env" if (ORCHESTRATOR / ".env").exists() else ".env.example"
@@ -368,8 +358,12 @@ def find_settings() -> tuple[dict[str, str], str]:
     settings = {key: value for key in _SETTINGS if (value := values.get(key))}
     optional = ("FUNCTION_AUDIENCE", "FUNCTION_TIMEOUT", "IMPERSONATE_SERVICE_ACCOUNT")
     settings |= {key: value for key in optional if (value := values.get(key))}
-    settings |= {key: value for key, value in values.items() if is_function_url(key) and value}
+    settings |= {key: value for key in _url_variables() if (value := values.get(key))}
     return settings, f"orchestrator/{name}"
+
+
+def _url_variables() -> list[str]:
+    return [url_variable(folder) for folder in function_folders()]
 
 
 def _root_cause(error: BaseException) -> BaseException:

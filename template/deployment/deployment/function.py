@@ -81,7 +81,15 @@ def deploy_function(api: GoogleApi, environment: Environment, bundle: Bundle) ->
         DeploymentError: The function does not serve the new code.
     """
     url = function_url(environment, bundle.folder)
-    before = api.request("GET", url)
+    try:
+        before = api.request("GET", url)
+    except GoogleError as error:
+        if error.status not in (403, 404):
+            raise
+        raise DeploymentError(
+            f"{url.rpartition('/')[2]} does not exist in {environment.name}, or the deployer has "
+            f"no role on it ({error}). First run `uv run just deploy {environment.name}`."
+        ) from error
     source = {"bucket": environment["sources_bucket"], "object": f"{bundle.sha256}.zip"}
     _upload(api, bundle, **source)
     api.request(

@@ -9,9 +9,19 @@ CLOUD_FUNCTION = PROJECT / "cloud_function"
 
 
 def function_folders() -> list[Path]:
-    """The folders of the functions: those with a main.py, `cloud_function/` first."""
-    folders = sorted(path.parent for path in PROJECT.glob("*/main.py"))
+    """The folders of the functions: those with tasks, `cloud_function/` first."""
+    folders = sorted(path.parents[1] for path in PROJECT.glob("*/tasks/__init__.py"))
     return sorted(folders, key=lambda folder: folder != CLOUD_FUNCTION)
+
+
+def url_variable(folder: Path) -> str:
+    """The environment variable of Dagster with the URL of a function.
+
+    Args:
+        folder: The folder of the function.
+    """
+    name = folder.name.upper().replace("-", "_")
+    return "FUNCTION_URL" if folder == CLOUD_FUNCTION else f"FUNCTION_URL_{name}"
 
 
 def name_in_cloud(folder: Path, function_name: str) -> str:

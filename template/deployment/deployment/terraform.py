@@ -14,7 +14,7 @@ from deployment.bundle import make_bundles
 from deployment.environments import INFRA, Environment, find_environment
 from deployment.errors import DeploymentError
 from deployment.google import find_credentials
-from deployment.project import function_folders, name_in_cloud
+from deployment.project import function_folders, name_in_cloud, url_variable
 
 _SUBCOMMANDS = {"plan": "plan", "deploy": "apply", "destroy": "destroy"}
 
@@ -121,14 +121,14 @@ def expected_settings(environment: Environment) -> dict[str, str]:
     project, region = environment["project_id"], environment["region"]
     host = f"{region}-{project}.cloudfunctions.net"
     urls = {
-        f"FUNCTION_URL_{folder.name.upper()}": f"https://{host}/"
-        + name_in_cloud(folder, environment["function_name"])
-        for folder in function_folders()[1:]
+        url_variable(
+            folder
+        ): f"https://{host}/{name_in_cloud(folder, environment['function_name'])}"
+        for folder in function_folders()
     }
     return {
         **urls,
         "FUNCTION_AUDIENCE": "",
-        "FUNCTION_URL": f"https://{host}/{environment['function_name']}",
         "GOOGLE_CLOUD_PROJECT": project,
         "GOOGLE_CLOUD_REGION": region,
         "IMPERSONATE_SERVICE_ACCOUNT": "",

@@ -15,8 +15,7 @@ from local_cloud.console import console, failed
 from local_cloud.processes import UV
 
 _COPIED = ("main.py", "settings.py", "lake.py", "tasks/__init__.py", "tasks/ping.py")
-_LONGEST_NAME = 20  # characters: infra/ makes an account's ID of it, which has at most 30
-_TAKEN_NAMES = {"build", "deployer", "function"}  # by accounts in infra/
+_LONGEST_NAME = 20  # characters: the function's name in Google Cloud has at most 49
 _TEST = '''"""The tasks of this function."""
 
 from gcp_pipes.external.testing import RecordingPipesContext
@@ -64,7 +63,7 @@ def add_function(name: str) -> Path:
             "letters, digits and single underscores, and start with a letter."
         )
     folder = PROJECT / name
-    if folder.exists() or name in _TAKEN_NAMES:
+    if folder.exists() or name == "build":  # the folder of the bundles
         raise SettingsError(f"The name {name} is taken. Choose another one.")
     (folder / "tests").mkdir(parents=True)
     (folder / "tasks").mkdir()

@@ -42,9 +42,10 @@ def end_calls(storage: Mapping[str, str], function: str, reason: str) -> int:
     count = 0
     for key_prefix, created in chunks.items():
         last = max(created)
-        if created.get(1, died) >= died or _function_of(bucket, key_prefix) != function:
+        if created.get(1, died) >= died:
             continue
-        if number := _next_message(bucket, key_prefix, last):
+        number = _next_message(bucket, key_prefix, last)
+        if number and _function_of(bucket, key_prefix) == function:
             _close(bucket, key_prefix, last, number, reason)
             count += 1
     return count

@@ -26,8 +26,8 @@ class SettingsError(Exception):
 
 
 def function_folders() -> list[Path]:
-    """The folders of the functions: those with a main.py, `cloud_function/` first."""
-    folders = sorted(path.parent for path in PROJECT.glob("*/main.py"))
+    """The folders of the functions: those with tasks, `cloud_function/` first."""
+    folders = sorted(path.parents[1] for path in PROJECT.glob("*/tasks/__init__.py"))
     return sorted(folders, key=lambda folder: folder != CLOUD_FUNCTION)
 
 
@@ -183,7 +183,8 @@ def url_variable(folder: Path) -> str:
     Args:
         folder: The folder of the function.
     """
-    return "FUNCTION_URL" if folder == CLOUD_FUNCTION else f"FUNCTION_URL_{folder.name.upper()}"
+    name = folder.name.upper().replace("-", "_")
+    return "FUNCTION_URL" if folder == CLOUD_FUNCTION else f"FUNCTION_URL_{name}"
 
 
 @contextmanager

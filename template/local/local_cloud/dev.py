@@ -157,7 +157,9 @@ def choose_function_ports(
     for number, folder in enumerate(function_folders()[1:]):
         name = f"the function {folder.name}"
         port = choose_port(name, "--function-port", None, next(usual))
-        debug = choose_port("its debugger", "--debug-port", None, FURTHER_FUNCTIONS_PORT + number)
+        debug = choose_port(
+            f"the debugger of {folder.name}", "--debug-port", None, FURTHER_FUNCTIONS_PORT + number
+        )
         ports[folder] = (port, debug)
     return ports
 
@@ -183,10 +185,11 @@ def read_settings() -> dict[str, str]:
     """
     file = {name: value or "" for name, value in dotenv_values(ORCHESTRATOR / ".env").items()}
     settings = {**os.environ, **file}
-    if not settings.get("FUNCTION_URL") and (file.keys() & {"FUNCTION_URL", "LAKE_URI"}):
+    deployed = [name for name in file if name.startswith("FUNCTION_URL") or name == "LAKE_URI"]
+    if not settings.get("FUNCTION_URL") and deployed:
         raise SettingsError(
             "orchestrator/.env does not name the function to call. To call a deployed function, "
-            "set FUNCTION_URL there. To use the local cloud, remove FUNCTION_URL and LAKE_URI."
+            f"set FUNCTION_URL there. To use the local cloud, remove {' and '.join(deployed)}."
         )
     return settings
 

@@ -99,7 +99,7 @@ class ServedFunction:
         try:
             with step(title):
                 self._start()
-        except ProcessError as error:
+        except (ProcessError, OSError) as error:  # also if the folder was deleted
             console.print(f"[red]{error}[/red]. Edit it again to restart it.")
 
     def _on_worker_ended(self, reason: str) -> None:

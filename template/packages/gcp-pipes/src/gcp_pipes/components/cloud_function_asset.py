@@ -172,6 +172,7 @@ class CloudFunctionAsset(CheckedComponent):
         Args:
             context: The location of the YAML.
         """
+        project_root = context.project_root
         specs = [self.get_asset_spec(spec, context) for spec in self.assets]
         is_partitioned = any(spec.partitions_def for spec in specs)
 
@@ -185,16 +186,20 @@ class CloudFunctionAsset(CheckedComponent):
             required_resource_keys={"settings", "pipes_function_client"},
         )
         def call_function(context: dg.AssetExecutionContext) -> Iterator[Any]:
-            yield from self._call_function(context)
+            yield from self._call_function(context, project_root)
 
         return dg.Definitions(assets=[call_function])
 
-    def _call_function(self, context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def _call_function(
+        self, context: dg.AssetExecutionContext, project_root: Path
+    ) -> Iterator[Any]:
         """Call the function, once or for each partition, and yield the results that it reports."""
         client: PipesCloudFunctionClient = context.resources.pipes_function_client
         options: dict[str, Any] = {
             "context": context,
-            "function_url": self._function_url(context.resources.settings.function_url),
+            "function_url": self._function_url(
+                context.resources.settings.function_url, project_root
+            ),
             "run_tags": self.run_tags,
             "timeout": self.timeout,
             "retry_timeout": self.retry_timeout,
@@ -214,12 +219,13 @@ class CloudFunctionAsset(CheckedComponent):
         log_custom_messages(context, done)
         yield from done.get_results(implicit_materializations=client.implicit_materializations)
 
-    def _function_url(self, default: str) -> str:
+    def _function_url(self, default: str, project_root: Path) -> str:
         if self.function in (None, CLOUD_FUNCTION):
             return default
         if self.function.startswith("https://"):
             return self.function
-        if url := find_url(self.function, default):
+        is_in_project = self._tasks_folder(project_root).is_dir()  # its name elsewhere differs
+        if url := find_url(self.function, None if is_in_project else default):
             return url
         variable = url_variable(self.function)
         raise PipesCloudFunctionError(
@@ -232,8 +238,11 @@ class CloudFunctionAsset(CheckedComponent):
 
     def _task_source(self, project_root: Path) -> Path | None:
         """The path of the task's source; None if the function's sources are elsewhere."""
-        tasks = project_root.parent / (self.function or CLOUD_FUNCTION) / "tasks"
+        tasks = self._tasks_folder(project_root)
         return tasks / f"{self.task}.py" if tasks.is_dir() else None
+
+    def _tasks_folder(self, project_root: Path) -> Path:
+        return project_root.parent / (self.function or CLOUD_FUNCTION) / "tasks"
 
     def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
         source = self._task_source(project_root)

@@ -58,7 +58,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         bucket: Name of the bucket, without `gs://`.
         key_prefix: The prefix of the chunks' names. None puts them at the root of the bucket.
         interval: How long a message waits for its upload, at most, in seconds.
-        on_cancelled: Called in a background thread when the call was cancelled.
+        on_cancelled: Called when the call was cancelled, by the thread that stores messages.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         return {CAN_BE_CANCELLED: True, FUNCTION_NAME: os.environ.get("FUNCTION_NAME")}
 
     def when_cancelled(self, action: Callable[[], None]) -> None:
-        """Call `action`, in another thread, as soon as the call is known to be cancelled.
+        """Call `action`, in the thread that stores messages, when the call turns out to be cancelled.
 
         Args:
             action: The function to call. If the call is cancelled already, it is called here.

@@ -187,7 +187,11 @@ class _Tee:
             with suppress(OSError):
                 stream.original.flush()
         with self._received:
-            self._received.wait_for(lambda: not self._not_received.poll(0), _TIME_TO_COPY)
+            self._received.wait_for(self._is_all_received, _TIME_TO_COPY)
+
+    def _is_all_received(self) -> bool:
+        # Sources first: `tee.py` fills the pipe `under_way` before it reads them.
+        return not any(events & select.POLLIN for _, events in self._not_received.poll(0))
 
     def _receive(self) -> None:
         """Receive the copies until the pipe is closed."""

@@ -33,19 +33,22 @@ def url_variable(function: str) -> str:
 
 
 def find_url(
-    function: str, function_url: str, environment: Mapping[str, str] = os.environ
+    function: str, function_url: str | None, environment: Mapping[str, str] = os.environ
 ) -> str | None:
     """The URL of a function: its own variable, or next to another function.
 
     Args:
         function: The name of the function.
-        function_url: The URL of a function in the same project and region.
+        function_url: The URL of a function in the same Google Cloud project and region, if the
+            function has that name there.
         environment: The environment variables.
 
     Returns:
         The URL, or None if it is neither set nor can be derived.
     """
-    return environment.get(url_variable(function)) or sibling_url(function_url, function)
+    if url := environment.get(url_variable(function)):
+        return url
+    return sibling_url(function_url, function) if function_url else None
 
 
 def sibling_url(function_url: str, function: str) -> str | None:
