@@ -250,7 +250,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         return {CAN_BE_CANCELLED: True, FUNCTION_NAME: os.environ.get("FUNCTION_NAME")}
 
     def when_cancelled(self, action: Callable[[], None]) -> None:
-        """Call `action`, in the thread that stores messages, when the call turns out to be cancelled.
+        """Call `action` when the call is known to be cancelled, in the thread that stores messages.
 
         Args:
             action: The function to call. If the call is cancelled already, it is called here.
