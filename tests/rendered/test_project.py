@@ -47,15 +47,18 @@ def test_a_project_passes_its_own_checks_and_tests(
     project = workshop(render(read_answers(name)))
     if name == WITH_A_SECOND_FUNCTION:
         run("uv", "run", "just", "add-function", "reports", cwd=project)
-    before = contents(project)
+    before = without_locks(project)
     commands = ("uv run just check", "uv run just test")
     assert checks_in_ci(project) in (commands, None)
 
     for command in (*commands, "uv run just fix"):
         run(*command.split(), cwd=project)
 
-    after = {path: text for path, text in contents(project).items() if not path.endswith("uv.lock")}
-    assert after == before
+    assert without_locks(project) == before
+
+
+def without_locks(project: Path) -> dict[str, str]:
+    return {path: text for path, text in contents(project).items() if not path.endswith("uv.lock")}
 
 
 def checks_in_ci(project: Path) -> tuple[str, ...] | None:

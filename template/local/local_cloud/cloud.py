@@ -163,7 +163,7 @@ def function_server(
     secrets = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
     own = {"FUNCTION_NAME": folder.name, "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
     with running(
-        f"The function {folder.name}",
+        "The cloud function" + ("" if folder == CLOUD_FUNCTION else f" {folder.name}"),
         [*command, f"--port={port}"],
         port=port,
         environment={**secrets, **own, **storage},
