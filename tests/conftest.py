@@ -8,6 +8,7 @@ import signal
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,17 @@ def replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert text.count(old) == 1, f"{path} has {text.count(old)} times: {old}"
     path.write_text(text.replace(old, new))
+
+
+@contextmanager
+def replaced(path: Path, old: str, new: str) -> Iterator[None]:
+    """Replace the one occurrence of `old` in a file during the block."""
+    text = path.read_text()
+    replace(path, old, new)
+    try:
+        yield
+    finally:
+        path.write_text(text)
 
 
 def add_second_asset(project: Path) -> None:

@@ -15,6 +15,7 @@ locals {
 resource "google_service_account" "function" {
   for_each = local.functions
 
+  # The hash keeps two names apart that begin alike.
   account_id   = each.key == "cloud_function" ? "${local.account_prefix}-function" : "${trimsuffix(substr(each.value.name, 0, 23), "-")}-${substr(sha1(each.value.name), 0, 6)}"
   display_name = "Runs the cloud function ${each.value.name}"
 

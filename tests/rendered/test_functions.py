@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Render, Workshop, fail, run
+from conftest import Render, Workshop, fail, replaced, run
 from dev import FUNCTION_STARTED, Dev, running_dev
 
 TASK = '''"""A report."""
@@ -121,12 +121,9 @@ def test_a_name_that_is_impossible_or_taken_is_an_error(
 
 def test_a_function_that_does_not_exist_is_an_error(project: Path) -> None:
     [definition] = project.glob("orchestrator/src/*/defs/monthly/defs.yaml")
-    text = definition.read_text()
-    definition.write_text(text.replace("function: reports", "function: report"))
-    try:
+
+    with replaced(definition, "function: reports", "function: report"):
         printed = fail("uv", "run", "just", "materialize", "monthly", cwd=project)
-    finally:
-        definition.write_text(text)
 
     assert "There is no function 'report' that Dagster can call: FUNCTION_URL_REPORT" in printed
     assert "it needs a folder report/" in printed
@@ -134,12 +131,9 @@ def test_a_function_that_does_not_exist_is_an_error(project: Path) -> None:
 
 def test_a_task_that_the_function_lacks_is_an_error_in_yaml(project: Path) -> None:
     [definition] = project.glob("orchestrator/src/*/defs/monthly/defs.yaml")
-    text = definition.read_text()
-    definition.write_text(text.replace("task: monthly", "task: people"))
-    try:
+
+    with replaced(definition, "task: monthly", "task: people"):
         printed = fail("uv", "run", "just", "dg", "check", "defs", "--no-check-yaml", cwd=project)
-    finally:
-        definition.write_text(text)
 
     assert "There is no task 'people' in reports/tasks/. The tasks are: monthly, ping." in printed
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Render, Workshop, end, fail, run
+from conftest import Render, Workshop, end, fail, replaced, run
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,9 @@ def test_a_config_that_is_not_a_json_object_is_an_error(sandbox: Path) -> None:
 
 def test_an_error_in_yaml_is_printed_alone(sandbox: Path) -> None:
     [definition] = sandbox.glob("orchestrator/src/*/defs/visits/defs.yaml")
-    text = definition.read_text()
-    definition.write_text(text.replace("task: visits", "task: visit"))
-    try:
+
+    with replaced(definition, "task: visits", "task: visit"):
         printed = fail("uv", "run", "just", "materialize", "visits", cwd=sandbox)
-    finally:
-        definition.write_text(text)
 
     assert "There is no task 'visit' in cloud_function/tasks/." in printed
     assert "Did you mean visits?" in printed
@@ -107,15 +104,10 @@ def test_a_config_that_the_asset_does_not_have_is_an_error(sandbox: Path) -> Non
 
 def test_a_failed_materialization_has_a_status_and_its_reason(sandbox: Path) -> None:
     task = sandbox / "cloud_function" / "tasks" / "visits.py"
-    text = task.read_text()
-    task.write_text(
-        text.replace("    day = pipes.partition_key", '    raise ValueError("no luck")')
-    )
-    try:
-        command = ("uv", "run", "just", "materialize", "visits", "--partition", "2026-01-02")
+    command = ("uv", "run", "just", "materialize", "visits", "--partition", "2026-01-02")
+
+    with replaced(task, "    day = pipes.partition_key", '    raise ValueError("no luck")'):
         printed = fail(*command, cwd=sandbox)
-    finally:
-        task.write_text(text)
 
     assert "ValueError: no luck" in printed
 

@@ -64,9 +64,8 @@ def make_bundles() -> list[Bundle]:
         DeploymentError: The sources or the lock file of a function cannot be deployed.
     """
     bundles = [make_bundle(folder) for folder in function_folders()]
-    for path in _BUNDLES.glob("*.zip"):
-        if path not in [bundle.path for bundle in bundles]:
-            path.unlink()
+    for former in set(_BUNDLES.glob("*.zip")) - {bundle.path for bundle in bundles}:
+        former.unlink()
     return bundles
 
 

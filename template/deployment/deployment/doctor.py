@@ -355,10 +355,9 @@ def find_settings() -> tuple[dict[str, str], str]:
     """The settings that Dagster would use, and the file with them."""
     name = ".env" if (ORCHESTRATOR / ".env").exists() else ".env.example"
     values = {**dotenv_values(ORCHESTRATOR / name), **os.environ}
-    settings = {key: value for key in _SETTINGS if (value := values.get(key))}
     optional = ("FUNCTION_AUDIENCE", "FUNCTION_TIMEOUT", "IMPERSONATE_SERVICE_ACCOUNT")
-    settings |= {key: value for key in optional if (value := values.get(key))}
-    settings |= {key: value for key in _url_variables() if (value := values.get(key))}
+    names = (*_SETTINGS, *_url_variables(), *optional)
+    settings = {key: value for key in names if (value := values.get(key))}
     return settings, f"orchestrator/{name}"
 
 

@@ -9,11 +9,14 @@ import polars as pl
 
 
 def materialize(
-    definitions: dg.Definitions, instance: dg.DagsterInstance, asset: str
+    definitions: dg.Definitions, instance: dg.DagsterInstance, asset: str, **config: object
 ) -> dg.ExecuteInProcessResult:
     job = definitions.resolve_implicit_global_asset_job_def()
     return job.execute_in_process(
-        instance=instance, asset_selection=[dg.AssetKey(asset)], raise_on_error=False
+        {"ops": {asset: {"config": config}}} if config else None,
+        instance=instance,
+        asset_selection=[dg.AssetKey(asset)],
+        raise_on_error=False,
     )
 
 
@@ -73,11 +76,12 @@ def test_the_event_log_has_what_the_function_reported(
 def test_the_table_holds_the_rows_that_the_metadata_says(
     definitions: dg.Definitions, instance: dg.DagsterInstance, settings: Mapping[str, str]
 ) -> None:
-    metadata = values(materialization(materialize(definitions, instance, "people")))
+    result = materialize(definitions, instance, "people", rows=1_000)
+    metadata = values(materialization(result))
 
     assert metadata["table_location"] == f"{settings['LAKE_URI']}/people"
     table = pl.read_delta(metadata["table_location"], version=metadata["table_version"])
-    assert metadata["dagster/row_count"] == table.height > 0
+    assert metadata["dagster/row_count"] == table.height == 1_000
     assert [column.name for column in metadata["dagster/column_schema"].columns] == table.columns
 
 

@@ -193,10 +193,9 @@ def reason(attempt: Attempt, problem: str) -> str:
 
 
 def _first_line(exception: PipesException) -> str:
-    message = exception["message"].strip()
+    lines = exception["message"].strip().split("\n")
     # That of a SyntaxError begins with its place, and ends with the error.
-    first, last = message.split("\n")[0], message.split("\n")[-1]
-    return f"{last}, in {first}" if first.startswith('File "') else first
+    return f"{lines[-1]}, in {lines[0]}" if lines[0].startswith('File "') else lines[0]
 
 
 def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:
