@@ -1,6 +1,7 @@
 """The Dagster instance of this machine, and the `just dev` that runs on it."""
 
 import fcntl
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,7 @@ _PORTS = range(20_000, 32_000, 20)
 
 def usual_ports() -> Iterator[int]:
     """The ports of Dagster's web page and of each function: the same at each start of a project."""
-    first = _PORTS[zlib.crc32(str(PROJECT).encode()) % len(_PORTS)]
-    yield from range(first, first + _PORTS.step)
+    return itertools.count(_PORTS[zlib.crc32(str(PROJECT).encode()) % len(_PORTS)])
 
 
 def choose_port(name: str, option: str, wanted: int | None, usual: int) -> int:
