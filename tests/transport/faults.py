@@ -46,6 +46,41 @@ def respond_after(status: int) -> Fault:
     return fault
 
 
+class LateRequest:
+    """A request that gets a response before it reaches the server.
+
+    Args:
+        status: The status of the response.
+
+    Attributes:
+        response: The server's own response, once it has responded.
+    """
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+        self._forward: Callable[[], Response] | None = None
+        self.response: Response | None = None
+
+    def __call__(self, request: Request) -> Response:
+        """Respond without sending the request to the server."""
+        self._forward = request.forward
+        return Response(self._status)
+
+    def arrive(self) -> None:
+        """Send the request to the server, and wait for its response."""
+        assert self._forward is not None
+        self.response = self._forward()
+
+    def arrive_after(self, seconds: float) -> Fault:
+        """A fault for the same request: as above, and let it arrive after `seconds`."""
+
+        def fault(request: Request) -> Response:
+            threading.Timer(seconds, self.arrive).start()
+            return self(request)
+
+        return fault
+
+
 def cut(request: Request) -> None:
     """Cut the connection without sending the request to the server."""
 
@@ -145,13 +180,15 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
             proxy.connections += 1
 
         def handle_any(self) -> None:
+            # Kept, since a request may be forwarded after the next one on its connection.
+            method, path = self.command, self.path
+            headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
             def forward() -> Response:
                 connection = http.client.HTTPConnection(address, timeout=120)
-                headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
                 try:
-                    connection.request(self.command, self.path, body, headers)
+                    connection.request(method, path, body, headers)
                     response = connection.getresponse()
                     return Response(response.status, response.read(), dict(response.getheaders()))
                 except OSError:
@@ -161,7 +198,7 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
 
             proxy.in_flight += 1
             try:
-                response = proxy.handle(Request(self.command, self.path, forward))
+                response = proxy.handle(Request(method, path, forward))
             finally:
                 proxy.in_flight -= 1
             if response is None or response.status == -1:

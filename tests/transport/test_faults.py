@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import Materialize, environment_without_pytest, lines, run_asset, serve
+from conftest import Materialize, environment_without_pytest, eventually, lines, run_asset, serve
 from faults import (
     FaultProxy,
+    LateRequest,
+    Request,
+    Response,
     change_body,
     cut,
     cut_after,
@@ -352,7 +356,7 @@ def test_a_task_that_takes_too_long_is_an_exception_in_dagster(
 # The call
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
 def test_a_call_that_the_front_end_rejected_is_retried(
     status: int, materialize: Materialize, calls: FaultProxy
 ) -> None:
@@ -377,17 +381,100 @@ def test_a_call_that_is_always_rejected_fails_the_step(
     assert "attempts: " in run.failure
 
 
-def test_a_503_of_a_function_that_had_started_is_not_retried(
+def test_a_call_that_google_has_no_instance_for_says_so(
     materialize: Materialize, calls: FaultProxy
 ) -> None:
-    calls.fail(respond_after(503))
+    calls.fail_always(respond(500, b"<html><title>Server Error</title></html>"))
 
     run = materialize(lines=3)
 
     assert not run.success
-    assert "responded 503" in run.failure
+    assert "responded 500: Internal Server Error." in run.failure
+    assert "The function could not start, or its instance crashed: see its logs." in run.failure
+    assert len(calls.seen) > 2
+
+
+def test_an_error_of_the_function_itself_is_not_retried(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail(respond(500, b'{"error": "no luck"}'))
+
+    run = materialize(lines=3)
+
+    assert "responded 500: no luck" in run.failure
+    assert len(calls.seen) == 1
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_function_that_had_started_is_not_called_again_after_an_error_of_the_front_end(
+    status: int, materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail(respond_after(status))
+
+    run = materialize(lines=3)
+
+    assert not run.success
+    assert f"responded {status}" in run.failure
     assert len(calls.seen) == 1
     assert run.lines == lines(3)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_call_that_starts_after_an_error_of_the_front_end_is_followed(
+    status: int, materialize: Materialize, calls: FaultProxy
+) -> None:
+    late = LateRequest(status)
+    calls.fail(late.arrive_after(0.1))
+
+    run = materialize(lines=3, pause=0.3)
+
+    assert run.success
+    assert run.lines == lines(3)
+    assert len(calls.seen) == 1
+    assert any(
+        f"Google responded {status}, but the function started later" in line
+        for _, line in run.logged
+    )
+
+
+def test_a_call_that_arrives_after_its_retry_does_nothing(
+    materialize: Materialize, calls: FaultProxy, emulator: Mapping[str, str]
+) -> None:
+    late = LateRequest(503)
+    calls.fail(late)
+
+    run = materialize(lines=3)
+    late.arrive()
+
+    assert run.success
+    assert run.lines == lines(3)
+    assert run.call["attempts"] == "2"
+    assert late.response is not None
+    assert late.response.status == 500
+    assert b"MessagesNotStoredError" in late.response.body
+
+
+def test_a_retry_of_a_call_that_has_just_started_does_nothing(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    late = LateRequest(503)
+
+    def start_late(request: Request) -> Response:
+        threading.Thread(target=late.arrive).start()
+        time.sleep(1)
+        return request.forward()
+
+    calls.fail(late, start_late)
+
+    run = materialize(lines=8, pause=0.3)
+
+    assert not run.success
+    assert "responded 409: An earlier attempt of this call has started" in run.failure
+    assert len(calls.seen) == 2
+    assert run.lines == []
+    eventually(lambda: late.response is not None)
+    assert late.response is not None
+    assert late.response.status == 200
 
 
 def test_a_function_that_is_not_ready_yet_is_called_again(

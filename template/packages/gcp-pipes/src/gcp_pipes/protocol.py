@@ -6,6 +6,9 @@ A change here takes effect only when the function and the Dagster project are bo
 CANCEL_PARAMETER = "DAGSTER_PIPES_CANCEL"
 """In the body of a request that cancels calls: a list, with a JSON object for each call."""
 
+REPLACES_PARAMETER = "DAGSTER_PIPES_REPLACES"
+"""In the body of a retry: the key prefixes of earlier attempts, which must not start any more."""
+
 TIMEOUT_PARAMETER = "DAGSTER_PIPES_TIMEOUT"
 """In the body of a call: its timeout, in seconds."""
 

@@ -11,12 +11,14 @@ Each message also has a `number`, from 1, so the reader notices missing and dupl
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import StringIO
 from typing import IO, Self
 
 from dagster_pipes import (
+    PIPES_PROTOCOL_VERSION,
+    PIPES_PROTOCOL_VERSION_FIELD,
     DagsterPipesError,
     PipesExtras,
     PipesMessage,
@@ -27,6 +29,7 @@ from dagster_pipes import (
 from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
+from werkzeug.exceptions import Conflict
 
 from gcp_pipes.external.in_flight import not_forwarded
 from gcp_pipes.external.storage import create_object
@@ -37,6 +40,13 @@ _BUFFER_SIZE = 8 * _CHUNK_SIZE  # when it is full, writing a message blocks
 _NAMES_TAKEN = 10  # how many chunk names in a row may exist already, by requests to cancel
 _ATTEMPT_TIMEOUT = 30.0  # seconds to wait for a response from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(60.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
+
+
+_REPLACED = {
+    PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
+    "method": "log",
+    "params": {"message": "A retry has replaced this attempt", "level": "WARNING"},
+}
 
 
 class MessagesNotStoredError(DagsterPipesError):
@@ -213,6 +223,25 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             if not failed_attempts:
                 raise
 
+    def store_replacement(self) -> None:
+        """Store the first chunk, so the function cannot store its own, and does not start.
+
+        Raises:
+            Conflict: The function has stored it.
+            MessagesNotStoredError: It could not be stored.
+        """
+        try:
+            self.upload_messages_chunk(StringIO(json.dumps(_REPLACED)), 1)
+        except PreconditionFailed as error:
+            raise Conflict(
+                "An earlier attempt of this call has started, although its request was rejected. "
+                "This attempt does nothing. The earlier one may do all of its work, or has done "
+                "it: see its logs."
+            ) from error
+        except Exception as error:
+            self._upload_error = error
+            self._raise_upload_error()
+
     def _raise_upload_error(self) -> None:
         if self._upload_error is not None:
             raise MessagesNotStoredError(
@@ -290,6 +319,21 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             interval=self._interval,
             on_cancelled=self._call_when_cancelled,
         )
+
+    def replace(self, params: PipesParams, key_prefixes: Sequence[str]) -> None:
+        """Keep earlier attempts of a call from starting: create the first chunk of each.
+
+        Args:
+            params: As for `open`, for the messages of this attempt.
+            key_prefixes: The key prefixes of the earlier attempts.
+
+        Raises:
+            Conflict: One of them has started.
+            DagsterPipesError: The params are invalid.
+            MessagesNotStoredError: A chunk could not be stored.
+        """
+        for key_prefix in key_prefixes:
+            self.open({**params, "key_prefix": key_prefix}).store_replacement()
 
     def _call_when_cancelled(self) -> None:
         with self._lock:

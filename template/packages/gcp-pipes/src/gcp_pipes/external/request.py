@@ -16,12 +16,16 @@ from dagster_pipes import (
     PipesMappingParamsLoader,
     PipesMessageWriter,
 )
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, Conflict
 
 from gcp_pipes.external.context import PipesCloudFunctionContext
 from gcp_pipes.external.deadline import request_timer, set_ready
 from gcp_pipes.external.logs import log_request
-from gcp_pipes.external.message_writer import MessagesNotStoredError
+from gcp_pipes.external.message_writer import (
+    MessagesNotStoredError,
+    PipesCloudStorageMessageWriter,
+)
+from gcp_pipes.protocol import REPLACES_PARAMETER
 
 _TRACE_HEADERS = {  # and the pattern of their values
     "traceparent": r"[0-9a-f]{2}-([0-9a-f]{32})-",
@@ -83,10 +87,15 @@ def open_pipes(
     Raises:
         BadRequest: The parameters of Pipes are missing or invalid, or require another kind of
             message writer or another bucket.
+        Conflict: An earlier attempt of this call has started.
         MessagesNotStoredError: The first message could not be stored.
     """
     params_loader = PipesMappingParamsLoader(event)
     try:
+        if REPLACES_PARAMETER in event and isinstance(
+            message_writer, PipesCloudStorageMessageWriter
+        ):
+            message_writer.replace(params_loader.load_messages_params(), event[REPLACES_PARAMETER])
         return PipesCloudFunctionContext(params_loader, PipesDefaultContextLoader(), message_writer)
     except MessagesNotStoredError:
         raise
@@ -114,7 +123,9 @@ def trace_id(request: flask.Request) -> str:
 
 
 def errors_as_json(handler: Handler) -> Handler:
-    """Respond to errors with `{"error": ...}`, and status 400 for `BadRequest`, 500 for others.
+    """Respond to errors with `{"error": ...}`, and status 400, 409 or 500.
+
+    That is 400 for `BadRequest`, 409 for `Conflict`, and 500 for all others.
 
     The start and the end of each request are logged, and the traceback of an unexpected error, but
     nothing else about the request. Dagster receives the traceback if the error left the `with`
@@ -133,9 +144,9 @@ def errors_as_json(handler: Handler) -> Handler:
             _logger.info("The request started")
             try:
                 response = handler(request)
-            except BadRequest as error:
+            except (BadRequest, Conflict) as error:
                 _logger.warning("The request was rejected: see the response")
-                return {"error": error.description}, 400
+                return {"error": error.description}, error.code
             except BaseException as error:  # a SystemExit would end the server
                 _logger.exception("The request failed after %.3f s", time.monotonic() - started)
                 text = "".join(traceback.format_exception_only(error)).strip()

@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import dagster as dg
 import requests
@@ -34,6 +35,7 @@ from gcp_pipes.protocol import (
     CANCEL_PARAMETER,
     LEVELS,
     OBSERVATION,
+    REPLACES_PARAMETER,
     TIMEOUT_PARAMETER,
     nearest_level,
 )
@@ -41,7 +43,19 @@ from gcp_pipes.protocol import (
 _MARGIN = 10.0  # seconds that a response may come after the function's timeout
 _TIME_TO_START = 300.0  # seconds; Google Cloud stops waiting for an instance after 240
 _FIRST_DELAY = 0.5  # seconds before the first retry
+_MOST_REPLACED = 10  # earlier attempts that a retry keeps from starting
 TIME_TO_CANCEL = 10.0  # seconds for the request that cancels, and then for the task to stop
+
+
+@runtime_checkable
+class FollowingReader(Protocol):
+    """A message reader that can read the messages of an earlier attempt."""
+
+    def has_messages(self, params: PipesParams) -> bool:
+        """Whether the function has sent a message to where `params` say."""
+
+    def following(self, params: PipesParams) -> dg.PipesMessageReader:
+        """A reader that reads the messages there, instead of those of a new call."""
 
 
 class CloudFunctionMessageHandler(MessageHandler):
@@ -94,6 +108,16 @@ class CloudFunctionMessageHandler(MessageHandler):
     def can_be_cancelled(self) -> bool:
         """Whether the function accepts a request that cancels the call."""
         return bool(self.opened_extras and self.opened_extras.get(CAN_BE_CANCELLED))
+
+    def has_started_late(self) -> bool:
+        """Whether the function has sent its first message after all."""
+        reader = self._message_reader
+        return isinstance(reader, FollowingReader) and reader.has_messages(self.params)
+
+    def follow(self, other: "CloudFunctionMessageHandler") -> None:
+        """Read the messages of an attempt that another handler has stopped to read."""
+        if isinstance(self._message_reader, FollowingReader):
+            self._message_reader = self._message_reader.following(other.params)
 
     def handle_message(self, message: PipesMessage) -> None:
         """Report the message to the run, and record what it says of the call."""
@@ -227,10 +251,20 @@ class CloudFunctionCaller:
         A call that did not start is retried, and for longer while another call of the step is
         running, since the function may have no free instance. One that may have started is not
         retried: if its response is lost, the function's messages say how it ended.
+
+        An attempt may start late, after Google has rejected its request. So its first message is
+        looked for before the retry, which then keeps it from starting.
         """
         first_started = time.monotonic()
+        may_start_late: deque[str] = deque(maxlen=_MOST_REPLACED)
         for number, delay in enumerate(_delays(self._retry_timeout / 4), start=1):
-            attempt = self._attempt(number, event, context_data, make_handler())
+            attempt = self._attempt(
+                number,
+                uuid.uuid4().hex,
+                context_data,
+                make_handler(),
+                lambda session, trace: self._post(event, session, trace, may_start_late),
+            )
             if attempt.has_started or not self._may_retry(first_started, delay):
                 break
             attempt.handler.warn(
@@ -238,6 +272,10 @@ class CloudFunctionCaller:
                 f"Retrying in {delay:.1f} s."
             )
             self._cancelled.wait(delay)
+            if attempt.response.may_start_late:
+                if attempt.handler.has_started_late():
+                    return self._follow(attempt, context_data, make_handler())
+                may_start_late.append(attempt.handler.params.get("key_prefix", ""))
         return attempt
 
     def cancel(self) -> None:
@@ -261,20 +299,34 @@ class CloudFunctionCaller:
         if response.error:
             self._context.log.warning(f"Could not cancel the cloud function: {response.error}")
 
-    def _attempt(
+    def _follow(
         self,
-        number: int,
-        event: bytes,
+        attempt: Attempt,
         context_data: PipesContextData,
         handler: CloudFunctionMessageHandler,
     ) -> Attempt:
+        """Read the messages of an attempt that has started late, until it has finished."""
+        handler.follow(attempt.handler)
+        error = f"Google responded {attempt.response.status}, but the function started later"
+        response = replace(attempt.response, outcome=Outcome.UNKNOWN, error=error)
+        return self._attempt(
+            attempt.number, attempt.trace, context_data, handler, lambda *_: response
+        )
+
+    def _attempt(
+        self,
+        number: int,
+        trace: str,
+        context_data: PipesContextData,
+        handler: CloudFunctionMessageHandler,
+        post: Callable[[dg.PipesSession, str], CloudFunctionResponse],
+    ) -> Attempt:
         """Make one attempt, under a key prefix of its own, and read all its messages."""
         start = time.monotonic()
-        trace = uuid.uuid4().hex
         try:
             with self._open_session(context_data, handler) as session, self._track(handler):
                 try:
-                    response = self._post(event, session, trace)
+                    response = post(session, trace)
                     if response.outcome is Outcome.UNKNOWN:
                         self._wait_for_messages(handler, response)
                 except BaseException:  # the run is being terminated
@@ -298,10 +350,16 @@ class CloudFunctionCaller:
                 self._last_finished = time.monotonic()
         return attempt
 
-    def _post(self, event: bytes, session: dg.PipesSession, trace: str) -> CloudFunctionResponse:
+    def _post(
+        self, event: bytes, session: dg.PipesSession, trace: str, replaced: Collection[str]
+    ) -> CloudFunctionResponse:
         if self._cancelled.is_set():
             return CloudFunctionResponse(Outcome.NOT_STARTED, None, "The step was cancelled.", 0.0)
-        parameters = {**session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self._timeout}
+        parameters = {
+            **session.get_bootstrap_env_vars(),
+            TIMEOUT_PARAMETER: self._timeout,
+            **({REPLACES_PARAMETER: list(replaced)} if replaced else {}),
+        }
         return invoke_cloud_function(
             self._http_session,
             url=self._function_url,

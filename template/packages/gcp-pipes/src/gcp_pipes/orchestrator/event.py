@@ -11,7 +11,7 @@ Event = Mapping[str, Any]
 
 _MEBIBYTE = 1024 * 1024
 _LARGEST_BODY = 32 * _MEBIBYTE  # bytes; the limit of Cloud Run over HTTP/1
-_MESSAGE_PARAMETERS = 1024  # bytes, at most: the bucket and the key prefix of the messages
+_MESSAGE_PARAMETERS = 1024  # bytes, at most: the bucket of the messages and their key prefixes
 
 
 class EventError(Exception):

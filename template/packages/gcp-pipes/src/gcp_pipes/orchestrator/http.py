@@ -69,6 +69,11 @@ class CloudFunctionResponse:
     error: str | None
     seconds: float
 
+    @property
+    def may_start_late(self) -> bool:
+        """Whether a function that did not start may have the request, and start after all."""
+        return self.outcome is Outcome.NOT_STARTED and self.status in (500, 502, 503)
+
 
 class CloudFunctionAdapter(HTTPAdapter):
     """Keeps a connection for each call in flight, and keeps waiting connections alive."""
@@ -111,18 +116,33 @@ def invoke_cloud_function(
         return CloudFunctionResponse(Outcome.FINISHED, None, problem, time.monotonic() - started)
     status = response.status_code
     error_text = None if 200 <= status < 300 else _error_text(response)
-    return CloudFunctionResponse(_outcome(status), status, error_text, time.monotonic() - started)
+    return CloudFunctionResponse(_outcome(response), status, error_text, time.monotonic() - started)
 
 
-def _outcome(status: int) -> Outcome:
-    """What a status means. 429, 503 and 504 come from Google's front end."""
-    match status:
+def _outcome(response: requests.Response) -> Outcome:
+    """What a response means. 429, 503 and 504 come from Google's front end.
+
+    So do 500 and 502 without the function's own error: Google responds 500 if it has no instance
+    for a request: https://cloud.google.com/run/docs/troubleshooting#500
+    """
+    match response.status_code:
         case 429 | 503:
             return Outcome.NOT_STARTED
         case 504:
             return Outcome.UNKNOWN
+        case 500 | 502 if _function_error(response) is None:
+            return Outcome.NOT_STARTED
         case _:
             return Outcome.FINISHED
+
+
+def _function_error(response: requests.Response) -> str | None:
+    """The error in a response of the function itself: `{"error": "..."}`."""
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return error if isinstance(error, str) else None
 
 
 def _never_connected(error: requests.RequestException) -> bool:
@@ -143,10 +163,8 @@ def _error_text(response: requests.Response) -> str:
         return f"{response.reason} ({challenge})."
     if response.text.lstrip().startswith("<"):
         return f"{response.reason}."
-    try:
-        return str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:_ERROR_TEXT_LIMIT] or f"{response.reason}."
+    text = _function_error(response) or response.text[:_ERROR_TEXT_LIMIT]
+    return text or f"{response.reason}."
 
 
 def is_redirect(status: int | None) -> bool:

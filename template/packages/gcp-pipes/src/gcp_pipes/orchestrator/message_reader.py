@@ -55,6 +55,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         self.client = client
         self.interval = interval
         self.first_interval = min(_FIRST_INTERVAL, interval)
+        self._followed: PipesParams | None = None
         _keep_connections(client._http)  # not public, but Google's guides use it
 
     def for_many_calls(self, count: int) -> Self:
@@ -68,6 +69,28 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         reader = copy.copy(self)
         reader.interval = max(self.interval, min(count * _INTERVAL_PER_CALL, _LONGEST_INTERVAL))
         reader.first_interval = reader.interval / 2
+        return reader
+
+    def has_messages(self, params: PipesParams) -> bool:
+        """Whether the function has sent a message.
+
+        Args:
+            params: The call's parameters, from `get_params`.
+
+        Raises:
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the request.
+            google.api_core.exceptions.RetryError: It failed until the time limit.
+        """
+        return self.download_messages_chunk(1, params) is not None
+
+    def following(self, params: PipesParams) -> Self:
+        """The same reader for the messages of an earlier attempt, from the first one on.
+
+        Args:
+            params: The attempt's parameters, from `get_params`.
+        """
+        reader = copy.copy(self)
+        reader._followed = params
         return reader
 
     @property
@@ -104,7 +127,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
 
     def get_params(self) -> PipesParams:
         """The bucket, and a new key prefix for the messages of one call."""
-        return {"bucket": self.bucket, "key_prefix": uuid.uuid4().hex}
+        return self._followed or {"bucket": self.bucket, "key_prefix": uuid.uuid4().hex}
 
     def download_messages_chunk(self, index: int, params: PipesParams) -> str | None:
         """The chunk's text, or None if the chunk does not exist (yet).

@@ -14,14 +14,13 @@ from gcp_pipes.orchestrator.context import (
     is_observable,
     required_assets,
 )
-from gcp_pipes.orchestrator.http import Outcome, is_redirect
+from gcp_pipes.orchestrator.http import CloudFunctionResponse, Outcome, is_redirect
 from gcp_pipes.orchestrator.urls import is_loopback
 
 _HINTS = {
     None: "Check that FUNCTION_URL is the function's own URL and that the function is running.",
     404: "Check that FUNCTION_URL is the function's own URL and that the function is deployed.",
     429: "The function has no free instance: raise its maximum of instances or its concurrency.",
-    503: "The function could not start, or its instance crashed: see its logs.",
 }
 
 _REDIRECTED = "Redirects are not followed: set FUNCTION_URL to the function's own https URL."
@@ -79,17 +78,18 @@ def _find_failure(attempt: Attempt) -> str | None:
     if response.error is not None:
         status = f"responded {response.status}" if response.status else "could not be reached"
         return (
-            f"The cloud function {status}: {response.error} "
-            f"{attempt.auth_error or _hint(response.status)}"
+            f"The cloud function {status}: {response.error} {attempt.auth_error or _hint(response)}"
         )
     return None
 
 
-def _hint(status: int | None) -> str:
-    """What to do about a response with this status, or about no response."""
-    if is_redirect(status):
+def _hint(response: CloudFunctionResponse) -> str:
+    """What to do about a response, or about no response."""
+    if is_redirect(response.status):
         return _REDIRECTED
-    return _HINTS.get(status, "See its logs.")
+    if response.may_start_late:
+        return "The function could not start, or its instance crashed: see its logs."
+    return _HINTS.get(response.status, "See its logs.")
 
 
 def _find_silence(handler: CloudFunctionMessageHandler, no_messages_hint: str) -> str | None:
@@ -206,7 +206,9 @@ def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValu
         "cloud_function_call": dg.MetadataValue.md(f"| call | |\n| --- | --- |\n{rows}"),
     }
     if project is not None and not is_loopback(attempt.function_url):
-        metadata["cloud_function_logs"] = dg.MetadataValue.url(logs_url(project, attempt.trace))
+        run_id = attempt.session.context_data["run_id"]
+        url = logs_url(project, attempt.trace, run_id)
+        metadata["cloud_function_logs"] = dg.MetadataValue.url(url)
     return metadata
 
 
@@ -232,9 +234,14 @@ def summarize(attempt: Attempt) -> str:
     return "\n".join(f"{name}: {value}" for name, value in details(attempt).items())
 
 
-def logs_url(project: str, trace: str) -> str:
-    """The page of Cloud Logging with what the function logged in one trace."""
-    query = quote(f'trace="projects/{project}/traces/{trace}"', safe="")
+def logs_url(project: str, trace: str, run_id: str) -> str:
+    """The page of Cloud Logging with what the function logged of a call.
+
+    Google may give the request another trace than that of the call, so the page also finds it by
+    the run, which the function adds to what it logs during the call.
+    """
+    by_trace, by_run = f"projects/{project}/traces/{trace}", f'labels.dagster_run_id="{run_id}"'
+    query = quote(f'trace="{by_trace}" OR {by_run}', safe="")
     return (
         f"https://console.cloud.google.com/logs/query;query={query}"
         f"?{urlencode({'project': project})}"
