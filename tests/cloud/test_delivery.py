@@ -10,6 +10,7 @@ import yaml
 from conftest import TEMPLATE, Render, run
 
 ZIZMOR = ("uv", "tool", "run", "--from=zizmor>=1.32,<2", "zizmor", "--offline", "--pedantic")
+EXACT = re.compile(r"\d+\.\d+\.\d+")
 GITHUB: dict[str, dict[str, str]] = {
     "two environments": {},
     "one environment": {"environments": "solo"},
@@ -97,7 +98,7 @@ def test_without_infrastructure_nothing_is_deployed(render: Render) -> None:
     github = load(render(GITHUB["no infrastructure"]) / ".github" / "workflows" / "ci.yml")
     gitlab = render({"ci": "gitlab", "iac": "none"}) / ".gitlab-ci.yml"
 
-    assert github["jobs"].keys() == {"check"}
+    assert github["jobs"].keys() == {"check", "audit"}
     assert "deploy" not in gitlab.read_text()
 
 
@@ -123,7 +124,49 @@ def test_gitlab_deploys_the_same_way(render: Render) -> None:
 
 
 def test_new_versions_are_taken_after_a_week(render: Render) -> None:
-    for folder in (TEMPLATE, render()):
+    for folder in (TEMPLATE, render(), render(GITHUB["no infrastructure"])):
         updates = load(folder / ".github" / "dependabot.yml")["updates"]
-        assert {update["package-ecosystem"] for update in updates} == {"github-actions", "uv"}
+        updated = {update["package-ecosystem"] for update in updates}
+        has_terraform = any(folder.rglob("infra/*.tf"))
+        assert updated == {"github-actions", "uv"} | ({"terraform"} if has_terraform else set())
         assert all(int(update["cooldown"]["default-days"]) >= 7 for update in updates)
+
+
+def test_programs_and_images_are_pinned_to_a_version(render: Render) -> None:
+    for workflow in workflows(render):
+        for step in (step for job in workflow["jobs"].values() for step in job["steps"]):
+            if "setup-uv" in step.get("uses", ""):
+                assert EXACT.fullmatch(step["with"]["version"])
+            if "setup-terraform" in step.get("uses", ""):
+                assert EXACT.fullmatch(step["with"]["terraform_version"])
+
+    pipeline = load(render({"ci": "gitlab"}) / ".gitlab-ci.yml")
+    images = [pipeline["default"]["image"], pipeline["infra"]["image"]["name"]]
+    assert all(EXACT.fullmatch(image.partition(":")[2]) for image in images)
+    assert pipeline[".uv"]["before_script"] == ["pip install --quiet uv==0.13.9"]
+
+
+def test_each_lock_file_is_searched_for_known_vulnerabilities(render: Render) -> None:
+    github, gitlab = render(), render({"ci": "gitlab"})
+
+    [audit] = (
+        step["run"]
+        for step in load(github / ".github" / "workflows" / "ci.yml")["jobs"]["audit"]["steps"]
+        if "run" in step
+    )
+    assert audit == "uv run just audit"
+    assert load(gitlab / ".gitlab-ci.yml")["audit"]["script"] == [audit]
+    printed = run("uv", "run", "just", "--show", "audit", cwd=github).stdout
+    audited = re.findall(r"uv audit --locked(?: --directory (\S+))?", printed)
+    assert audited == ["", "orchestrator", '"${tasks%/tasks/*}"']
+
+
+def test_the_audience_of_gitlab_s_tokens_depends_on_no_variable_of_an_environment(
+    render: Render,
+) -> None:
+    project = render({"ci": "gitlab"})
+
+    token = load(project / ".gitlab-ci.yml")[".deploy"]["id_tokens"]["ID_TOKEN"]
+
+    assert token == {"aud": "$CI_SERVER_URL"}
+    assert "allowed_audiences = [var.gitlab_url]" in (project / "infra/federation.tf").read_text()
