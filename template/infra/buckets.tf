@@ -1,11 +1,18 @@
 # All buckets are private. Access is controlled by IAM only, without access control lists.
 
+locals {
+  location  = var.dual_region == null ? var.region : var.dual_region.location
+  placement = var.dual_region == null ? [] : [[upper(var.region), upper(var.dual_region.second_region)]]
+
+  builds_bucket = "gcf-v2-sources-${google_storage_bucket.sources.project_number}-${var.region}"
+}
+
 # The function's messages to Dagster, one object for each chunk.
 resource "google_storage_bucket" "messages" {
   #checkov:skip=CKV_GCP_62:Access logs would be larger than the messages.
   #checkov:skip=CKV_GCP_78:Objects are written once and never overwritten.
   name                        = var.messages_bucket
-  location                    = var.region
+  location                    = local.location
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
   force_destroy               = true # messages are temporary
@@ -23,7 +30,21 @@ resource "google_storage_bucket" "messages" {
     retention_duration_seconds = 0 # do not keep, or pay for, deleted messages
   }
 
-  depends_on = [google_project_service.api]
+  dynamic "custom_placement_config" {
+    for_each = local.placement
+    content {
+      data_locations = custom_placement_config.value
+    }
+  }
+
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
+
+  depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agents_use_key]
 }
 
 # The tables. Terraform does not destroy this bucket unless it is empty.
@@ -31,7 +52,7 @@ resource "google_storage_bucket" "lake" {
   #checkov:skip=CKV_GCP_62:Turn on Data Access audit logs if you have to prove who read the data.
   #checkov:skip=CKV_GCP_78:Delta tables have their own versions, and soft delete keeps deleted objects.
   name                        = var.lake_bucket
-  location                    = var.region
+  location                    = local.location
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
 
@@ -39,7 +60,21 @@ resource "google_storage_bucket" "lake" {
     retention_duration_seconds = 7 * 24 * 60 * 60
   }
 
-  depends_on = [google_project_service.api]
+  dynamic "custom_placement_config" {
+    for_each = local.placement
+    content {
+      data_locations = custom_placement_config.value
+    }
+  }
+
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
+
+  depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agents_use_key]
 }
 
 # The functions' source code: the bundles, one object for each version, named after its hash.
@@ -52,18 +87,48 @@ resource "google_storage_bucket" "sources" {
   public_access_prevention    = "enforced"
   force_destroy               = true # the bundles can be rebuilt from the repository
 
-  depends_on = [google_project_service.api]
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
+
+  depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agents_use_key]
 }
 
 # Google copies the source code to a bucket of this name and builds the function from it. Google
 # would create the bucket at the first deployment in a project, but would not let the build account
-# read it. Terraform creates the bucket first, in order to grant that role.
+# read it. Terraform creates the bucket first, in order to grant that role. All functions of the
+# project in this region share the bucket, so it is not deleted unless it is empty.
 resource "google_storage_bucket" "builds" {
   #checkov:skip=CKV_GCP_62:Only Google writes to it, and only the build account reads it.
-  #checkov:skip=CKV_GCP_78:All versions of the source code are in the bucket for sources.
-  name                        = "gcf-v2-sources-${google_storage_bucket.sources.project_number}-${var.region}"
+  count = var.create_builds_bucket ? 1 : 0
+
+  name                        = local.builds_bucket
   location                    = var.region
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
-  force_destroy               = true
+  force_destroy               = false
+
+  versioning {
+    enabled = true
+  }
+
+  lifecycle_rule {
+    action {
+      type = "Delete"
+    }
+    condition {
+      num_newer_versions = 3
+      with_state         = "ARCHIVED"
+    }
+  }
+
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
 }

@@ -15,6 +15,7 @@ locals {
     for folder, name in local.function_names : folder => {
       name          = name
       bundle        = "${path.module}/../build/${folder}.zip"
+      sha256        = filesha256("${path.module}/../build/${folder}.zip")
       cpu           = try(coalesce(var.functions[folder].cpu), var.function_cpu)
       memory        = try(coalesce(var.functions[folder].memory), var.function_memory)
       timeout       = try(coalesce(var.functions[folder].timeout), var.function_timeout)
@@ -29,18 +30,19 @@ locals {
 resource "google_storage_bucket_object" "bundle" {
   for_each = local.functions
 
-  name   = "${filesha256(each.value.bundle)}.zip"
+  name   = "${each.value.sha256}.zip"
   bucket = google_storage_bucket.sources.name
   source = each.value.bundle
 }
 
 # The container images that Google builds from the bundle.
 resource "google_artifact_registry_repository" "images" {
-  #checkov:skip=CKV_GCP_84:Google-managed keys are enough, since the images contain no secrets.
+  #checkov:skip=CKV_GCP_84:The variable kms_key sets a key.
   repository_id = var.function_name
   description   = "Images of ${join(", ", values(local.function_names))}"
   location      = var.region
   format        = "DOCKER"
+  kms_key_name  = var.kms_key
 
   cleanup_policies {
     id     = "keep-latest"
@@ -58,22 +60,35 @@ resource "google_artifact_registry_repository" "images" {
     }
   }
 
-  depends_on = [google_project_service.api]
+  depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agents_use_key]
 }
 
 resource "google_cloudfunctions2_function" "function" {
-  #checkov:skip=CKV_GCP_124:Dagster may run anywhere, so IAM controls access instead of the network.
+  #checkov:skip=CKV_GCP_124:Dagster may run anywhere, so IAM controls access. The variable function_ingress restricts it.
   for_each = local.functions
 
-  name        = each.value.name
-  description = "Runs the tasks of Dagster assets."
-  location    = var.region
+  name         = each.value.name
+  description  = "Runs the tasks of Dagster assets."
+  location     = var.region
+  kms_key_name = var.kms_key
+
+  # What is deployed, for `just deploy-function`, which skips a bundle that is deployed already.
+  # A label has at most 63 characters.
+  labels = {
+    bundle = substr(each.value.sha256, 0, 63)
+  }
 
   build_config {
-    runtime           = "python313"
+    runtime           = var.function_runtime
     entry_point       = "main"
     service_account   = google_service_account.build.name
     docker_repository = google_artifact_registry_repository.images.id
+
+    # Terraform does not see the source that CI has deployed, but it does see this variable. If it
+    # differs, Terraform deploys its own source, together with the label.
+    environment_variables = {
+      BUNDLE = each.value.sha256
+    }
 
     source {
       storage_source {
@@ -85,18 +100,28 @@ resource "google_cloudfunctions2_function" "function" {
 
   service_config {
     service_account_email            = google_service_account.function[each.key].email
-    ingress_settings                 = "ALLOW_ALL"
+    ingress_settings                 = var.function_ingress
     timeout_seconds                  = each.value.timeout
     available_memory                 = each.value.memory
     available_cpu                    = each.value.cpu
     max_instance_request_concurrency = each.value.concurrency
     max_instance_count               = each.value.max_instances
     min_instance_count               = each.value.min_instances
+    direct_vpc_egress                = var.vpc == null ? null : "VPC_EGRESS_ALL_TRAFFIC"
+
+    dynamic "direct_vpc_network_interface" {
+      for_each = var.vpc[*]
+      content {
+        network    = direct_vpc_network_interface.value.network
+        subnetwork = direct_vpc_network_interface.value.subnetwork
+      }
+    }
 
     environment_variables = {
       FUNCTION_TIMEOUT     = each.value.timeout
       GOOGLE_CLOUD_PROJECT = var.project_id
       MESSAGES_BUCKET      = google_storage_bucket.messages.name
+      THREADS              = max(4, each.value.concurrency + 1) # requests that the server handles at once
     }
 
     dynamic "secret_environment_variables" {
@@ -117,9 +142,5 @@ resource "google_cloudfunctions2_function" "function" {
     }
   }
 
-  depends_on = [
-    google_artifact_registry_repository_iam_member.build_writes_images,
-    google_storage_bucket_iam_member.build_reads_sources,
-    google_secret_manager_secret_iam_member.function_reads_secret,
-  ]
+  depends_on = [time_sleep.grants]
 }

@@ -1,5 +1,5 @@
 # The service accounts and their roles. Each role is granted on one bucket, repository, service or
-# account, never on the project. README.md has a table of all roles.
+# account, except one on the project. README.md has a table of all roles.
 
 locals {
   # An account ID has at most 30 characters.
@@ -87,9 +87,11 @@ resource "google_service_account_iam_member" "users_act_as_orchestrator" {
 }
 
 resource "google_storage_bucket_iam_member" "build_reads_sources" {
-  bucket = google_storage_bucket.builds.name
+  bucket = local.builds_bucket
   role   = "roles/storage.objectViewer"
   member = google_service_account.build.member
+
+  depends_on = [google_storage_bucket.builds]
 }
 
 resource "google_artifact_registry_repository_iam_member" "build_writes_images" {
@@ -97,4 +99,56 @@ resource "google_artifact_registry_repository_iam_member" "build_writes_images" 
   location   = var.region
   role       = "roles/artifactregistry.writer"
   member     = google_service_account.build.member
+}
+
+# The only role on the project, because logs belong to the project. It cannot read logs.
+resource "google_project_iam_member" "build_writes_logs" {
+  count = var.build_logs ? 1 : 0
+
+  project = var.project_id
+  role    = "roles/logging.logWriter"
+  member  = google_service_account.build.member
+}
+
+# Google's own accounts, which encrypt and decrypt with the customer's key. `just bootstrap` makes
+# sure that they exist.
+data "google_project" "project" {
+  count = var.kms_key == null ? 0 : 1
+}
+
+data "google_storage_project_service_account" "storage" {
+  count = var.kms_key == null ? 0 : 1
+}
+
+locals {
+  key_users = var.kms_key == null ? {} : {
+    storage           = data.google_storage_project_service_account.storage[0].email_address
+    artifact_registry = "service-${data.google_project.project[0].number}@gcp-sa-artifactregistry.iam.gserviceaccount.com"
+    functions         = "service-${data.google_project.project[0].number}@gcf-admin-robot.iam.gserviceaccount.com"
+    run               = "service-${data.google_project.project[0].number}@serverless-robot-prod.iam.gserviceaccount.com"
+  }
+}
+
+resource "google_kms_crypto_key_iam_member" "agents_use_key" {
+  for_each = local.key_users
+
+  crypto_key_id = var.kms_key
+  role          = "roles/cloudkms.cryptoKeyEncrypterDecrypter"
+  member        = "serviceAccount:${each.value}"
+}
+
+# New accounts and roles take a minute or more to become effective everywhere, and a build that
+# starts earlier fails. Terraform waits once, when it creates them.
+resource "time_sleep" "grants" {
+  create_duration = "90s"
+
+  depends_on = [
+    google_artifact_registry_repository_iam_member.build_writes_images,
+    google_kms_crypto_key_iam_member.agents_use_key,
+    google_project_iam_member.build_writes_logs,
+    google_secret_manager_secret_iam_member.function_reads_secret,
+    google_storage_bucket_iam_member.build_reads_sources,
+    google_storage_bucket_iam_member.function_creates_messages,
+    google_storage_bucket_iam_member.function_uses_lake,
+  ]
 }

@@ -50,6 +50,38 @@ variable "sources_bucket" {
   type        = string
 }
 
+variable "dual_region" {
+  description = "Keeps the data lake and the messages in a second region, too: the location, such as EU, that contains both, and the second region. A bucket cannot be moved later."
+  type = object({
+    location      = string
+    second_region = string
+  })
+  default = null
+}
+
+variable "kms_key" {
+  description = "ID of a Cloud KMS key in the same location, which encrypts the buckets, the images and the functions: projects/.../cryptoKeys/NAME. If null, Google manages the keys."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.kms_key == null || can(regex("^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$", var.kms_key))
+    error_message = "kms_key must be projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY."
+  }
+}
+
+variable "create_builds_bucket" {
+  description = "False if the bucket gcf-v2-sources-NUMBER-REGION exists, because the project has, or had, other functions in this region. Terraform then only grants the build account its role on it."
+  type        = bool
+  default     = true
+}
+
+variable "build_logs" {
+  description = "Let the build account write logs, by a role on the project. Without it, a failed build has no log."
+  type        = bool
+  default     = true
+}
+
 variable "messages_days" {
   description = "Days after which messages are deleted. Dagster reads them during the call; they are kept for debugging."
   type        = number
@@ -101,6 +133,37 @@ variable "function_timeout" {
   }
 }
 
+variable "function_runtime" {
+  description = "Python version of the functions: python313 or python314."
+  type        = string
+  default     = "python313"
+
+  validation {
+    condition     = contains(["python313", "python314"], var.function_runtime)
+    error_message = "function_runtime must be python313 or python314, with which the project is tested."
+  }
+}
+
+variable "function_ingress" {
+  description = "Where requests may come from: ALLOW_ALL, ALLOW_INTERNAL_ONLY or ALLOW_INTERNAL_AND_GCLB. IAM checks each request in any case. Dagster must be able to reach the function."
+  type        = string
+  default     = "ALLOW_ALL"
+
+  validation {
+    condition     = contains(["ALLOW_ALL", "ALLOW_INTERNAL_ONLY", "ALLOW_INTERNAL_AND_GCLB"], var.function_ingress)
+    error_message = "function_ingress must be ALLOW_ALL, ALLOW_INTERNAL_ONLY or ALLOW_INTERNAL_AND_GCLB."
+  }
+}
+
+variable "vpc" {
+  description = "Network and subnetwork in the region, which all outgoing requests of the functions go through. If null, they go to the internet directly."
+  type = object({
+    network    = string
+    subnetwork = string
+  })
+  default = null
+}
+
 variable "function_memory" {
   description = "Memory of one instance, such as 512Mi or 4Gi."
   type        = string
@@ -134,6 +197,12 @@ variable "function_min_instances" {
   description = "Minimum number of instances. Idle instances are billed."
   type        = number
   default     = 0
+}
+
+variable "notification_channels" {
+  description = "Channels of Cloud Monitoring to notify if a function responds with errors, logs errors, or has no instance left: projects/.../notificationChannels/ID. Without a channel there are no alert policies."
+  type        = list(string)
+  default     = []
 }
 
 variable "orchestrator_users" {

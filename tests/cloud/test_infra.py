@@ -20,6 +20,7 @@ COMBINATIONS: dict[str, dict[str, str]] = {
 # Gives each binding known values.
 PLAN = """
 mock_provider "google" {}
+mock_provider "time" {}
 
 variables {
   lake_bucket     = "the-lake"
@@ -140,7 +141,8 @@ def bindings(infra: Path, ci: str, environment: str) -> set[Binding]:
     """Every binding of an environment.
 
     Raises:
-        AssertionError: A binding is not on a single bucket, repository, secret, service or account.
+        AssertionError: A binding is not on a single bucket, repository, secret, service or account,
+            and is not the right to write logs.
     """
     found = set()
     for resource in apply(infra, ci, environment):
@@ -176,13 +178,16 @@ def on(kind: str, values: dict[str, Any]) -> str:
         case "google_cloudfunctions2_function_iam_member":
             assert values["cloud_function"] == "the-function"
             return "function `function`"
+        case "google_project_iam_member":
+            assert values["role"] == "roles/logging.logWriter", "a role on the project"
+            return "project"
     raise AssertionError(f"{kind} is not on a single bucket, secret, function or account")
 
 
 def documented_bindings(infra: Path) -> set[Binding]:
     """The table in infra/README.md."""
     rows = re.findall(
-        r"^\| `(\w+)` \| `(roles/[\w.]+)` \| the (\w+ `\w+`)",
+        r"^\| `(\w+)` \| `(roles/[\w.]+)` \| the (\w+ `\w+`|project)",
         (infra / "README.md").read_text(),
         re.MULTILINE,
     )
@@ -266,7 +271,7 @@ def test_a_binding_on_the_project_is_found(github_infra: Path) -> None:
     with (github_infra / "iam.tf").open("a") as file:
         file.write(PROJECT_BINDING)
 
-    with pytest.raises(AssertionError, match="google_project_iam_member is not on a single"):
+    with pytest.raises(AssertionError, match="a role on the project"):
         bindings(github_infra, "github", "nprod")
 
 

@@ -1,6 +1,7 @@
 # Tests of security and settings. They run in `just check-infra`, without a cloud.
 
 mock_provider "google" {}
+mock_provider "time" {}
 
 variables {
   project_id         = "test-project"
@@ -49,7 +50,7 @@ run "defaults" {
     condition = alltrue([
       for bucket in [
         google_storage_bucket.messages, google_storage_bucket.lake,
-        google_storage_bucket.sources, google_storage_bucket.builds,
+        google_storage_bucket.sources, google_storage_bucket.builds[0],
       ] : bucket.uniform_bucket_level_access && bucket.public_access_prevention == "enforced"
     ])
     error_message = "A bucket has access control lists, or can be made public."
@@ -76,8 +77,26 @@ run "defaults" {
   }
 
   assert {
-    condition     = google_storage_bucket.builds.name == "gcf-v2-sources-123456789-us-east4"
+    condition     = google_storage_bucket.builds[0].name == "gcf-v2-sources-123456789-us-east4"
     error_message = "The bucket does not have the name that Google builds from."
+  }
+
+  assert {
+    condition     = google_storage_bucket.builds[0].force_destroy != true && google_storage_bucket.builds[0].versioning[0].enabled
+    error_message = "Terraform can delete the sources of other functions in the project."
+  }
+
+  assert {
+    condition     = one(google_storage_bucket.builds[0].lifecycle_rule[0].condition).with_state == "ARCHIVED"
+    error_message = "A lifecycle rule deletes sources that are in use."
+  }
+
+  assert {
+    condition = alltrue([
+      for bucket in [google_storage_bucket.messages, google_storage_bucket.lake] :
+      bucket.location == "us-east4" && length(bucket.custom_placement_config) == 0 && length(bucket.encryption) == 0
+    ])
+    error_message = "A bucket is not in the region, or has a key, though no variable says so."
   }
 
   # The function
@@ -90,6 +109,41 @@ run "defaults" {
   assert {
     condition     = google_cloudfunctions2_function.function["cloud_function"].service_config[0].max_instance_request_concurrency == 1
     error_message = "The function does not set its concurrency."
+  }
+
+  assert {
+    condition     = google_cloudfunctions2_function.function["cloud_function"].service_config[0].environment_variables["THREADS"] == "4"
+    error_message = "The server of the function does not have four threads."
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.function["cloud_function"].build_config[0].runtime == "python313" &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].ingress_settings == "ALLOW_ALL" &&
+      length(google_cloudfunctions2_function.function["cloud_function"].service_config[0].direct_vpc_network_interface) == 0
+    )
+    error_message = "The function has another runtime, or a network, though no variable says so."
+  }
+
+  # The bundle that is deployed
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.function["cloud_function"].build_config[0].environment_variables["BUNDLE"] == filesha256("../build/cloud_function.zip") &&
+      google_cloudfunctions2_function.function["cloud_function"].labels["bundle"] == substr(filesha256("../build/cloud_function.zip"), 0, 63) &&
+      google_storage_bucket_object.bundle["cloud_function"].name == "${filesha256("../build/cloud_function.zip")}.zip"
+    )
+    error_message = "The function does not say which bundle is deployed."
+  }
+
+  assert {
+    condition     = time_sleep.grants.create_duration == "90s"
+    error_message = "The function is built before its roles are effective."
+  }
+
+  assert {
+    condition     = length(google_monitoring_alert_policy.responds_with_errors) == 0
+    error_message = "There are alert policies, but nobody to notify."
   }
 
   assert {
@@ -159,7 +213,7 @@ run "defaults" {
 
   assert {
     condition = (
-      google_storage_bucket_iam_member.build_reads_sources.bucket == google_storage_bucket.builds.name &&
+      google_storage_bucket_iam_member.build_reads_sources.bucket == google_storage_bucket.builds[0].name &&
       google_storage_bucket_iam_member.build_reads_sources.role == "roles/storage.objectViewer" &&
       google_storage_bucket_iam_member.build_reads_sources.member == "serviceAccount:build@test"
     )
@@ -173,6 +227,14 @@ run "defaults" {
       google_artifact_registry_repository_iam_member.build_writes_images.member == "serviceAccount:build@test"
     )
     error_message = "The build account cannot write images, or has more rights on them."
+  }
+
+  assert {
+    condition = (
+      google_project_iam_member.build_writes_logs[0].role == "roles/logging.logWriter" &&
+      google_project_iam_member.build_writes_logs[0].member == "serviceAccount:build@test"
+    )
+    error_message = "The build account cannot write logs, or has more rights on the project."
   }
 
   # Outputs
@@ -233,6 +295,119 @@ run "variables_of_one_function" {
   }
 }
 
+run "a_project_that_has_functions" {
+  variables {
+    create_builds_bucket = false
+    build_logs           = false
+  }
+
+  assert {
+    condition     = length(google_storage_bucket.builds) == 0
+    error_message = "Terraform creates a bucket that exists."
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.build_reads_sources.bucket == "gcf-v2-sources-123456789-us-east4" &&
+      google_storage_bucket_iam_member.build_reads_sources.member == "serviceAccount:build@test"
+    )
+    error_message = "The build account cannot read the sources in the existing bucket."
+  }
+
+  assert {
+    condition     = length(google_project_iam_member.build_writes_logs) == 0
+    error_message = "The build account has a role on the project."
+  }
+}
+
+run "a_network_a_key_and_a_second_region" {
+  command = plan
+
+  variables {
+    function_ingress = "ALLOW_INTERNAL_AND_GCLB"
+    vpc              = { network = "the-network", subnetwork = "the-subnetwork" }
+    dual_region      = { location = "US", second_region = "us-east1" }
+    kms_key          = "projects/keys/locations/us/keyRings/ring/cryptoKeys/key"
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].ingress_settings == "ALLOW_INTERNAL_AND_GCLB" &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].direct_vpc_egress == "VPC_EGRESS_ALL_TRAFFIC" &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].direct_vpc_network_interface[0].network == "the-network" &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].direct_vpc_network_interface[0].subnetwork == "the-subnetwork"
+    )
+    error_message = "Requests do not come and go through the network."
+  }
+
+  assert {
+    condition = alltrue([
+      for bucket in [google_storage_bucket.messages, google_storage_bucket.lake] :
+      bucket.location == "US" && bucket.custom_placement_config[0].data_locations == toset(["US-EAST4", "US-EAST1"])
+    ])
+    error_message = "The lake or the messages are not in both regions."
+  }
+
+  assert {
+    condition = alltrue([
+      for bucket in [
+        google_storage_bucket.messages, google_storage_bucket.lake,
+        google_storage_bucket.sources, google_storage_bucket.builds[0],
+      ] : bucket.encryption[0].default_kms_key_name == var.kms_key
+    ])
+    error_message = "A bucket is not encrypted with the key."
+  }
+
+  assert {
+    condition = (
+      google_cloudfunctions2_function.function["cloud_function"].kms_key_name == var.kms_key &&
+      google_artifact_registry_repository.images.kms_key_name == var.kms_key
+    )
+    error_message = "The function or its images are not encrypted with the key."
+  }
+
+  assert {
+    condition = (
+      length(google_kms_crypto_key_iam_member.agents_use_key) == 4 &&
+      alltrue([
+        for grant in google_kms_crypto_key_iam_member.agents_use_key :
+        grant.crypto_key_id == var.kms_key && grant.role == "roles/cloudkms.cryptoKeyEncrypterDecrypter"
+      ])
+    )
+    error_message = "Google's accounts cannot use the key, or have more rights on it."
+  }
+}
+
+run "somebody_to_notify" {
+  command = plan
+
+  variables {
+    notification_channels = ["projects/test-project/notificationChannels/1"]
+    functions             = { cloud_function = { max_instances = 3 } }
+  }
+
+  assert {
+    condition = alltrue([
+      for policy in [
+        google_monitoring_alert_policy.responds_with_errors["cloud_function"],
+        google_monitoring_alert_policy.is_at_its_limit["cloud_function"],
+        google_monitoring_alert_policy.logs_errors["cloud_function"],
+      ] : policy.notification_channels == tolist(["projects/test-project/notificationChannels/1"])
+    ])
+    error_message = "An alert policy notifies nobody."
+  }
+
+  assert {
+    condition     = google_monitoring_alert_policy.is_at_its_limit["cloud_function"].conditions[0].condition_threshold[0].threshold_value == 2.5
+    error_message = "The policy does not know the limit of the function."
+  }
+
+  assert {
+    condition     = strcontains(google_monitoring_alert_policy.logs_errors["cloud_function"].conditions[0].condition_matched_log[0].filter, "service_name = \"people\"")
+    error_message = "The policy is not about this function."
+  }
+}
+
 run "all_variables_set" {
   variables {
     function_name          = "f23456789-123456-89-12345678"
@@ -240,6 +415,7 @@ run "all_variables_set" {
     function_memory        = "4Gi"
     function_cpu           = "2"
     function_concurrency   = 8
+    function_runtime       = "python314"
     function_max_instances = 3
     function_min_instances = 1
     messages_days          = 3
@@ -251,6 +427,8 @@ run "all_variables_set" {
       google_cloudfunctions2_function.function["cloud_function"].service_config[0].available_memory == "4Gi" &&
       google_cloudfunctions2_function.function["cloud_function"].service_config[0].available_cpu == "2" &&
       google_cloudfunctions2_function.function["cloud_function"].service_config[0].max_instance_request_concurrency == 8 &&
+      google_cloudfunctions2_function.function["cloud_function"].service_config[0].environment_variables["THREADS"] == "9" &&
+      google_cloudfunctions2_function.function["cloud_function"].build_config[0].runtime == "python314" &&
       google_cloudfunctions2_function.function["cloud_function"].service_config[0].max_instance_count == 3 &&
       google_cloudfunctions2_function.function["cloud_function"].service_config[0].min_instance_count == 1
     )
@@ -278,6 +456,9 @@ run "invalid_values_are_rejected" {
     messages_bucket    = "test-lake"
     messages_days      = 0
     function_timeout   = 3601
+    function_runtime   = "python312"
+    function_ingress   = "ALLOW_NONE"
+    kms_key            = "key"
     orchestrator_users = ["name@example.com"]
     functions          = { missing = {} }
   }
@@ -289,6 +470,9 @@ run "invalid_values_are_rejected" {
     var.messages_bucket,
     var.messages_days,
     var.function_timeout,
+    var.function_runtime,
+    var.function_ingress,
+    var.kms_key,
     var.orchestrator_users,
     var.functions,
   ]
