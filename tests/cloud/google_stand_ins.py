@@ -71,6 +71,8 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+DROPPED = Response(0)  # the connection is closed without a response
+
 Serve = Callable[[Request], Response]
 
 
@@ -85,7 +87,7 @@ class Google:
         hosts: More hosts, and the function that serves each.
         audience: The audience that the function's front end requires.
         rejections: How many more valid tokens the front end rejects.
-        forbidden: True if the account of the tokens may not call the function.
+        forbidden: How many more valid tokens are of an account that may not call the function.
         lifetime: The lifetime of an identity token in seconds.
     """
 
@@ -96,7 +98,7 @@ class Google:
     hosts: dict[str, Serve] = field(default_factory=dict)
     audience: str = f"https://{FUNCTION_HOST}"
     rejections: int = 0
-    forbidden: bool = False
+    forbidden: int = 0
     lifetime: int = 3600
     front_url: str = ""
     _count: Iterator[int] = field(default_factory=itertools.count)
@@ -108,6 +110,10 @@ class Google:
         if request.host == FUNCTION_HOST or request.host.startswith("127.0.0.1"):
             self.calls.append(request)
             return self._front_end(request)
+        return self.issue_token(request)
+
+    def issue_token(self, request: Request) -> Response:
+        """Respond as the servers that issue tokens would."""
         self.token_requests.append(request)
         match request.host, request.path.rpartition(":")[2]:
             case "oauth2.googleapis.com", _ if "refresh_token" in request.body:
@@ -156,7 +162,9 @@ class Google:
 
     def _front_end(self, request: Request) -> Response:
         """Reject requests as Google would, and forward the others to the function."""
-        if request.bearer is None or self.forbidden:
+        is_forbidden = request.bearer is not None and self.forbidden > 0
+        self.forbidden -= is_forbidden
+        if request.bearer is None or is_forbidden:
             return Response(403, b"<html>Your client does not have permission</html>")
         token = claims(request.bearer)
         is_valid = token["aud"] == self.audience and token["exp"] > time.time()
@@ -245,6 +253,9 @@ def handler(serve: Serve) -> type[BaseHTTPRequestHandler]:
                 body=parse(content),
             )
             response = serve(request)
+            if response is DROPPED:
+                self.close_connection = True
+                return
             body = response.body
             self.send_response(response.status)
             if not isinstance(body, bytes):

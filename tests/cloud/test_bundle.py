@@ -55,6 +55,21 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("version", ["3.13", "3.14"])
+def test_the_requirements_can_be_installed_on_each_runtime(
+    version: str, project: Path, tmp_path: Path
+) -> None:
+    with ZipFile(bundle(project)) as archive:
+        archive.extract("requirements.txt", tmp_path)
+
+    run(
+        *("uv", "pip", "install", "--dry-run", f"--python-version={version}"),
+        *("--python-platform=x86_64-manylinux_2_28", "--only-binary=:all:"),
+        *("--require-hashes", "--requirement=requirements.txt", "--target=installed"),
+        cwd=tmp_path,
+    )
+
+
 def bundle_error(project: Path) -> str:
     """The error for sources that cannot be bundled."""
     return fail("uv", "run", "just", "bundle", cwd=project)

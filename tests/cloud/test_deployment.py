@@ -2,58 +2,20 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Render, end, fail, initialize, replace, require_program, run
+from conftest import Render, end, fail, initialize, replace, replaced, require_program, run
+from google_cloud import Cloud, Fault, Function, error
 from google_stand_ins import DAGSTER, Google, Request, Response, Serve, google_stand_ins
 
 PROVIDER = "projects/1/locations/global/workloadIdentityPools/people-github/providers/github"
 TOKEN_HOST = "pipelines.actions.githubusercontent.com"
 FUNCTION = "/v2/projects/my-gcp-project/locations/europe-west4/functions/my-data-platform"
-
-
-@dataclass
-class Cloud:
-    """The function and the bucket for its source code.
-
-    Attributes:
-        states: The states of the function after its update, one for each request.
-        rejection: The error response to an update, if any.
-        stored: The uploaded bundles by their names.
-        requests: All requests.
-    """
-
-    states: list[dict[str, Any]] = field(default_factory=list)
-    rejection: Response | None = None
-    stored: dict[str, bytes] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
-    function: dict[str, Any] = field(default_factory=lambda: active("old"))
-    updates: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))
-
-    def storage(self, request: Request) -> Response:
-        """Store an object, unless it exists."""
-        self.requests.append(request)
-        name = request.query["name"]
-        if request.query["ifGenerationMatch"] == "0" and name in self.stored:
-            return Response(412, {"error": {"message": "conditionNotMet"}})
-        self.stored[name] = request.content
-        return Response(200, {"name": name})
-
-    def functions(self, request: Request) -> Response:
-        """Describe the function, or start to update it."""
-        self.requests.append(request)
-        if request.method == "PATCH":
-            if self.rejection is not None:
-                return self.rejection
-            self.updates = iter(self.states)
-            return Response(200, {"name": "operations/any"})
-        self.function = next(self.updates, self.function)
-        return Response(200, self.function)
 
 
 # What google-github-actions/auth writes.
@@ -80,10 +42,6 @@ GITLAB = {
 }
 
 
-def active(build: str, **more: Any) -> dict[str, Any]:
-    return {"state": "ACTIVE", "buildConfig": {"build": build}, **more}
-
-
 @pytest.fixture
 def cloud() -> Cloud:
     return Cloud()
@@ -92,11 +50,7 @@ def cloud() -> Cloud:
 @pytest.fixture
 def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
     """Stand-ins for Google's servers, with the environment of a job in GitHub Actions."""
-    hosts: dict[str, Serve] = {
-        TOKEN_HOST: issue_token,
-        "storage.googleapis.com": cloud.storage,
-        "cloudfunctions.googleapis.com": cloud.functions,
-    }
+    hosts: dict[str, Serve] = {TOKEN_HOST: issue_token, **cloud.hosts()}
     with google_stand_ins(tmp_path, *hosts) as google:
         google.hosts = hosts
         google.settings |= {
@@ -141,23 +95,51 @@ def deploy(
 def test_the_deployer_uploads_the_bundle_and_waits_until_it_is_served(
     project: Path, google: Google, cloud: Cloud
 ) -> None:
-    cloud.states = [{**active("old"), "state": "DEPLOYING"}, active("new")]
-
     printed = deploy(project, google)
 
-    [(name, content)] = cloud.stored.items()
+    [(name, content)] = cloud.objects.items()
     digest = hashlib.sha256(content).hexdigest()
     assert name == f"{digest}.zip"
     assert content == (project / "build" / "cloud_function.zip").read_bytes()
     assert printed.startswith("0 ")
     assert f"my-data-platform in nprod serves {digest}" in printed
-    [update] = (request for request in cloud.requests if request.method == "PATCH")
+    [update] = cloud.updates()
     assert update.path.partition("?")[0] == FUNCTION
-    assert update.query == {"updateMask": "buildConfig.source"}
-    assert update.body["buildConfig"]["source"]["storageSource"] == {
-        "bucket": "my-gcp-project-function-sources",
-        "object": name,
+    changed = "buildConfig.source,buildConfig.environmentVariables,labels"
+    assert update.query == {"updateMask": changed}
+    assert update.body["buildConfig"] == {
+        "source": {
+            "storageSource": {"bucket": "my-gcp-project-function-sources", "object": name},
+        },
+        "environmentVariables": {"USER_S": "own", "BUNDLE": digest},
     }
+    assert update.body["labels"] == {"team": "data", "bundle": digest[:63]}
+
+
+def test_a_bundle_that_is_deployed_is_not_deployed_again(
+    project: Path, google: Google, cloud: Cloud
+) -> None:
+    deploy(project, google)
+
+    printed = deploy(project, google)
+
+    assert printed.startswith("0 ")
+    assert "my-data-platform in nprod already serves " in printed
+    assert len(cloud.updates()) == 1
+
+
+def test_an_older_commit_rolls_back(project: Path, google: Google, cloud: Cloud) -> None:
+    deploy(project, google)
+    [old] = cloud.objects
+    main = project / "cloud_function" / "main.py"
+    first_line = main.read_text().partition("\n")[0]
+    with replaced(main, first_line, f"# Newer.\n{first_line}"):
+        deploy(project, google)
+        assert cloud.functions["my-data-platform"].serves != old
+
+    assert deploy(project, google).startswith("0 ")
+    assert cloud.functions["my-data-platform"].serves == old
+    assert len(cloud.objects) == 2
 
 
 @pytest.fixture
@@ -172,17 +154,15 @@ def test_all_functions_are_deployed_or_one(
     with_reports: Path, google: Google, cloud: Cloud
 ) -> None:
     def updated() -> list[str]:
-        updates = [request for request in cloud.requests if request.method == "PATCH"]
-        return [update.path.partition("?")[0].rpartition("/")[2] for update in updates]
+        paths = [update.path.partition("?")[0] for update in cloud.updates()]
+        return [path.rpartition("/")[2] for path in paths]
 
-    cloud.states = [active("new")]
+    cloud.functions["my-data-platform-reports"] = Function()
     printed = deploy(with_reports, google, "nprod", "reports")
 
     assert "my-data-platform-reports in nprod serves " in printed
     assert updated() == ["my-data-platform-reports"]
 
-    cloud.function = active("old")
-    cloud.states = [active("newer")]
     assert deploy(with_reports, google, "nprod", "nope").startswith(
         "1 Not deployed: There is no function 'nope'. The functions are: cloud_function, reports."
     )
@@ -193,8 +173,6 @@ def test_all_functions_are_deployed_or_one(
 def test_the_deployer_has_no_key(
     settings: dict[str, str], project: Path, google: Google, cloud: Cloud
 ) -> None:
-    cloud.states = [active("new")]
-
     assert deploy(project, google, **settings).startswith("0 ")
 
     exchange, impersonation = google.token_requests
@@ -218,59 +196,158 @@ def test_a_repository_that_may_not_deploy_gets_an_error(project: Path, google: G
     assert "Traceback" not in printed
 
 
-def test_an_existing_bundle_is_not_uploaded_twice(
-    project: Path, google: Google, cloud: Cloud
-) -> None:
-    cloud.states = [active("new")]
-    deploy(project, google)
-    before = dict(cloud.stored)
-    cloud.states = [active("newer")]
+# How each scenario in deployments.py must end: what the deployment says, and what is served then.
+NEW, OLD, NOTHING = "a" * 64 + ".zip", "old.zip", None
+REPAIR = "Run `uv run just deploy nprod`. If that was just done, deploy again in a few minutes"
+ENDS: dict[str, tuple[str, str | None]] = {
+    "the new code is served": ("deployed", NEW),
+    "the new code is served at the first look": ("deployed", NEW),
+    "the function was FAILED, and still is at first": ("deployed", NEW),
+    "the function was UNKNOWN, and still is at first": ("deployed", NEW),
+    "old errors are shown at first": ("deployed", NEW),
+    "old errors are shown while it is deployed": ("deployed", NEW),
+    "old errors are shown with a new time": ("deployed", NEW),
+    "the function is FAILED, and nothing happens": (
+        "The function serves no requests. No port. See its logs. To go back, deploy an older",
+        NEW,
+    ),
+    "the function shows old errors, and nothing happens": (
+        "The previous version keeps serving requests. Old. Fix the function, and deploy again.",
+        NEW,
+    ),
+    "the build fails": (
+        "The previous version keeps serving requests. Build failed: no matching distribution. Fix",
+        OLD,
+    ),
+    "the build fails at once": (
+        "The previous version keeps serving requests. Build failed: no matching distribution. Fix",
+        OLD,
+    ),
+    "the new code does not start": (
+        "The function serves no requests. The container failed to listen on the port. See its logs",
+        NOTHING,
+    ),
+    "the bundle is deployed already": ("deployed already", NEW),
+    "the bundle is deployed already, but failed": ("deployed", NEW),
+    "the same code has the same build": ("deployed", NEW),
+    "the same build is served at the first look": ("deployed", NEW),
+    "the deployment never ends": (
+        "The deployment did not end within 0 minutes. See the history of Cloud Build, and deploy",
+        NEW,
+    ),
+    "the update gets 503": ("deployed", NEW),
+    "the update gets 503, and has started": ("deployed", NEW),
+    "the update gets no response, and has started": ("deployed", NEW),
+    "the update gets 429": ("deployed", NEW),
+    "another deployment is running": (
+        "Another deployment of the function is running. When it has ended, deploy again.",
+        OLD,
+    ),
+    "another deployment is running after 429": (
+        "Another deployment of the function is running. When it has ended, deploy again.",
+        OLD,
+    ),
+    "another deployment wins": (
+        "Another deployment has replaced this one. Deploy again, when no other one is running.",
+        "b" * 63 + ".zip",
+    ),
+    "the operation can be read": ("deployed", NEW),
+    "the operation can be read, and fails": (
+        "The previous version keeps serving requests. Build failed: no matching distribution. Fix",
+        OLD,
+    ),
+    "the operation can be read, and the function was FAILED": ("deployed", NEW),
+    "a look gets 503 three times": ("deployed", NEW),
+    "looks get 503 while it is deployed": ("deployed", NEW),
+    "the upload gets 503": ("deployed", NEW),
+    "the upload gets no response, and is stored": ("deployed", NEW),
+    "the bundle is stored already": ("deployed", NEW),
+    "the bundle is stored already, and Google says 403": ("deployed", NEW),
+    "the upload is not allowed": (REPAIR, OLD),
+    "the deployer has no role yet": (REPAIR, OLD),
+    "the update is not allowed": (REPAIR, OLD),
+    "the function does not exist": (REPAIR, NOTHING),
+    "Google is out of order": (
+        "The service is currently unavailable. Deploy again. If it fails again, see infra/README",
+        OLD,
+    ),
+    "no token is issued": ("Google issues no credentials: ('invalid_grant", OLD),
+}
 
-    assert deploy(project, google).startswith("0 ")
-    assert cloud.stored == before
+
+DEPLOYMENTS = Path(__file__).with_name("deployments.py")
 
 
-@pytest.mark.parametrize(
-    ("state", "says"),
-    [
-        (
-            active("old", stateMessages=[{"severity": "ERROR", "message": "No matching version."}]),
-            "The previous version keeps serving requests. No matching version.",
-        ),
-        (
-            {"state": "FAILED", "stateMessages": [{"severity": "ERROR", "message": "No port."}]},
-            "The function serves no requests. No port.",
-        ),
-    ],
-)
-def test_a_failed_build_is_an_error_that_says_which_version_serves(
-    state: dict[str, Any], says: str, project: Path, google: Google, cloud: Cloud
-) -> None:
-    cloud.states = [state]
-
-    printed = deploy(project, google)
-
-    assert printed.startswith("1 ")
-    assert f"Not deployed: {says}" in printed
+def run_here(project: Path, *command: str) -> str:
+    """Run a command in the environment of a project, with what deployments.py imports."""
+    libraries = ("--with=trustme", "--with=cryptography")
+    folder = str(DEPLOYMENTS.parent)
+    environment = {"PYTHONPATH": folder, "MYPYPATH": folder}
+    return run("uv", "run", *libraries, *command, cwd=project, env=environment).stdout
 
 
-def test_a_request_is_retried_after_a_server_error(
-    project: Path, google: Google, cloud: Cloud
-) -> None:
-    responses = iter([Response(503), Response(500), Response(429)])
-    google.hosts["cloudfunctions.googleapis.com"] = lambda request: (
-        next(responses, None) or cloud.functions(request)
+def run_deployments(project: Path, which: str) -> dict[str, dict[str, Any]]:
+    """The results of the deployments in deployments.py, by name."""
+    results: dict[str, dict[str, Any]] = json.loads(
+        run_here(project, "python", str(DEPLOYMENTS), which)
     )
-    cloud.states = [active("new")]
+    return results
 
-    assert deploy(project, google).startswith("0 ")
+
+def test_the_types_of_the_deployments_are_right(project: Path) -> None:
+    run_here(project, "mypy", str(DEPLOYMENTS))
+
+
+@pytest.fixture(scope="module")
+def scenarios(project: Path) -> dict[str, dict[str, Any]]:
+    return run_deployments(project, "scenarios")
+
+
+def test_each_scenario_is_expected_to_end_somehow(scenarios: dict[str, dict[str, Any]]) -> None:
+    assert list(scenarios) == list(ENDS)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_whatever_google_does_a_deployment_ends_well_or_says_what_to_do(
+    name: str, scenarios: dict[str, dict[str, Any]]
+) -> None:
+    says, serves = ENDS[name]
+    result = scenarios[name]
+
+    assert says in result["says"]
+    assert result["serves"] == serves
+    if says == "deployed already":
+        assert result["updates"] == 0
+    if says == "deployed":
+        assert result["says"] == "deployed"
+        assert result["label"] == NEW[:63]
+
+
+ADVICE = re.compile("[Dd]eploy again|deploy an older commit|[Rr]un `uv run just deploy")
+
+
+def test_with_three_transient_faults_a_deployment_ends_well_or_says_what_to_do(
+    project: Path,
+) -> None:
+    results = run_deployments(project, "random")
+
+    assert len(results) >= 300
+    for seed, result in results.items():
+        if result["says"].startswith("deployed"):
+            assert (result["serves"], result["label"]) == (NEW, NEW[:63]), seed
+        else:
+            assert ADVICE.search(result["says"]), (seed, result)
+            # The old version is only lost to new code that does not start.
+            if "failed to listen" not in result["says"]:
+                assert result["serves"] == result["served_before"], (seed, result)
+    assert {"deployed", "deployed already"} < {result["says"] for result in results.values()}
 
 
 def test_an_error_of_google_is_shown(project: Path, google: Google, cloud: Cloud) -> None:
     message = "Permission 'cloudfunctions.functions.update' denied."
-    cloud.rejection = Response(403, {"error": {"message": message}})
+    cloud.faults = [Fault("PATCH", error(403, message))]
 
-    assert f"Not deployed: {message}" in deploy(project, google)
+    assert f"Not deployed: {message} The function or its bucket" in deploy(project, google)
 
 
 def test_missing_settings_are_reported(project: Path, google: Google) -> None:

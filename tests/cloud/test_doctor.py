@@ -3,17 +3,16 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from conftest import Render, end, run
+from google_cloud import HOSTS, Cloud, error
 from google_stand_ins import (
     FUNCTION_HOST,
     Google,
-    Request,
     Response,
-    Serve,
     google_stand_ins,
     service_account_key,
 )
@@ -31,6 +30,12 @@ CHECKS = [
     "token",
     "messages",
 ]
+# The APIs that a function needs.
+APIS = [
+    *("artifactregistry", "cloudbuild", "cloudfunctions", "iam", "iamcredentials", "logging"),
+    *("monitoring", "run", "secretmanager", "storage", "sts"),
+]
+IN_REGION = Response(200, {"projectNumber": "1", "location": "EUROPE-WEST4"})
 # Runs the doctor and the local cloud, whose function is behind the front end.
 SCRIPT = """
 import os, sys
@@ -46,63 +51,23 @@ with local_cloud(folder / "lake") as settings:
 """
 
 
-@dataclass
-class Project:
-    """A Google Cloud project without errors, until a test adds one.
-
-    Attributes:
-        description: The response with the project.
-        disabled: The APIs that are off.
-        denied: The permissions that the caller lacks.
-        regions: The regions where functions can run.
-        bucket: The response for each bucket.
-    """
-
-    description: Response = field(
-        default_factory=lambda: Response(200, {"projectNumber": "1", "lifecycleState": "ACTIVE"})
+@pytest.fixture
+def cloud() -> Cloud:
+    """A project without errors, until a test adds one."""
+    return Cloud(
+        enabled={f"{name}.googleapis.com" for name in APIS},
+        buckets={
+            "my-gcp-project-data-lake": IN_REGION,
+            "my-gcp-project-pipes-messages": IN_REGION,
+            "a-lake": IN_REGION,
+        },
     )
-    disabled: tuple[str, ...] = ()
-    denied: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ("europe-west4", "us-east1")
-    bucket: Response = field(
-        default_factory=lambda: Response(200, {"projectNumber": "1", "location": "EUROPE-WEST4"})
-    )
-
-    def hosts(self) -> dict[str, Serve]:
-        """The servers of the project, by host."""
-        return {
-            "cloudresourcemanager.googleapis.com": self.manage,
-            "serviceusage.googleapis.com": self.list_apis,
-            "cloudfunctions.googleapis.com": self.list_regions,
-            "storage.googleapis.com": lambda request: self.bucket,
-        }
-
-    def manage(self, request: Request) -> Response:
-        if not request.path.endswith(":testIamPermissions"):
-            return self.description
-        permissions = request.body["permissions"]
-        granted = [name for name in permissions if name not in self.denied]
-        return Response(200, {"permissions": granted})
-
-    def list_apis(self, request: Request) -> Response:
-        names = [name.rpartition("/")[2] for name in request.queries["names"]]
-        states = {name: "DISABLED" if name in self.disabled else "ENABLED" for name in names}
-        services = [{"config": {"name": name}, "state": states[name]} for name in names]
-        return Response(200, {"services": services})
-
-    def list_regions(self, request: Request) -> Response:
-        return Response(200, {"locations": [{"locationId": name} for name in self.regions]})
 
 
 @pytest.fixture
-def cloud() -> Project:
-    return Project()
-
-
-@pytest.fixture
-def google(tmp_path: Path, cloud: Project) -> Iterator[Google]:
+def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
     """Google's servers, and credentials for them."""
-    with google_stand_ins(tmp_path, *cloud.hosts()) as google:
+    with google_stand_ins(tmp_path, *HOSTS) as google:
         google.hosts = cloud.hosts()
         file = tmp_path / "credentials.json"
         file.write_text(json.dumps(service_account_key()))
@@ -175,6 +140,45 @@ def test_a_function_that_rejects_dagster_is_found(
     )
 
 
+def test_a_function_that_was_just_deployed_is_called_until_its_roles_are_effective(
+    project: Path, google: Google, cloud: Cloud, tmp_path: Path
+) -> None:
+    def describe(age: timedelta) -> None:
+        google.forbidden = 1
+        google.calls.clear()
+        cloud.functions["my-data-platform"].shown |= {
+            "updateTime": f"{datetime.now(UTC) - age:%Y-%m-%dT%H:%M:%S.123456789Z}",
+            "serviceConfig": {"uri": f"https://{FUNCTION_HOST}"},
+        }
+
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = ("uv", "run", "python", str(script), str(tmp_path), f"https://{FUNCTION_HOST}")
+
+    describe(timedelta(minutes=3))
+    new = parse_results(*end(*command, cwd=project, env=google.settings))
+    assert new["messages"].startswith("ok ")
+    assert [call.bearer is None for call in google.calls] == [True, False, False]
+
+    describe(timedelta(minutes=30))
+    old = parse_results(*end(*command, cwd=project, env=google.settings))
+    assert "responded 403" in old["messages"]
+    assert "Grant roles/run.invoker on the function to that account." in old["messages"]
+    assert len(google.calls) == 2
+
+
+def test_a_lake_in_two_regions_is_in_the_region(
+    project: Path, google: Google, cloud: Cloud
+) -> None:
+    placement = {"dataLocations": ["EUROPE-WEST1", "EUROPE-WEST4"]}
+    both = {"projectNumber": "1", "location": "EU", "customPlacementConfig": placement}
+    with_lake(cloud, Response(200, both))
+
+    results = diagnose(project, google, FUNCTION_URL="https://localhost:9")
+
+    assert results["buckets"].startswith("ok ")
+
+
 def test_without_a_cloud_it_lists_the_skipped_checks(project: Path, tmp_path: Path) -> None:
     logged_out = {"CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
     settings = {"FUNCTION_URL": "https://localhost:9"}
@@ -195,14 +199,15 @@ def test_without_a_cloud_it_lists_the_skipped_checks(project: Path, tmp_path: Pa
     assert results["messages"] == "skipped needs the check 'token'"
 
 
-def forbidden(message: str) -> Response:
-    return Response(403, {"error": {"message": message}})
+def with_lake(cloud: Cloud, response: Response) -> None:
+    """Change the response with the bucket of the data lake."""
+    cloud.buckets["my-gcp-project-data-lake"] = response
 
 
-Break = Callable[[Project], None]
+Break = Callable[[Cloud], object]
 FINDINGS: dict[str, tuple[Break, str, str, str]] = {
     "a project that does not exist": (
-        lambda cloud: setattr(cloud, "description", forbidden("It may not exist.")),
+        lambda cloud: setattr(cloud, "description", error(403, "It may not exist.")),
         "project",
         "my-gcp-project does not exist, or you may not see it, or its API is off: It may not",
         "`gcloud projects list`",
@@ -216,7 +221,7 @@ FINDINGS: dict[str, tuple[Break, str, str, str]] = {
         "gcloud projects undelete my-gcp-project",
     ),
     "an API that is off": (
-        lambda cloud: setattr(cloud, "disabled", ("run.googleapis.com",)),
+        lambda cloud: cloud.enabled.remove("run.googleapis.com"),
         "APIs",
         "Not enabled: run.googleapis.com.",
         "gcloud services enable run.googleapis.com --project=my-gcp-project",
@@ -234,27 +239,25 @@ FINDINGS: dict[str, tuple[Break, str, str, str]] = {
         "use one of us-east1",
     ),
     "a bucket that does not exist": (
-        lambda cloud: setattr(cloud, "bucket", Response(404, {"error": {"message": "None."}})),
+        lambda cloud: cloud.buckets.pop("my-gcp-project-data-lake"),
         "buckets",
         "There is no bucket my-gcp-project-data-lake.",
         "uv run just deploy ENVIRONMENT",
     ),
     "a bucket of another owner": (
-        lambda cloud: setattr(cloud, "bucket", forbidden("No access.")),
+        lambda cloud: with_lake(cloud, error(403, "No access.")),
         "buckets",
         "has another owner, or you may not see it: No access.",
         "choose another name",
     ),
     "a bucket of another project": (
-        lambda cloud: setattr(cloud, "bucket", Response(200, {"projectNumber": "2"})),
+        lambda cloud: with_lake(cloud, Response(200, {"projectNumber": "2"})),
         "buckets",
         "belongs to another project",
         "choose another name",
     ),
     "a bucket in another region": (
-        lambda cloud: setattr(
-            cloud, "bucket", Response(200, {"projectNumber": "1", "location": "EU"})
-        ),
+        lambda cloud: with_lake(cloud, Response(200, {"projectNumber": "1", "location": "EU"})),
         "buckets",
         "is in eu, not in europe-west4",
         "a bucket cannot be moved",
@@ -264,7 +267,7 @@ FINDINGS: dict[str, tuple[Break, str, str, str]] = {
 
 @pytest.mark.parametrize("name", FINDINGS)
 def test_each_error_is_a_finding_with_a_fix(
-    name: str, project: Path, google: Google, cloud: Project
+    name: str, project: Path, google: Google, cloud: Cloud
 ) -> None:
     break_, check, problem, fix = FINDINGS[name]
     break_(cloud)
@@ -322,6 +325,7 @@ def test_a_login_that_google_rejects_is_found(project: Path, google: Google) -> 
 def test_an_environment_can_be_checked_before_it_is_deployed(project: Path, google: Google) -> None:
     results = diagnose(project, google, "prod")
 
-    assert "my-gcp-project-prod" in results["settings"]
-    assert "my-gcp-project-data-lake-prod" in results["buckets"]
+    assert "infra/environments/prod.tfvars, for my-gcp-project-prod" in results["settings"]
+    assert "There is no bucket my-gcp-project-data-lake-prod." in results["buckets"]
+    assert "Fix: uv run just deploy prod" in results["buckets"]
     assert "my-gcp-project-prod.cloudfunctions.net/my-data-platform" in results["function URL"]

@@ -253,7 +253,7 @@ def test_a_token_for_another_audience_is_rejected_and_the_step_says_so(
 def test_an_error_names_the_account_that_may_not_call_the_function(
     project: Path, google: Google
 ) -> None:
-    google.forbidden = True
+    google.forbidden = 99
 
     report = materialize(project, google, "key")
 

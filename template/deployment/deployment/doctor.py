@@ -7,12 +7,15 @@ a finding with a fix.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,11 @@ from google.auth.transport.requests import Request
 _SETTINGS = ("GOOGLE_CLOUD_PROJECT", "LAKE_URI", "MESSAGES_BUCKET")
 _TIMEOUT = 30.0  # seconds without a response
 _ROUND_TRIP_TIMEOUT = 600.0  # seconds, to install the environment and to start an instance
+
+# New roles are effective after minutes.
+_NEW = timedelta(minutes=10)
+_WAIT_FOR_ROLES = 120.0  # seconds
+_INTERVAL = 10.0  # seconds between two calls
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,18 @@ class Check:
     needs: tuple[str, ...] = ()
 
 
-def main() -> int:
+def main(environment: str | None = None) -> int:
     """Make all checks, and print a line for each.
+
+    Args:
+        environment: The environment in infra/environments whose settings were added to this
+            process's environment variables, if any.
 
     Returns:
         The exit status: 0 if all checks succeeded, 1 if not, 130 if interrupted.
     """
     try:
-        succeeded = run_checks(Doctor().checks())
+        succeeded = run_checks(Doctor(environment).checks())
     except KeyboardInterrupt:
         return 130
     return 0 if succeeded else 1
@@ -81,13 +93,20 @@ def run_checks(checks: list[Check]) -> bool:
 
 
 class Doctor:
-    """All checks, and the results that later checks use."""
+    """All checks, and the results that later checks use.
 
-    def __init__(self) -> None:
+    Args:
+        environment: The environment in infra/environments that is checked, if it was named.
+    """
+
+    def __init__(self, environment: str | None = None) -> None:
         self._expected = tomllib.loads((Path(__file__).parent / "doctor.toml").read_text())
         self._region = os.environ.get("GOOGLE_CLOUD_REGION") or str(self._expected["region"])
         self._create = str(self._expected["create"])
         self._settings, self._source = find_settings()
+        if environment:
+            self._create = self._create.replace("ENVIRONMENT", environment)
+            self._source = f"infra/environments/{environment}.tfvars"
 
     def checks(self) -> list[Check]:
         """The checks, in the order in which a first deployment would fail."""
@@ -263,7 +282,7 @@ class Doctor:
             raise
         if str(bucket.get("projectNumber")) != self._project_number:
             raise finding(f"The bucket {name} belongs to another project.", "choose another name.")
-        if bucket["location"].lower() != self._region:
+        if self._region not in _regions(bucket):
             raise finding(
                 f"The bucket {name} is in {bucket['location'].lower()}, not in {self._region}.",
                 "a bucket cannot be moved: choose another name, or its region for the function.",
@@ -302,7 +321,7 @@ class Doctor:
         Raises:
             DeploymentError: It cannot, or the test call could not start.
         """
-        self._reports = [self._ping(url) for url in self._function_urls().values()]
+        self._reports = [self._ping_patiently(url) for url in self._function_urls().values()]
         for report in self._reports:
             if problem := report["token"]:
                 raise finding(problem, "correct orchestrator/.env, or log in to another account.")
@@ -319,6 +338,36 @@ class Doctor:
                 reason = problem.partition("\n\n")[0]  # without the function's traceback
                 raise finding(reason, "see README.md, 'When a call fails'.")
         return "Dagster called the function and received its messages"
+
+    def _ping_patiently(self, url: str) -> dict[str, Any]:
+        """Call a function. If it was just deployed, wait until its roles are effective."""
+        deadline = time.monotonic() + _WAIT_FOR_ROLES
+        report = self._ping(url)
+        if _is_forbidden(report) and self._is_new(url):
+            print(f"waiting  token: {url} was just deployed, and responds 403.", flush=True)
+            while _is_forbidden(report) and time.monotonic() < deadline:
+                time.sleep(_INTERVAL)
+                report = self._ping(url)
+        return report
+
+    def _is_new(self, url: str) -> bool:
+        """True if the function with this URL was deployed minutes ago."""
+        project = self._settings["GOOGLE_CLOUD_PROJECT"]
+        parent = f"projects/{project}/locations/{self._region}"
+        try:
+            found = self._api.request(
+                "GET",
+                f"https://cloudfunctions.googleapis.com/v2/{parent}/functions",
+                params={"pageSize": "500"},
+            )
+        except GoogleError:
+            return False
+        now = datetime.now(UTC)
+        return any(
+            url in (function.get("url"), function.get("serviceConfig", {}).get("uri"))
+            and now - datetime.fromisoformat(function["updateTime"]) < _NEW
+            for function in found.get("functions", [])
+        )
 
     def _ping(self, url: str) -> dict[str, Any]:
         try:
@@ -359,6 +408,17 @@ def find_settings() -> tuple[dict[str, str], str]:
     names = (*_SETTINGS, *_url_variables(), *optional)
     settings = {key: value for key in names if (value := values.get(key))}
     return settings, f"orchestrator/{name}"
+
+
+def _is_forbidden(report: Mapping[str, Any]) -> bool:
+    """True if a test call failed because of a missing role."""
+    return re.search(r"\b403\b", f"{report['token']} {report['round_trip']}") is not None
+
+
+def _regions(bucket: Mapping[str, Any]) -> list[str]:
+    """The region of a bucket, or both of a bucket in two regions."""
+    placement = bucket.get("customPlacementConfig", {}).get("dataLocations")
+    return [each.lower() for each in placement or [bucket["location"]]]
 
 
 def _url_variables() -> list[str]:

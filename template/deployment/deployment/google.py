@@ -7,20 +7,13 @@ import google.auth
 import requests
 from deployment.errors import DeploymentError
 from google.auth.credentials import Credentials
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
 from google.auth.transport.requests import AuthorizedSession
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 _TIMEOUT = 60.0  # seconds
-_RETRY = Retry(
-    total=3,
-    backoff_factor=0.5,  # seconds, doubled each time
-    status_forcelist=(429, 500, 502, 503, 504),
-    allowed_methods=None,  # all requests here are safe to repeat
-    raise_on_status=False,
-)
 
 LOGIN = "gcloud auth application-default login"
 
@@ -31,23 +24,39 @@ class GoogleError(DeploymentError):
     Args:
         status: The HTTP status of the response, or None without a response. Also an attribute.
         message: The error: Google's own message if there was a response.
+        was_retried: Whether an earlier attempt of the same request failed, but may have had an
+            effect. Also an attribute.
     """
 
-    def __init__(self, status: int | None, message: str) -> None:
+    def __init__(self, status: int | None, message: str, *, was_retried: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.was_retried = was_retried
+
+    @property
+    def is_transient(self) -> bool:
+        """True if the same request may succeed later."""
+        return self.status is None or self.status == 429 or self.status >= 500
 
 
 class GoogleApi:
-    """A client for JSON APIs of Google Cloud.
+    """A client for JSON APIs of Google Cloud. It retries a failed request three times.
 
     Args:
         credentials: The credentials to send requests with.
+        backoff: The wait before the second retry, in seconds. It doubles each time.
     """
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, backoff: float = 1.0) -> None:
+        retry = Retry(
+            total=3,
+            backoff_factor=backoff / 2,
+            status_forcelist=(429, 500, 502, 503, 504),
+            allowed_methods=None,  # all requests here are safe to repeat
+            raise_on_status=False,
+        )
         self._session = AuthorizedSession(credentials)
-        self._session.mount("https://", HTTPAdapter(max_retries=_RETRY))
+        self._session.mount("https://", HTTPAdapter(max_retries=retry))
 
     def request(
         self,
@@ -74,10 +83,14 @@ class GoogleApi:
             response = self._session.request(
                 method, url, params=params, json=json, data=data, timeout=_TIMEOUT
             )
+        except RefreshError as error:
+            raise GoogleError(401, f"Google issues no credentials: {error}") from error
         except (requests.RequestException, GoogleAuthError) as error:
             raise GoogleError(None, f"Could not reach {url}: {error}") from error
         if not response.ok:
-            raise GoogleError(response.status_code, _error_text(response))
+            raise GoogleError(
+                response.status_code, _error_text(response), was_retried=_was_retried(response)
+            )
         result: dict[str, Any] = response.json()
         return result
 
@@ -97,6 +110,12 @@ def find_credentials() -> Credentials:
     except DefaultCredentialsError as error:
         raise DeploymentError(f"You are not logged in to Google Cloud. Run: {LOGIN}") from error
     return credentials
+
+
+def _was_retried(response: requests.Response) -> bool:
+    """True if an attempt before this response failed, other than by a limit to requests."""
+    retries = response.raw.retries
+    return retries is not None and any(attempt.status != 429 for attempt in retries.history)
 
 
 def _error_text(response: requests.Response) -> str:

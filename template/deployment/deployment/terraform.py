@@ -1,147 +1,40 @@
-"""Runs Terraform for an environment: `just plan`, `deploy`, `destroy`, `bootstrap`, `settings`.
-
-Without a login to Google Cloud, it runs the steps that need none, and reports the rest.
-"""
+"""Runs Terraform in infra/."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from typing import NoReturn
 
-from deployment import doctor
-from deployment.bundle import make_bundles
-from deployment.environments import INFRA, Environment, find_environment
+from deployment.environments import INFRA, Environment
 from deployment.errors import DeploymentError
-from deployment.google import find_credentials
-from deployment.project import function_folders, name_in_cloud, url_variable
-
-_SUBCOMMANDS = {"plan": "plan", "deploy": "apply", "destroy": "destroy"}
 
 
-def main() -> int:
-    """Run the recipe for the environment, both from the command line.
+def require_terraform() -> None:
+    """Make sure that Terraform is installed.
 
-    Returns:
-        The exit status: 0, 1 after an error, 130 if interrupted. If Terraform replaced this
-        process, its own.
+    Raises:
+        DeploymentError: It is not.
     """
-    recipe, name = sys.argv[1:]
-    try:
-        environment = find_environment(name)
-        if recipe == "doctor":
-            os.environ.update(expected_settings(environment))
-            return doctor.main()
-        _require_terraform()
-        match recipe:
-            case "bootstrap":
-                make_state_bucket(environment)
-            case "settings":
-                show_settings(environment)
-            case _:
-                run_terraform(recipe, environment)
-    except DeploymentError as error:
-        print(f"\n{recipe}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-def _require_terraform() -> None:
     if shutil.which("terraform") is None:
         raise DeploymentError(
             "Terraform is not installed: https://developer.hashicorp.com/terraform/install"
         )
 
 
-def run_terraform(recipe: str, environment: Environment) -> NoReturn:
-    """Plan, deploy or destroy an environment. Terraform asks before it changes anything.
-
-    Args:
-        recipe: `plan`, `deploy` or `destroy`.
-        environment: The environment.
-
-    Raises:
-        DeploymentError: A step before failed, or there are no credentials.
-    """
-    make_bundles()
-    try:
-        find_credentials()
-    except DeploymentError as error:
-        _prepare("init", "-backend=false", "-input=false")
-        _prepare("validate")
-        raise DeploymentError(
-            f"Built the bundles in build/ and validated infra/. Skipped the rest. {error}"
-        ) from error
-    _open_state(environment)
-    _hand_over(_SUBCOMMANDS[recipe], f"-var-file={environment.variables_file}")
-
-
-def make_state_bucket(environment: Environment) -> NoReturn:
-    """Create the bucket for an environment's state. Terraform asks before.
-
-    Args:
-        environment: The environment, whose backend file names the bucket.
-
-    Raises:
-        DeploymentError: There are no credentials, or Terraform could not start.
-    """
-    find_credentials()
-    state = f"-backend-config=path={environment.name}.tfstate"
-    _prepare("init", "-input=false", "-reconfigure", state, folder="bootstrap")
-    _hand_over(
-        "apply",
-        f"-var=project_id={environment['project_id']}",
-        f"-var=region={environment['region']}",
-        f"-var=state_bucket={environment.state_bucket}",
-        folder="bootstrap",
-    )
-
-
-def show_settings(environment: Environment) -> NoReturn:
-    """Print only the orchestrator's settings for a deployed environment, from its state.
+def open_state(environment: Environment) -> None:
+    """Make Terraform use the environment's state.
 
     Args:
         environment: The environment.
 
     Raises:
-        DeploymentError: There are no credentials, or the state could not be read.
+        DeploymentError: The state could not be read.
     """
-    find_credentials()
-    _open_state(environment)
-    _hand_over("output", "-raw", "settings")
-
-
-def expected_settings(environment: Environment) -> dict[str, str]:
-    """The orchestrator's settings for an environment, as far as they are known before it exists.
-
-    Args:
-        environment: The environment, deployed or not.
-    """
-    project, region = environment["project_id"], environment["region"]
-    host = f"{region}-{project}.cloudfunctions.net"
-    urls = {
-        url_variable(
-            folder
-        ): f"https://{host}/{name_in_cloud(folder, environment['function_name'])}"
-        for folder in function_folders()
-    }
-    return {
-        **urls,
-        "FUNCTION_AUDIENCE": "",
-        "GOOGLE_CLOUD_PROJECT": project,
-        "GOOGLE_CLOUD_REGION": region,
-        "IMPERSONATE_SERVICE_ACCOUNT": "",
-        "LAKE_URI": f"gs://{environment['lake_bucket']}",
-        "MESSAGES_BUCKET": environment["messages_bucket"],
-    }
-
-
-def _open_state(environment: Environment) -> None:
-    """Make Terraform use the environment's state."""
     backend = f"-backend-config={environment.backend_file}"
     try:
-        _prepare("init", "-input=false", "-reconfigure", backend)
+        prepare("init", "-input=false", "-reconfigure", backend)
     except DeploymentError as error:
         raise DeploymentError(
             f"{error} If the bucket for the state does not exist, create it: uv run just bootstrap "
@@ -149,23 +42,89 @@ def _open_state(environment: Environment) -> None:
         ) from error
 
 
-def _prepare(*command: str, folder: str = ".") -> None:
-    """Run Terraform in a folder of infra/, and print its output only if it fails."""
-    done = subprocess.run(
-        ["terraform", f"-chdir={INFRA / folder}", *command], stdout=subprocess.PIPE, check=False
-    )
-    if done.returncode != 0:
-        sys.stderr.write(done.stdout.decode())
+def list_resources() -> set[str]:
+    """The addresses of the resources in the state: none before the first deployment."""
+    return set(_capture(*_terraform("state", "list"), stderr=subprocess.DEVNULL)[1].split())
+
+
+def read_output(name: str) -> str:
+    """An output of the environment.
+
+    Args:
+        name: The name of the output.
+
+    Raises:
+        DeploymentError: The environment does not have it, since it is not deployed yet.
+    """
+    status, value = _capture(*_terraform("output", "-raw", name))
+    if status != 0:
+        raise DeploymentError("terraform output failed.")
+    return value
+
+
+def prepare(*command: str, folder: str = ".") -> None:
+    """Run Terraform, and print its output only if it fails.
+
+    Args:
+        command: The subcommand and its options.
+        folder: The folder in infra/.
+
+    Raises:
+        DeploymentError: It failed.
+    """
+    status, printed = _capture(*_terraform(*command, folder=folder))
+    if status != 0:
+        sys.stderr.write(printed)
         raise DeploymentError(f"terraform {command[0]} failed.")
 
 
-def _hand_over(*command: str, folder: str = ".") -> NoReturn:
-    """Replace this process with Terraform, in a folder of infra/.
+def run(*command: str) -> tuple[int, str]:
+    """Run Terraform in this terminal.
+
+    Ctrl-C interrupts Terraform itself, which can take its time to save its state.
+
+    Args:
+        command: The subcommand and its options.
+
+    Returns:
+        The exit status, and what it printed as errors.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, and Terraform has ended.
+    """
+    errors = []
+    interruptions = []
+    with subprocess.Popen(_terraform(*command), stderr=subprocess.PIPE, text=True) as terraform:
+        # The terminal interrupts Terraform, too.
+        before = signal.signal(signal.SIGINT, lambda *_: interruptions.append(True))
+        try:
+            for line in terraform.stderr or ():
+                sys.stderr.write(line)
+                errors.append(line)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    if interruptions:
+        raise KeyboardInterrupt
+    return terraform.returncode, "".join(errors)
+
+
+def hand_over(*command: str, folder: str = ".") -> NoReturn:
+    """Replace this process with Terraform.
 
     Ctrl-C then interrupts Terraform itself, which can take its time to save its state.
+
+    Args:
+        command: The subcommand and its options.
+        folder: The folder in infra/.
     """
-    os.execvp("terraform", ["terraform", f"-chdir={INFRA / folder}", *command])
+    os.execvp("terraform", _terraform(*command, folder=folder))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _terraform(*command: str, folder: str = ".") -> list[str]:
+    return ["terraform", f"-chdir={INFRA / folder}", *command]
+
+
+def _capture(*command: str, stderr: int | None = None) -> tuple[int, str]:
+    """The exit status and the output of a command."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
+    return done.returncode, done.stdout

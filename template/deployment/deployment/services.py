@@ -1,0 +1,60 @@
+"""Turns on the services of Google Cloud that an environment needs: part of `just bootstrap`.
+
+Terraform turns them on, too. But Google then needs minutes to create the accounts that its services
+act as, and a first deployment that does not find them fails.
+"""
+
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from deployment.errors import DeploymentError
+from deployment.google import GoogleApi
+
+_API = "https://serviceusage.googleapis.com"
+_ACT_FOR_US = ("artifactregistry", "cloudbuild", "cloudfunctions", "run")
+_INTERVAL = 2.0  # seconds between two requests for the state of an operation
+_LONGEST_OPERATION = 10 * 60.0  # seconds; one takes less than a minute
+
+
+def turn_on(api: GoogleApi, project: str) -> None:
+    """Enable the APIs that the functions need, and create the accounts of Google's services.
+
+    Args:
+        api: Sends the requests, with the credentials of an administrator of the project.
+        project: The ID of the project.
+
+    Raises:
+        DeploymentError: A request was rejected, or an operation failed.
+    """
+    names = required_apis()
+    print(f"Enabling {len(names)} APIs in {project} ...", flush=True)
+    url = f"{_API}/v1/projects/{project}/services:batchEnable"
+    _finish(api, api.request("POST", url, json={"serviceIds": names}))
+    for name in _ACT_FOR_US:
+        service = f"{name}.googleapis.com"
+        print(f"Creating the account of {service} ...", flush=True)
+        parent = f"projects/{project}/services/{service}"
+        _finish(api, api.request("POST", f"{_API}/v1beta1/{parent}:generateServiceIdentity"))
+
+
+def required_apis() -> list[str]:
+    """The APIs that the functions need, in doctor.toml."""
+    expected = tomllib.loads((Path(__file__).parent / "doctor.toml").read_text())
+    names: list[str] = expected["apis"]["names"]
+    return names
+
+
+def _finish(api: GoogleApi, operation: dict[str, Any]) -> None:
+    """Wait until an operation has ended."""
+    deadline = time.monotonic() + _LONGEST_OPERATION
+    while not operation.get("done"):
+        if time.monotonic() > deadline:
+            raise DeploymentError(
+                f"Google did not finish within {_LONGEST_OPERATION / 60:.0f} minutes. Run it again."
+            )
+        time.sleep(_INTERVAL)
+        operation = api.request("GET", f"{_API}/v1/{operation['name']}")
+    if "error" in operation:
+        raise DeploymentError(operation["error"].get("message", str(operation["error"])))

@@ -1,0 +1,41 @@
+"""The settings of Dagster for an environment."""
+
+from io import StringIO
+
+from deployment.environments import Environment
+from deployment.project import ORCHESTRATOR, function_folders, name_in_cloud, url_variable
+from dotenv import dotenv_values, set_key
+
+
+def expected_settings(environment: Environment) -> dict[str, str]:
+    """The orchestrator's settings for an environment, as far as they are known before it exists.
+
+    Args:
+        environment: The environment, deployed or not.
+    """
+    project, region = environment["project_id"], environment["region"]
+    host = f"{region}-{project}.cloudfunctions.net"
+    names = {each: name_in_cloud(each, environment["function_name"]) for each in function_folders()}
+    return {
+        **{url_variable(folder): f"https://{host}/{name}" for folder, name in names.items()},
+        "FUNCTION_AUDIENCE": "",
+        "GOOGLE_CLOUD_PROJECT": project,
+        "GOOGLE_CLOUD_REGION": region,
+        "IMPERSONATE_SERVICE_ACCOUNT": "",
+        "LAKE_URI": f"gs://{environment['lake_bucket']}",
+        "MESSAGES_BUCKET": environment["messages_bucket"],
+    }
+
+
+def write_settings(settings: str) -> None:
+    """Set the settings in orchestrator/.env, all or none of them.
+
+    Args:
+        settings: A line `NAME=value` for each.
+    """
+    file = ORCHESTRATOR / ".env"
+    draft = file.with_name(".env.new")
+    draft.write_text(file.read_text() if file.exists() else "")
+    for name, value in dotenv_values(stream=StringIO(settings)).items():
+        set_key(draft, name, value or "", quote_mode="never")
+    draft.replace(file)

@@ -1,0 +1,319 @@
+"""Updates the code of a function, and waits until the function serves it.
+
+The old version keeps serving requests until the new one is built, or if its build fails.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployment.bundle import Bundle
+from deployment.environments import Environment
+from deployment.errors import DeploymentError
+from deployment.google import GoogleApi, GoogleError
+from deployment.project import CLOUD_FUNCTION, name_in_cloud
+
+_API = "https://cloudfunctions.googleapis.com/v2"
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long a deployment waits, in seconds.
+
+    Attributes:
+        interval: Between two requests for its state.
+        start: Until the state is that of this deployment. Before, Google may still show the state
+            and the errors of the previous one.
+        same_build: Until an active function counts as updated, though it was not seen to be
+            deployed and has the same build as before.
+        longest: Until the deployment times out. One takes about two minutes.
+    """
+
+    interval: float = 5.0
+    start: float = 60.0
+    same_build: float = 180.0
+    longest: float = 20 * 60.0
+
+
+_WAITS = Waits()
+
+
+def update_function(
+    api: GoogleApi, environment: Environment, bundle: Bundle, waits: Waits = _WAITS
+) -> bool:
+    """Upload the bundle, update the function, and wait until it serves the new code.
+
+    Args:
+        api: Sends the requests, with the credentials of the deployer or of a user with its roles.
+        environment: The environment to deploy to. Its function must exist.
+        bundle: The new code.
+        waits: How long to wait.
+
+    Returns:
+        True if the function was updated; False if it already serves the bundle.
+
+    Raises:
+        DeploymentError: The function does not serve the new code.
+    """
+    try:
+        return _update(api, environment, bundle, waits)
+    except GoogleError as error:
+        reason = str(error).rstrip(".")
+        raise DeploymentError(f"{reason}. {_advice(error, environment)}") from error
+
+
+def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Waits) -> bool:
+    url = function_url(environment, bundle.folder)
+    before = api.request("GET", url)
+    if _serves(before, bundle):
+        return False
+    source = {"bucket": environment["sources_bucket"], "object": f"{bundle.sha256}.zip"}
+    _upload(api, bundle, **source)
+    operation = _start(api, url, before, bundle, source)
+    after = _Deployment(api, url, before, operation, waits).wait()
+    if deployed_bundle(after) not in (None, label(bundle)):
+        raise DeploymentError(
+            "Another deployment has replaced this one. Deploy again, when no other one is running."
+        )
+    return True
+
+
+def _advice(error: GoogleError, environment: Environment) -> str:
+    """What to do after Google has rejected a request."""
+    if error.status in (403, 404):
+        return (
+            "The function or its bucket for sources does not exist, or the deployer lacks a role. "
+            f"Run `uv run just deploy {environment.name}`. If that was just done, deploy again in "
+            "a few minutes, when its roles are effective."
+        )
+    return "Deploy again. If it fails again, see infra/README.md."
+
+
+def function_url(environment: Environment, folder: Path = CLOUD_FUNCTION) -> str:
+    """Return the URL of a function in the Cloud Functions API.
+
+    Args:
+        environment: The environment of the function.
+        folder: The folder of the function.
+    """
+    name = name_in_cloud(folder, environment["function_name"])
+    project, region = environment["project_id"], environment["region"]
+    return f"{_API}/projects/{project}/locations/{region}/functions/{name}"
+
+
+def label(bundle: Bundle) -> str:
+    """The value of the label that says which bundle is deployed.
+
+    Args:
+        bundle: The bundle.
+
+    Returns:
+        The start of its hash, since a label has at most 63 characters.
+    """
+    return bundle.sha256[:63]
+
+
+def deployed_bundle(function: dict[str, Any]) -> str | None:
+    """The label of the bundle that is deployed; None if there is none.
+
+    Args:
+        function: The function, as the Cloud Functions API describes it.
+    """
+    deployed: str | None = function.get("labels", {}).get("bundle")
+    return deployed
+
+
+def _serves(function: dict[str, Any], bundle: Bundle) -> bool:
+    """True if the function serves the bundle. After a failed build it has errors."""
+    is_healthy = function.get("state") == "ACTIVE" and not _problems(function)
+    return is_healthy and deployed_bundle(function) == label(bundle)
+
+
+def _upload(api: GoogleApi, bundle: Bundle, *, bucket: str, object: str) -> None:
+    """Upload the bundle unless it exists. Its name contains its hash."""
+    try:
+        api.request(
+            "POST",
+            f"https://storage.googleapis.com/upload/storage/v1/b/{bucket}/o",
+            params={"uploadType": "media", "name": object, "ifGenerationMatch": "0"},
+            data=bundle.path.read_bytes(),
+        )
+    except GoogleError as error:
+        if not _exists_already(error):
+            raise
+
+
+def _exists_already(error: GoogleError) -> bool:
+    """True if an upload was rejected because the object exists.
+
+    That is 412 Precondition Failed, or 403 if Google first checks the right to replace the object.
+    """
+    return error.status == 412 or (error.status == 403 and "storage.objects.delete" in str(error))
+
+
+def _start(
+    api: GoogleApi, url: str, before: dict[str, Any], bundle: Bundle, source: dict[str, str]
+) -> str | None:
+    """Start the update.
+
+    Returns:
+        The name of its operation, or None if it is unknown.
+    """
+    build_variables = before.get("buildConfig", {}).get("environmentVariables", {})
+    try:
+        operation = api.request(
+            "PATCH",
+            url,
+            params={"updateMask": "buildConfig.source,buildConfig.environmentVariables,labels"},
+            json={
+                "buildConfig": {
+                    "source": {"storageSource": source},
+                    # Terraform reads it: see infra/function.tf.
+                    "environmentVariables": {**build_variables, "BUNDLE": bundle.sha256},
+                },
+                "labels": {**before.get("labels", {}), "bundle": label(bundle)},
+            },
+        )
+    except GoogleError as error:
+        if error.status != 409:
+            raise
+        if error.was_retried:  # a request without a response has started the update
+            return None
+        raise DeploymentError(
+            "Another deployment of the function is running. When it has ended, deploy again."
+        ) from error
+    return operation.get("name")
+
+
+class _Deployment:
+    """A deployment that has started.
+
+    Args:
+        api: Sends the requests.
+        url: The URL of the function.
+        before: The function as it was before the update.
+        operation: The name of the operation of the update, if it is known.
+        waits: How long to wait.
+    """
+
+    def __init__(
+        self,
+        api: GoogleApi,
+        url: str,
+        before: dict[str, Any],
+        operation: str | None,
+        waits: Waits,
+    ) -> None:
+        self._api = api
+        self._url = url
+        self._before = before
+        self._operation = operation
+        self._waits = waits
+        self._started = time.monotonic()
+        self._was_seen = False  # in the state DEPLOYING
+
+    def wait(self) -> dict[str, Any]:
+        """Wait until the function serves the new code, and return the function.
+
+        Raises:
+            DeploymentError: It does not serve the new code.
+        """
+        while self._elapsed() < self._waits.longest:
+            time.sleep(self._waits.interval)
+            try:
+                operation = self._read_operation()
+                if operation is not None and not operation.get("done"):
+                    continue
+                function = self._api.request("GET", self._url)
+            except GoogleError as error:
+                if error.is_transient:
+                    continue  # the deployment continues, too
+                raise
+            if self._is_served(function, operation):
+                return function
+        raise DeploymentError(
+            f"The deployment did not end within {self._waits.longest / 60:.0f} minutes. See the "
+            "history of Cloud Build, and deploy again."
+        )
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _read_operation(self) -> dict[str, Any] | None:
+        """The operation of the update, or None if the deployer may not read it.
+
+        Operations belong to the project, where the deployer has no role.
+        """
+        if self._operation is None:
+            return None
+        try:
+            return self._api.request("GET", f"{_API}/{self._operation}")
+        except GoogleError as error:
+            if error.status not in (403, 404):
+                raise
+            self._operation = None
+            return None
+
+    def _is_served(self, function: dict[str, Any], operation: dict[str, Any] | None) -> bool:
+        """Whether the function serves the new code.
+
+        Raises:
+            DeploymentError: The deployment has failed.
+        """
+        state = function.get("state")
+        self._was_seen = self._was_seen or state == "DEPLOYING"
+        has_new_build = _last_build(function) != _last_build(self._before)
+        problems = _problems(function, operation)
+        match state:
+            case "ACTIVE" if has_new_build:
+                return True
+            case "ACTIVE" if problems and self._is_current(function, operation):
+                raise DeploymentError(
+                    f"The previous version keeps serving requests. {problems} Fix the function, "
+                    "and deploy again."
+                )
+            case "ACTIVE" if not problems:  # the same code can have the same build
+                is_over = operation is not None or self._was_seen
+                return is_over or self._elapsed() >= self._waits.same_build
+            case "FAILED" | "UNKNOWN" if self._is_current(function, operation):
+                raise DeploymentError(
+                    f"The function serves no requests. {problems} See its logs. To go back, deploy "
+                    "an older commit."
+                )
+        return False
+
+    def _is_current(self, function: dict[str, Any], operation: dict[str, Any] | None) -> bool:
+        """Whether the state and the errors are those of this deployment.
+
+        Right after the request, Google may still show those of the previous one, also with a new
+        time of update.
+        """
+        return (
+            operation is not None
+            or self._was_seen
+            or _condition(function) != _condition(self._before)
+            or self._elapsed() >= self._waits.start
+        )
+
+
+def _condition(function: dict[str, Any]) -> tuple[str | None, str]:
+    """The state and the errors of the function."""
+    return function.get("state"), _problems(function)
+
+
+def _last_build(function: dict[str, Any]) -> str | None:
+    """The last build that was deployed."""
+    build: str | None = function.get("buildConfig", {}).get("build")
+    return build
+
+
+def _problems(function: dict[str, Any], operation: dict[str, Any] | None = None) -> str:
+    """The errors that Google Cloud reports for the function and for the operation of its update."""
+    messages = [
+        message.get("message", "")
+        for message in function.get("stateMessages", [])
+        if message.get("severity") == "ERROR"
+    ]
+    failure = (operation or {}).get("error", {}).get("message", "")
+    return " ".join(dict.fromkeys([*messages, *filter(None, [failure])]))

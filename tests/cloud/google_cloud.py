@@ -1,0 +1,337 @@
+"""A project in Google Cloud that behaves as Google does, also where that is inconvenient.
+
+It has the endpoints that `just bootstrap`, `deploy-function` and `doctor` use. What it does beyond
+the documentation follows from reports of live projects: docs/google-cloud.md lists them.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from google_stand_ins import DROPPED, Request, Response, Serve
+
+PROJECT = "my-gcp-project"
+NUMBER = "1"
+REGION = "europe-west4"
+SOURCES = "my-gcp-project-function-sources"
+HOSTS = (
+    "cloudfunctions.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
+    "serviceusage.googleapis.com",
+    "storage.googleapis.com",
+)
+
+
+def error(status: int, message: str) -> Response:
+    """An error of one of Google's APIs."""
+    return Response(status, {"error": {"code": status, "message": message}})
+
+
+@dataclass
+class Fault:
+    """What happens to some requests instead of what they ask for.
+
+    Attributes:
+        requests: A pattern for the method, the host and the path.
+        response: The response, or `DROPPED`.
+        times: How many more requests.
+        is_done: True if the request is carried out, too: only its response is lost.
+    """
+
+    requests: str
+    response: Response
+    times: int = 1
+    is_done: bool = False
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How Google carries out an update of a function.
+
+    Attributes:
+        ends: With the new code served, with a failed build, or with code that does not start.
+        lag: How many looks at the function still show it as it was before.
+        deploying: How many looks then show it in the state DEPLOYING.
+        touches_at_once: Whether `updateTime` changes before the lag.
+        has_new_build: Whether the same code is built again.
+        replaced_by: The bundle of another deployment, which wins.
+    """
+
+    ends: Literal["served", "not built", "not started"] = "served"
+    lag: int = 0
+    deploying: int = 1
+    touches_at_once: bool = False
+    has_new_build: bool = True
+    replaced_by: str | None = None
+
+
+@dataclass
+class Function:
+    """A function, as it is and as a look at it shows it.
+
+    Attributes:
+        serves: The source that it serves; None if it serves no requests.
+        shown: The description in responses.
+    """
+
+    serves: str | None = "old.zip"
+    shown: dict[str, Any] = field(
+        default_factory=lambda: {
+            "state": "ACTIVE",
+            "updateTime": "2026-01-01T00:00:00Z",
+            "buildConfig": {"build": "build-0", "environmentVariables": {"USER_S": "own"}},
+            "labels": {"team": "data"},
+        }
+    )
+
+    def show(self, state: str, *problems: str) -> None:
+        """Change the state and the errors."""
+        self.shown["state"] = state
+        self.shown["stateMessages"] = [
+            {"severity": "ERROR", "type": "Build", "message": problem} for problem in problems
+        ]
+
+
+@dataclass
+class _Update:
+    body: dict[str, Any]
+    rollout: Rollout
+    looks: int = 0
+    failure: str | None = None
+    is_done: bool = False
+
+
+@dataclass
+class Cloud:
+    """The project.
+
+    Attributes:
+        functions: The functions by name.
+        objects: The contents of the bucket for sources, by name.
+        buckets: The responses for buckets, by name. Others do not exist.
+        enabled: The APIs that are on.
+        identities: The services whose accounts exist.
+        denied: The permissions that the caller lacks.
+        description: The response with the project.
+        regions: The regions where functions can run.
+        rollout: How the next update is carried out.
+        operations_are_readable: Whether the caller may read operations.
+        faults: What happens to some requests instead of what they ask for.
+        requests: All requests.
+    """
+
+    functions: dict[str, Function] = field(default_factory=lambda: {"my-data-platform": Function()})
+    objects: dict[str, bytes] = field(default_factory=dict)
+    buckets: dict[str, Response] = field(default_factory=dict)
+    enabled: set[str] = field(default_factory=set)
+    identities: set[str] = field(default_factory=set)
+    denied: tuple[str, ...] = ()
+    description: Response = field(
+        default_factory=lambda: Response(200, {"projectNumber": NUMBER, "lifecycleState": "ACTIVE"})
+    )
+    regions: tuple[str, ...] = (REGION, "us-east1")
+    rollout: Rollout = Rollout()
+    operations_are_readable: bool = False
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    _updates: dict[str, _Update] = field(default_factory=dict)
+    _operations: dict[str, int] = field(default_factory=dict)  # how many looks until done
+    _builds: int = 0
+
+    def hosts(self) -> dict[str, Serve]:
+        """The servers of the project, by host."""
+        return dict.fromkeys(HOSTS, self.serve)
+
+    def serve(self, request: Request) -> Response:
+        """Respond as Google would."""
+        self.requests.append(request)
+        return self.faulted(request) or self._handle(request)
+
+    def faulted(self, request: Request) -> Response | None:
+        """The response to a request that meets a fault."""
+        target = f"{request.method} {request.host}{request.path}"
+        for fault in self.faults:
+            if fault.times > 0 and re.search(fault.requests, target):
+                fault.times -= 1
+                if fault.is_done:
+                    self._handle(request)
+                return fault.response
+        return None
+
+    def updates(self) -> list[Request]:
+        """The requests that update a function."""
+        return [request for request in self.requests if request.method == "PATCH"]
+
+    def settle(self) -> None:
+        """Let all updates end."""
+        for name, update in self._updates.items():
+            while not update.is_done:
+                self._look(name)
+
+    def _handle(self, request: Request) -> Response:
+        path = unquote(urlsplit(request.path).path)
+        for pattern, handle in _ENDPOINTS:
+            if found := re.fullmatch(pattern, f"{request.method} {request.host}{path}"):
+                return handle(self, request, *found.groups())
+        return error(404, f"nothing at {request.host}{path}")
+
+    # cloudresourcemanager.googleapis.com
+
+    def describe_project(self, request: Request) -> Response:
+        """Describe the project."""
+        return self.description
+
+    def test_permissions(self, request: Request) -> Response:
+        """Name the permissions that the caller has."""
+        permissions = request.body["permissions"]
+        return Response(200, {"permissions": [p for p in permissions if p not in self.denied]})
+
+    # serviceusage.googleapis.com
+
+    def list_services(self, request: Request) -> Response:
+        """Say which APIs are on."""
+        names = [name.rpartition("/")[2] for name in request.queries["names"]]
+        states = {name: "ENABLED" if name in self.enabled else "DISABLED" for name in names}
+        services = [{"config": {"name": name}, "state": states[name]} for name in names]
+        return Response(200, {"services": services})
+
+    def enable(self, request: Request) -> Response:
+        """Enable APIs, by an operation."""
+        self.enabled |= set(request.body["serviceIds"])
+        self._operations["enable"] = 1
+        return Response(200, {"name": "operations/enable", "done": False})
+
+    def create_identity(self, request: Request, service: str) -> Response:
+        """Create the account of a service."""
+        if service not in self.enabled:
+            return error(403, f"{service} is not enabled.")
+        self.identities.add(service)
+        return Response(200, {"name": "operations/finished.DONE_OPERATION", "done": True})
+
+    def describe_service_operation(self, request: Request, name: str) -> Response:
+        """Describe an operation of Service Usage."""
+        self._operations[name] -= 1
+        return Response(200, {"name": f"operations/{name}", "done": self._operations[name] < 0})
+
+    # storage.googleapis.com
+
+    def describe_bucket(self, request: Request, name: str) -> Response:
+        """Describe a bucket."""
+        return self.buckets.get(name, error(404, "The specified bucket does not exist."))
+
+    def upload(self, request: Request, bucket: str) -> Response:
+        """Store an object, unless it exists."""
+        name = request.query["name"]
+        if bucket != SOURCES:
+            return error(404, "The specified bucket does not exist.")
+        if request.query.get("ifGenerationMatch") == "0" and name in self.objects:
+            return error(412, "At least one of the pre-conditions you specified did not hold.")
+        self.objects[name] = request.content
+        return Response(200, {"name": name})
+
+    # cloudfunctions.googleapis.com
+
+    def list_regions(self, request: Request) -> Response:
+        """List the regions where functions can run."""
+        return Response(200, {"locations": [{"locationId": name} for name in self.regions]})
+
+    def list_functions(self, request: Request) -> Response:
+        """List the functions."""
+        return Response(200, {"functions": [each.shown for each in self.functions.values()]})
+
+    def describe_function(self, request: Request, name: str) -> Response:
+        """Describe a function."""
+        if name not in self.functions:
+            return error(404, f"Resource {name} was not found")
+        self._look(name)
+        return Response(200, self.functions[name].shown)
+
+    def update_function(self, request: Request, name: str) -> Response:
+        """Start to update a function."""
+        if name not in self.functions:
+            return error(404, f"Resource {name} was not found")
+        if name in self._updates and not self._updates[name].is_done:
+            return error(409, "unable to queue the operation")
+        source = request.body["buildConfig"]["source"]["storageSource"]["object"]
+        if source not in self.objects:
+            return error(400, f"Source {source} does not exist.")
+        self._updates[name] = _Update(request.body, self.rollout)
+        if self.rollout.touches_at_once:
+            self.functions[name].shown["updateTime"] = "2026-01-02T00:00:00Z"
+        return Response(200, {"name": f"projects/p/locations/r/operations/{name}"})
+
+    def describe_operation(self, request: Request, name: str) -> Response:
+        """Describe the operation of an update."""
+        if not self.operations_are_readable:
+            return error(403, "Permission 'cloudfunctions.operations.get' denied on resource")
+        self._look(name)
+        update = self._updates[name]
+        failure = {"error": {"message": update.failure}} if update.failure else {}
+        return Response(200, {"name": name, "done": update.is_done, **failure})
+
+    def _look(self, name: str) -> None:
+        """Each look at a function is a step of its update."""
+        update = self._updates.get(name)
+        if update is None or update.is_done:
+            return
+        update.looks += 1
+        function, rollout = self.functions[name], update.rollout
+        if update.looks <= rollout.lag:
+            return
+        function.shown["updateTime"] = "2026-01-02T00:00:00Z"
+        if update.looks <= rollout.lag + rollout.deploying:
+            function.shown["state"] = "DEPLOYING"  # the old errors are still there
+            return
+        update.is_done = True
+        match rollout.ends:
+            case "served":
+                self._deploy(function, update)
+            case "not built":
+                update.failure = "Build failed: no matching distribution."
+                function.show("ACTIVE" if function.serves else "FAILED", update.failure)
+            case "not started":
+                update.failure = "The container failed to listen on the port."
+                function.serves = None
+                function.show("FAILED", update.failure)
+
+    def _deploy(self, function: Function, update: _Update) -> None:
+        source = update.body["buildConfig"]["source"]["storageSource"]["object"]
+        function.serves = source
+        function.show("ACTIVE")
+        function.shown["labels"] = {**update.body["labels"]}
+        function.shown["buildConfig"]["environmentVariables"] = {
+            **update.body["buildConfig"]["environmentVariables"]
+        }
+        if update.rollout.has_new_build:
+            self._builds += 1
+            function.shown["buildConfig"]["build"] = f"build-{self._builds}"
+        if update.rollout.replaced_by:
+            function.serves = f"{update.rollout.replaced_by}.zip"
+            function.shown["labels"]["bundle"] = update.rollout.replaced_by
+
+
+_PARENT = r"cloudfunctions.googleapis.com/v2/projects/[\w-]+/locations"
+_MANAGER = r"cloudresourcemanager.googleapis.com/v1/projects/[\w-]+"
+_USAGE = r"serviceusage.googleapis.com/v1(?:beta1)?"
+_ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
+    (rf"GET {_MANAGER}", Cloud.describe_project),
+    (rf"POST {_MANAGER}:testIamPermissions", Cloud.test_permissions),
+    (rf"GET {_USAGE}/projects/[\w-]+/services:batchGet", Cloud.list_services),
+    (rf"POST {_USAGE}/projects/[\w-]+/services:batchEnable", Cloud.enable),
+    (
+        rf"POST {_USAGE}/projects/[\w-]+/services/([\w.]+):generateServiceIdentity",
+        Cloud.create_identity,
+    ),
+    (rf"GET {_USAGE}/operations/([\w.]+)", Cloud.describe_service_operation),
+    (r"GET storage.googleapis.com/storage/v1/b/([\w.-]+)", Cloud.describe_bucket),
+    (r"POST storage.googleapis.com/upload/storage/v1/b/([\w.-]+)/o", Cloud.upload),
+    (rf"GET {_PARENT}", Cloud.list_regions),
+    (rf"GET {_PARENT}/[\w-]+/functions", Cloud.list_functions),
+    (rf"GET {_PARENT}/[\w-]+/functions/([\w-]+)", Cloud.describe_function),
+    (rf"PATCH {_PARENT}/[\w-]+/functions/([\w-]+)", Cloud.update_function),
+    (rf"GET {_PARENT}/[\w-]+/operations/([\w-]+)", Cloud.describe_operation),
+]
+
+__all__ = ["DROPPED", "Cloud", "Fault", "Function", "Rollout", "error"]
