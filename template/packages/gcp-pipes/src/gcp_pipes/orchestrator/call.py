@@ -272,10 +272,11 @@ class CloudFunctionCaller:
                 f"Retrying in {delay:.1f} s."
             )
             self._cancelled.wait(delay)
-            if attempt.response.may_start_late:
+            key_prefix = attempt.handler.params.get("key_prefix")
+            if key_prefix and attempt.response.may_start_late:
                 if attempt.handler.has_started_late():
                     return self._follow(attempt, context_data, make_handler())
-                may_start_late.append(attempt.handler.params.get("key_prefix", ""))
+                may_start_late.append(key_prefix)
         return attempt
 
     def cancel(self) -> None:
