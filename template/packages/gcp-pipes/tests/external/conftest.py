@@ -80,7 +80,7 @@ def read_messages(bucket: storage.Bucket, key_prefix: str) -> Callable[[], list[
 def make_event(bucket: storage.Bucket, key_prefix: str) -> Callable[..., dict[str, Any]]:
     """Makes an event as Dagster does, with inputs and the parameters of Pipes."""
 
-    def make(*asset_keys: str, **inputs: Any) -> dict[str, Any]:
+    def make(*asset_keys: str, key_prefix: str = key_prefix, **inputs: Any) -> dict[str, Any]:
         data = context_data(asset_keys or ["counting"])
         messages = {"bucket": bucket.name, "key_prefix": key_prefix}
         return {

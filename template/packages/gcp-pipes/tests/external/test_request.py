@@ -1,15 +1,17 @@
 """Requests to the function, its responses, and its messages to Dagster."""
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster_pipes import encode_param
+from dagster_pipes import DAGSTER_PIPES_MESSAGES_ENV_VAR, decode_param, encode_param
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 import tasks
+from gcp_pipes.protocol import REPLACES_PARAMETER
 
 Messages = list[dict[str, Any]]
 MakeEvent = Callable[..., dict[str, Any]]
@@ -159,3 +161,40 @@ def test_the_instance_still_serves_after_a_request_that_is_not_from_dagster(
 ) -> None:
     assert web.get("/").status_code == 400
     assert web.post("/", json=make_event(rows=3)).status_code == 200
+
+
+def test_a_retry_keeps_the_earlier_attempt_from_starting(
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
+) -> None:
+    earlier = make_event(rows=3, key_prefix=uuid.uuid4().hex)
+    [late] = replaced(earlier)
+
+    retry = web.post("/", json={**make_event(rows=3), REPLACES_PARAMETER: [late]})
+    arrives_late = web.post("/", json=earlier)
+
+    assert retry.status_code == 200
+    assert methods(read_messages())[-1] == "closed"
+    assert "could not be stored" in error_of(arrives_late, 500)
+
+
+def test_a_retry_of_an_attempt_that_has_started_does_nothing(
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
+) -> None:
+    earlier = make_event(rows=3, key_prefix=uuid.uuid4().hex)
+    web.post("/", json=earlier)
+
+    retry = web.post("/", json={**make_event(rows=3), REPLACES_PARAMETER: replaced(earlier)})
+
+    assert "An earlier attempt of this call has started" in error_of(retry, 409)
+    assert read_messages() == []
+
+
+def test_a_retry_of_something_else_is_rejected(web: FlaskClient, make_event: MakeEvent) -> None:
+    for earlier in (1, [1], [None]):
+        response = web.post("/", json={**make_event(rows=3), REPLACES_PARAMETER: earlier})
+        assert "The event's Pipes parameters are invalid" in error_of(response)
+
+
+def replaced(event: dict[str, Any]) -> list[str]:
+    """What a retry of an event names."""
+    return [decode_param(event[DAGSTER_PIPES_MESSAGES_ENV_VAR])["key_prefix"]]

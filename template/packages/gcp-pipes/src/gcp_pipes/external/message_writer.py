@@ -333,6 +333,8 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             MessagesNotStoredError: A chunk could not be stored.
         """
         for key_prefix in key_prefixes:
+            if not key_prefix:
+                raise DagsterPipesError("The key prefix of an earlier attempt is missing.")
             self.open({**params, "key_prefix": key_prefix}).store_replacement()
 
     def _call_when_cancelled(self) -> None:
