@@ -102,6 +102,19 @@ def test_without_infrastructure_nothing_is_deployed(render: Render) -> None:
     assert "deploy" not in gitlab.read_text()
 
 
+def test_without_infrastructure_the_readme_has_the_command_and_the_roles(render: Render) -> None:
+    readme = " ".join((render({"iac": "none"}) / "README.md").read_text().split())
+
+    command = readme.partition("gcloud functions deploy")[2].partition("```")[0]
+    assert "--build-service-account=projects/my-gcp-project/serviceAccounts/" in command
+    assert {"FUNCTION_TIMEOUT=3600", "THREADS=4"} < set(
+        command.partition("--set-env-vars=")[2].strip().split(",")
+    )
+    assert "--timeout=3600s" in command
+    for role in ("logging.logWriter", "artifactregistry.writer", "storage.objectViewer"):
+        assert f"`roles/{role}`" in readme.partition("The build account")[2].partition(" You ")[0]
+
+
 def test_a_newer_run_does_not_cancel_a_deployment(render: Render) -> None:
     job = load(render() / ".github" / "workflows" / "ci.yml")["jobs"]["deploy"]
 
