@@ -219,9 +219,14 @@ def test_uploads_that_all_fail_make_the_request_fail(
 def test_uploads_that_start_to_fail_end_the_task(
     materialize: Materialize, writes: FaultProxy
 ) -> None:
-    writes.fail_always(
-        respond(403), when=lambda request: is_upload(request) and len(writes.seen) > 2
-    )
+    uploads: list[Request] = []
+
+    def is_late(request: Request) -> bool:
+        if is_upload(request):
+            uploads.append(request)
+        return is_upload(request) and len(uploads) > 3
+
+    writes.fail_always(respond(403), when=is_late)
 
     run = materialize(lines=100, pause=0.1)
 
@@ -431,6 +436,7 @@ def test_a_call_that_starts_after_an_error_of_the_front_end_is_followed(
     assert run.success
     assert run.lines == lines(3)
     assert len(calls.seen) == 1
+    eventually(lambda: late.response is not None)
     assert any(
         f"Google responded {status}, but the function started later" in line
         for _, line in run.logged
@@ -454,7 +460,7 @@ def test_a_call_that_arrives_after_its_retry_does_nothing(
     assert b"MessagesNotStoredError" in late.response.body
 
 
-def test_a_retry_of_a_call_that_has_just_started_does_nothing(
+def test_a_retry_of_a_call_that_has_just_started_does_nothing_and_the_call_is_followed(
     materialize: Materialize, calls: FaultProxy
 ) -> None:
     late = LateRequest(503)
@@ -468,13 +474,54 @@ def test_a_retry_of_a_call_that_has_just_started_does_nothing(
 
     run = materialize(lines=8, pause=0.3)
 
-    assert not run.success
-    assert "responded 409: An earlier attempt of this call has started" in run.failure
+    assert run.success
+    assert run.lines == lines(8)
     assert len(calls.seen) == 2
-    assert run.lines == []
     eventually(lambda: late.response is not None)
     assert late.response is not None
     assert late.response.status == 200
+
+
+def test_a_retry_that_dies_after_it_has_blocked_the_first_attempt_is_retried(
+    materialize: Materialize, calls: FaultProxy, writes: FaultProxy
+) -> None:
+    late = LateRequest(503)
+
+    def dies(request: Request) -> Response:
+        # It can block the first attempt, and then store nothing.
+        writes.fail(lambda upload: upload.forward(), *[respond(403)] * 20, when=is_upload)
+        request.forward()
+        writes.reset()
+        return Response(503)
+
+    calls.fail(late, dies)
+
+    run = materialize(lines=3)
+    late.arrive()
+
+    assert run.success
+    assert run.lines == lines(3)
+    assert run.call["attempts"] == "3"
+
+
+def test_an_attempt_that_started_before_a_retry_was_rejected_too_is_followed(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    late = LateRequest(503)
+
+    def rejected_while_the_first_starts(request: Request) -> Response:
+        threading.Thread(target=late.arrive).start()
+        time.sleep(1)
+        return Response(503)
+
+    calls.fail(late, rejected_while_the_first_starts)
+
+    run = materialize(lines=8, pause=0.3)
+
+    assert run.success
+    assert run.lines == lines(8)
+    assert len(calls.seen) == 2
+    eventually(lambda: late.response is not None)
 
 
 def test_a_function_that_is_not_ready_yet_is_called_again(

@@ -174,7 +174,7 @@ def test_a_retry_keeps_the_earlier_attempt_from_starting(
 
     assert retry.status_code == 200
     assert methods(read_messages())[-1] == "closed"
-    assert "could not be stored" in error_of(arrives_late, 500)
+    assert "A retry has replaced this attempt" in error_of(arrives_late, 500)
 
 
 def test_a_retry_of_an_attempt_that_has_started_does_nothing(

@@ -37,7 +37,7 @@ from gcp_pipes.protocol import CAN_BE_CANCELLED, FUNCTION_NAME, MESSAGE_NUMBER, 
 
 _CHUNK_SIZE = 1024 * 1024  # characters; a chunk of this size is uploaded at once
 _BUFFER_SIZE = 8 * _CHUNK_SIZE  # when it is full, writing a message blocks
-_NAMES_TAKEN = 10  # how many chunk names in a row may exist already, by requests to cancel
+_NAMES_TAKEN = 10  # how many chunk names to try, since requests to cancel may have taken some
 _ATTEMPT_TIMEOUT = 30.0  # seconds to wait for a response from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(60.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 
@@ -223,15 +223,17 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             if not failed_attempts:
                 raise
 
-    def store_replacement(self) -> None:
-        """Store the first chunk, so the function cannot store its own, and does not start.
+    def block(self) -> None:
+        """Store the first chunk, so that the attempt cannot store its own, and does not start.
 
         Raises:
-            Conflict: The function has stored it.
+            Conflict: The attempt has stored it.
             MessagesNotStoredError: It could not be stored.
         """
         try:
-            self.upload_messages_chunk(StringIO(json.dumps(_REPLACED)), 1)
+            blob = self._bucket.blob(chunk_name(self._key_prefix, 1))
+            # Not as other chunks: after a failed attempt, it is unknown who has stored it.
+            _RETRY(create_object)(blob, json.dumps(_REPLACED), timeout=_ATTEMPT_TIMEOUT)
         except PreconditionFailed as error:
             raise Conflict(
                 "An earlier attempt of this call has started, although its request was rejected. "
@@ -243,6 +245,12 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             self._raise_upload_error()
 
     def _raise_upload_error(self) -> None:
+        if isinstance(self._upload_error, PreconditionFailed):
+            raise MessagesNotStoredError(
+                f"gs://{self._bucket.name}/{chunk_name(self._key_prefix, self._chunk_count)} "
+                "exists already. A retry has replaced this attempt, its call was cancelled, or "
+                "another request has the same key prefix."
+            ) from self._upload_error
         if self._upload_error is not None:
             raise MessagesNotStoredError(
                 f"Messages to Dagster could not be stored in gs://{self._bucket.name}/"
@@ -320,8 +328,8 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             on_cancelled=self._call_when_cancelled,
         )
 
-    def replace(self, params: PipesParams, key_prefixes: Sequence[str]) -> None:
-        """Keep earlier attempts of a call from starting: create the first chunk of each.
+    def block(self, params: PipesParams, key_prefixes: Sequence[str]) -> None:
+        """Prevent earlier attempts of a call from starting: create the first chunk of each.
 
         Args:
             params: As for `open`, for the messages of this attempt.
@@ -335,7 +343,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         for key_prefix in key_prefixes:
             if not key_prefix:
                 raise DagsterPipesError("The key prefix of an earlier attempt is missing.")
-            self.open({**params, "key_prefix": key_prefix}).store_replacement()
+            self.open({**params, "key_prefix": key_prefix}).block()
 
     def _call_when_cancelled(self) -> None:
         with self._lock:

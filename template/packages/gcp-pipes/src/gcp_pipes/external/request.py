@@ -95,7 +95,7 @@ def open_pipes(
         if REPLACES_PARAMETER in event and isinstance(
             message_writer, PipesCloudStorageMessageWriter
         ):
-            message_writer.replace(params_loader.load_messages_params(), event[REPLACES_PARAMETER])
+            message_writer.block(params_loader.load_messages_params(), event[REPLACES_PARAMETER])
         return PipesCloudFunctionContext(params_loader, PipesDefaultContextLoader(), message_writer)
     except MessagesNotStoredError:
         raise

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -43,7 +43,8 @@ from gcp_pipes.protocol import (
 _MARGIN = 10.0  # seconds that a response may come after the function's timeout
 _TIME_TO_START = 300.0  # seconds; Google Cloud stops waiting for an instance after 240
 _FIRST_DELAY = 0.5  # seconds before the first retry
-_MOST_REPLACED = 10  # earlier attempts that a retry keeps from starting
+_MOST_BLOCKED = 10  # earlier attempts that a retry prevents from starting
+_CONFLICT = 409  # the function's response to a retry of an attempt that has started
 TIME_TO_CANCEL = 10.0  # seconds for the request that cancels, and then for the task to stop
 
 
@@ -51,8 +52,8 @@ TIME_TO_CANCEL = 10.0  # seconds for the request that cancels, and then for the 
 class FollowingReader(Protocol):
     """A message reader that can read the messages of an earlier attempt."""
 
-    def has_messages(self, params: PipesParams) -> bool:
-        """Whether the function has sent a message to where `params` say."""
+    def first_message(self, params: PipesParams) -> str | None:
+        """The method of the first message where `params` say; None without one."""
 
     def following(self, params: PipesParams) -> dg.PipesMessageReader:
         """A reader that reads the messages there, instead of those of a new call."""
@@ -71,8 +72,8 @@ class CloudFunctionMessageHandler(MessageHandler):
         observations: The asset observations that the function reported.
         rejected: Why Dagster rejected messages, one text for each.
         lost: What is known of messages that were lost.
-        started: Set when the function has started, or cannot start any more.
-        finished: Set when the function has finished, or no more messages are expected.
+        started: Set when the message `opened` or `closed` was received.
+        finished: Set when the message `closed` was received.
     """
 
     def __init__(
@@ -109,13 +110,17 @@ class CloudFunctionMessageHandler(MessageHandler):
         """Whether the function accepts a request that cancels the call."""
         return bool(self.opened_extras and self.opened_extras.get(CAN_BE_CANCELLED))
 
-    def has_started_late(self) -> bool:
-        """Whether the function has sent its first message after all."""
-        reader = self._message_reader
-        return isinstance(reader, FollowingReader) and reader.has_messages(self.params)
+    def first_message(self) -> str | None:
+        """The method of the first message, which may have been sent after all; None without one."""
+        if not isinstance(self._message_reader, FollowingReader):
+            return None
+        try:
+            return self._message_reader.first_message(self.params)
+        except Exception:  # the call must not be retried; reading its messages reports the error
+            return "opened"
 
     def follow(self, other: "CloudFunctionMessageHandler") -> None:
-        """Read the messages of an attempt that another handler has stopped to read."""
+        """Read the messages of an attempt that another handler has stopped reading."""
         if isinstance(self._message_reader, FollowingReader):
             self._message_reader = self._message_reader.following(other.params)
 
@@ -252,41 +257,56 @@ class CloudFunctionCaller:
         running, since the function may have no free instance. One that may have started is not
         retried: if its response is lost, the function's messages say how it ended.
 
-        An attempt may start late, after Google has rejected its request. So its first message is
-        looked for before the retry, which then keeps it from starting.
+        An attempt may start late, after Google has rejected its request. So before a retry, and
+        before the call fails, we look for the first messages of such attempts. The retry prevents
+        them from starting.
         """
         first_started = time.monotonic()
-        may_start_late: deque[str] = deque(maxlen=_MOST_REPLACED)
+        rejected: deque[Attempt] = deque(maxlen=_MOST_BLOCKED)
         for number, delay in enumerate(_delays(self._retry_timeout / 4), start=1):
             attempt = self._attempt(
                 number,
                 uuid.uuid4().hex,
                 context_data,
                 make_handler(),
-                lambda session, trace: self._post(event, session, trace, may_start_late),
+                lambda session, trace: self._post(event, session, trace, rejected),
             )
-            if attempt.has_started or not self._may_retry(first_started, delay):
+            is_blocked = bool(rejected) and attempt.response.status == _CONFLICT
+            if attempt.has_started and not is_blocked:
+                return attempt
+            if attempt.response.may_start_late:
+                rejected.append(attempt)
+            may_retry = self._may_retry(first_started, delay)
+            if may_retry:
+                attempt.handler.warn(
+                    f"Attempt {number} did not reach the cloud function: {attempt.response.error} "
+                    f"Retrying in {delay:.1f} s."
+                )
+                self._cancelled.wait(delay)
+            for each in list(rejected):
+                match each.handler.first_message():
+                    case "opened":
+                        return self._follow(each, context_data, make_handler())
+                    case str():  # from a retry, or from a cancellation
+                        rejected.remove(each)
+            if not may_retry:
                 break
-            attempt.handler.warn(
-                f"Attempt {number} did not reach the cloud function: {attempt.response.error} "
-                f"Retrying in {delay:.1f} s."
-            )
-            self._cancelled.wait(delay)
-            key_prefix = attempt.handler.params.get("key_prefix")
-            if key_prefix and attempt.response.may_start_late:
-                if attempt.handler.has_started_late():
-                    return self._follow(attempt, context_data, make_handler())
-                may_start_late.append(key_prefix)
+        self._send_cancellation([each.handler for each in rejected])
         return attempt
 
     def cancel(self) -> None:
-        """Start no further attempt, and send a request that cancels the calls in flight.
-
-        It is sent only to a function that accepts it, and takes no permission but to call it.
-        """
+        """Start no further attempt, and send a request that cancels the calls in flight."""
         self._cancelled.set()
         with self._lock:
             handlers = list(self._in_flight)
+        self._send_cancellation(handlers)
+
+    def _send_cancellation(self, handlers: Sequence[CloudFunctionMessageHandler]) -> None:
+        """Cancel calls, also those that have not started yet.
+
+        Only functions that are known to accept such a request get it. The right to call the
+        function is enough.
+        """
         if not any(handler.can_be_cancelled for handler in handlers) and not self._can_be_cancelled:
             return
         calls = [{**handler.params, "next_chunk": handler.chunk_count + 1} for handler in handlers]
@@ -309,7 +329,7 @@ class CloudFunctionCaller:
         """Read the messages of an attempt that has started late, until it has finished."""
         handler.follow(attempt.handler)
         error = f"Google responded {attempt.response.status}, but the function started later"
-        response = replace(attempt.response, outcome=Outcome.UNKNOWN, error=error)
+        response = replace(attempt.response, outcome=Outcome.UNKNOWN, error=error, seconds=0.0)
         return self._attempt(
             attempt.number, attempt.trace, context_data, handler, lambda *_: response
         )
@@ -324,6 +344,7 @@ class CloudFunctionCaller:
     ) -> Attempt:
         """Make one attempt, under a key prefix of its own, and read all its messages."""
         start = time.monotonic()
+        response = CloudFunctionResponse(Outcome.NOT_STARTED, None, "No request was sent.", 0.0)
         try:
             with self._open_session(context_data, handler) as session, self._track(handler):
                 try:
@@ -352,15 +373,17 @@ class CloudFunctionCaller:
         return attempt
 
     def _post(
-        self, event: bytes, session: dg.PipesSession, trace: str, replaced: Collection[str]
+        self, event: bytes, session: dg.PipesSession, trace: str, rejected: Collection[Attempt]
     ) -> CloudFunctionResponse:
         if self._cancelled.is_set():
             return CloudFunctionResponse(Outcome.NOT_STARTED, None, "The step was cancelled.", 0.0)
         parameters = {
             **session.get_bootstrap_env_vars(),
             TIMEOUT_PARAMETER: self._timeout,
-            **({REPLACES_PARAMETER: list(replaced)} if replaced else {}),
         }
+        if rejected:
+            prefixes = [each.handler.params.get("key_prefix") for each in rejected]
+            parameters[REPLACES_PARAMETER] = [prefix for prefix in prefixes if prefix]
         return invoke_cloud_function(
             self._http_session,
             url=self._function_url,
@@ -411,10 +434,9 @@ class CloudFunctionCaller:
         time_to_start = min(time_to_finish, _MARGIN if is_local else _TIME_TO_START)
         if not handler.finished.is_set():
             handler.warn(
-                f"Lost the connection after {response.seconds:.1f} s ({response.error}). The "
-                "function may still be running, so it is not called again. Waiting up to "
-                f"{time_to_start:.0f} s for its first message, then up to {time_to_finish:.0f} s "
-                "for it to finish."
+                f"{_explain_lost(response)} The function may still be running, so it is not called "
+                f"again. Waiting up to {time_to_start:.0f} s for its first message, then up to "
+                f"{time_to_finish:.0f} s for it to finish."
             )
         if handler.started.wait(time_to_start):
             handler.finished.wait(time_to_finish)
@@ -426,6 +448,13 @@ class CloudFunctionCaller:
             is_running = any(handler.has_opened for handler in self._in_flight)
         deadline = max(first_started, self._last_finished) + self._retry_timeout
         return not self._cancelled.is_set() and (is_running or now + delay <= deadline)
+
+
+def _explain_lost(response: CloudFunctionResponse) -> str:
+    """Why only the messages of a call say how it ended."""
+    if response.status not in (None, 504):  # of an attempt that is followed
+        return f"{response.error}."
+    return f"Lost the connection after {response.seconds:.1f} s ({response.error})."
 
 
 def _delays(longest: float) -> Iterator[float]:

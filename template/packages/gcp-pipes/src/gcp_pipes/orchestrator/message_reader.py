@@ -71,8 +71,8 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         reader.first_interval = reader.interval / 2
         return reader
 
-    def has_messages(self, params: PipesParams) -> bool:
-        """Whether the function has sent a message.
+    def first_message(self, params: PipesParams) -> str | None:
+        """The method of the first message, such as `opened`; None if there is no message (yet).
 
         Args:
             params: The call's parameters, from `get_params`.
@@ -80,8 +80,10 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         Raises:
             google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the request.
             google.api_core.exceptions.RetryError: It failed until the time limit.
+            ValueError: The chunk is not JSON.
         """
-        return self.download_messages_chunk(1, params) is not None
+        chunk = self.download_messages_chunk(1, params)
+        return None if chunk is None else str(json.loads(chunk.split("\n")[0]).get("method"))
 
     def following(self, params: PipesParams) -> Self:
         """The same reader for the messages of an earlier attempt, from the first one on.
