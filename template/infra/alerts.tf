@@ -4,14 +4,14 @@ locals {
   watched = length(var.notification_channels) > 0 ? local.functions : {}
 
   # A function is a Cloud Run service of the same name.
-  services = {
+  service_filters = {
     for folder, function in local.watched :
     folder => "resource.type = \"cloud_run_revision\" AND resource.labels.service_name = \"${function.name}\""
   }
 }
 
 resource "google_monitoring_alert_policy" "responds_with_errors" {
-  for_each = local.services
+  for_each = local.service_filters
 
   display_name          = "${local.functions[each.key].name} responds with errors"
   combiner              = "OR"
@@ -50,7 +50,7 @@ resource "google_monitoring_alert_policy" "responds_with_errors" {
 }
 
 resource "google_monitoring_alert_policy" "is_at_its_limit" {
-  for_each = local.services
+  for_each = local.service_filters
 
   display_name          = "${local.functions[each.key].name} has no instance left"
   combiner              = "OR"
@@ -82,7 +82,7 @@ resource "google_monitoring_alert_policy" "is_at_its_limit" {
 }
 
 resource "google_monitoring_alert_policy" "logs_errors" {
-  for_each = local.services
+  for_each = local.service_filters
 
   display_name          = "${local.functions[each.key].name} logs errors"
   combiner              = "OR"

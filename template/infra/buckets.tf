@@ -4,8 +4,10 @@ locals {
   location  = var.dual_region == null ? var.region : var.dual_region.location
   placement = var.dual_region == null ? [] : [[upper(var.region), upper(var.dual_region.second_region)]]
 
-  builds_bucket = "gcf-v2-sources-${google_storage_bucket.sources.project_number}-${var.region}"
+  builds_bucket = "gcf-v2-sources-${data.google_project.project.number}-${var.region}"
 }
+
+data "google_project" "project" {}
 
 # The function's messages to Dagster, one object for each chunk.
 resource "google_storage_bucket" "messages" {
@@ -131,4 +133,6 @@ resource "google_storage_bucket" "builds" {
       default_kms_key_name = encryption.value
     }
   }
+
+  depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agents_use_key]
 }

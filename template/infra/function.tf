@@ -67,10 +67,9 @@ resource "google_cloudfunctions2_function" "function" {
   #checkov:skip=CKV_GCP_124:Dagster may run anywhere, so IAM controls access. The variable function_ingress restricts it.
   for_each = local.functions
 
-  name         = each.value.name
-  description  = "Runs the tasks of Dagster assets."
-  location     = var.region
-  kms_key_name = var.kms_key
+  name        = each.value.name
+  description = "Runs the tasks of Dagster assets."
+  location    = var.region
 
   # What is deployed, for `just deploy-function`, which skips a bundle that is deployed already.
   # A label has at most 63 characters.

@@ -110,12 +110,9 @@ resource "google_project_iam_member" "build_writes_logs" {
   member  = google_service_account.build.member
 }
 
-# Google's own accounts, which encrypt and decrypt with the customer's key. `just bootstrap` makes
-# sure that they exist.
-data "google_project" "project" {
-  count = var.kms_key == null ? 0 : 1
-}
-
+# Google's own accounts, which encrypt and decrypt with your key. `just bootstrap` makes sure that
+# they exist. The function itself gets no key: Google would then build it from another bucket, whose
+# name contains a hash of the key, and which the build account could not read.
 data "google_storage_project_service_account" "storage" {
   count = var.kms_key == null ? 0 : 1
 }
@@ -123,9 +120,7 @@ data "google_storage_project_service_account" "storage" {
 locals {
   key_users = var.kms_key == null ? {} : {
     storage           = data.google_storage_project_service_account.storage[0].email_address
-    artifact_registry = "service-${data.google_project.project[0].number}@gcp-sa-artifactregistry.iam.gserviceaccount.com"
-    functions         = "service-${data.google_project.project[0].number}@gcf-admin-robot.iam.gserviceaccount.com"
-    run               = "service-${data.google_project.project[0].number}@serverless-robot-prod.iam.gserviceaccount.com"
+    artifact_registry = "service-${data.google_project.project.number}@gcp-sa-artifactregistry.iam.gserviceaccount.com"
   }
 }
 
@@ -138,9 +133,14 @@ resource "google_kms_crypto_key_iam_member" "agents_use_key" {
 }
 
 # New accounts and roles take a minute or more to become effective everywhere, and a build that
-# starts earlier fails. Terraform waits once, when it creates them.
+# starts earlier fails. Terraform waits when it creates them, and not later.
 resource "time_sleep" "grants" {
   create_duration = "90s"
+
+  triggers = {
+    functions = join(" ", keys(local.functions))
+    secrets   = join(" ", keys(local.secrets))
+  }
 
   depends_on = [
     google_artifact_registry_repository_iam_member.build_writes_images,

@@ -22,6 +22,7 @@ output "settings" {
       "LAKE_URI=gs://${google_storage_bucket.lake.name}",
       "MESSAGES_BUCKET=${google_storage_bucket.messages.name}",
       "GOOGLE_CLOUD_PROJECT=${var.project_id}",
+      "GOOGLE_CLOUD_REGION=${var.region}",
       "IMPERSONATE_SERVICE_ACCOUNT=${google_service_account.orchestrator.email}",
     ],
   )))

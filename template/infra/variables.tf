@@ -60,13 +60,18 @@ variable "dual_region" {
 }
 
 variable "kms_key" {
-  description = "ID of a Cloud KMS key in the same location, which encrypts the buckets, the images and the functions: projects/.../cryptoKeys/NAME. If null, Google manages the keys."
+  description = "ID of a Cloud KMS key in the region, which encrypts the buckets and the images: projects/.../cryptoKeys/NAME. If null, Google manages the keys."
   type        = string
   default     = null
 
   validation {
     condition     = var.kms_key == null || can(regex("^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$", var.kms_key))
     error_message = "kms_key must be projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY."
+  }
+
+  validation {
+    condition     = var.kms_key == null || var.dual_region == null
+    error_message = "kms_key and dual_region cannot both be set: no key is in the location of all buckets."
   }
 }
 

@@ -36,9 +36,9 @@ variables {
   FEDERATION
 }
 
-override_resource {
-  target = google_storage_bucket.sources
-  values = { project_number = 1 }
+override_data {
+  target = data.google_project.project
+  values = { number = 1 }
 }
 
 override_resource {
