@@ -92,6 +92,13 @@ def serving_new(*problems: str) -> Cloud:
     return Cloud(functions={"my-data-platform": function}, objects={f"{NEW}.zip": b"new"})
 
 
+def serving_other() -> Cloud:
+    """A project whose function serves another bundle."""
+    function = Function()
+    function.shown["labels"]["bundle"] = "c" * 63
+    return Cloud(functions={"my-data-platform": function})
+
+
 def with_faults(*faults: Fault, **more: object) -> Cloud:
     """A project where some requests meet faults."""
     return Cloud(faults=list(faults), **more)  # type: ignore[arg-type]
@@ -137,6 +144,11 @@ SCENARIOS: dict[str, Callable[[], Cloud]] = {
     "the same build is served at the first look": lambda: Cloud(
         rollout=Rollout(has_new_build=False, deploying=0)
     ),
+    "other code has no new build": lambda: replace(
+        serving_other(), rollout=Rollout(has_new_build=False)
+    ),
+    "the update gets 503 four times": lambda: with_faults(Fault(UPDATE, UNAVAILABLE, times=4)),
+    "a proxy responds with a page": lambda: with_faults(Fault(LOOK, Response(200, b"<html>"))),
     "the deployment never ends": lambda: Cloud(rollout=Rollout(deploying=10_000)),
     "the update gets 503": lambda: with_faults(Fault(UPDATE, UNAVAILABLE)),
     "the update gets 503, and has started": lambda: with_faults(

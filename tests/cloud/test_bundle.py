@@ -164,14 +164,14 @@ def test_a_lock_file_that_is_missing_or_out_of_date_is_an_error(
     lock = project / "cloud_function" / "uv.lock"
     lock.unlink()
 
-    assert "run `uv lock --directory cloud_function`" in bundle_error(project)
+    assert "Run `uv lock --directory cloud_function`" in bundle_error(project)
     assert not lock.exists()
 
     run("uv", "lock", cwd=project / "cloud_function")
     before = lock.read_text()
     replace(project / "cloud_function" / "pyproject.toml", '"faker>=37"', '"faker>=37,<99"')
 
-    assert "run `uv lock --directory cloud_function`" in bundle_error(project)
+    assert "Run `uv lock --directory cloud_function`" in bundle_error(project)
     assert lock.read_text() == before
 
 

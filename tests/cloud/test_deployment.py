@@ -231,6 +231,15 @@ ENDS: dict[str, tuple[str, str | None]] = {
     "the bundle is deployed already, but failed": ("deployed", NEW),
     "the same code has the same build": ("deployed", NEW),
     "the same build is served at the first look": ("deployed", NEW),
+    "other code has no new build": (
+        "The deployment did not end within 0 minutes. See the history of Cloud Build, and deploy",
+        NEW,
+    ),
+    "the update gets 503 four times": (
+        "It is unknown whether the update has started. Deploy again in a few minutes.",
+        OLD,
+    ),
+    "a proxy responds with a page": ("is no JSON. Is there a proxy? Deploy again.", OLD),
     "the deployment never ends": (
         "The deployment did not end within 0 minutes. See the history of Cloud Build, and deploy",
         NEW,
@@ -363,6 +372,8 @@ def test_missing_settings_are_reported(project: Path, google: Google) -> None:
     google.settings |= {"NO_GCE_CHECK": "true", "GCE_METADATA_HOST": "", "GCE_METADATA_IP": ""}
     printed = deploy(project, google, GOOGLE_APPLICATION_CREDENTIALS="")
     assert printed.startswith("1 ")
+    assert "Set WORKLOAD_IDENTITY_PROVIDER and DEPLOYER_SERVICE_ACCOUNT for its env" in printed
+    printed = deploy(project, google, GOOGLE_APPLICATION_CREDENTIALS="", CI="")
     assert "You are not logged in to Google Cloud. Run: gcloud auth application-def" in printed
     assert google.token_requests == []
 

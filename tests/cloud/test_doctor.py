@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Render, end, run
+from conftest import Render, end, replaced, run
 from google_cloud import HOSTS, Cloud, error
 from google_stand_ins import (
     FUNCTION_HOST,
@@ -17,6 +17,12 @@ from google_stand_ins import (
     service_account_key,
 )
 
+# Prints the account of an environment.
+SETTINGS = """
+from deployment import environments, settings
+environment = environments.find_environment("nprod")
+print(settings.expected_settings(environment)["IMPERSONATE_SERVICE_ACCOUNT"])
+"""
 CHECKS = [
     "tools",
     "settings",
@@ -320,6 +326,33 @@ def test_a_login_that_google_rejects_is_found(project: Path, google: Google) -> 
 
     assert "FINDING Google rejects your login:" in results["login"]
     assert "gcloud auth application-default login" in results["login"]
+
+
+def test_the_region_of_the_settings_is_checked(project: Path, google: Google) -> None:
+    results = diagnose(
+        project, google, FUNCTION_URL="https://localhost:9", GOOGLE_CLOUD_REGION="us-east1"
+    )
+
+    assert results["region"] == "ok us-east1"
+    assert "is in europe-west4, not in us-east1." in results["buckets"]
+
+
+def test_a_machine_without_a_network_is_no_rejected_login(project: Path, google: Google) -> None:
+    results = diagnose(project, google, HTTPS_PROXY="http://127.0.0.1:9")
+
+    assert "FINDING Could not reach Google: " in results["login"]
+    assert "Fix: check the network and its proxy." in results["login"]
+
+
+def test_an_environment_is_called_as_the_account_that_its_users_impersonate(
+    project: Path,
+) -> None:
+    variables = project / "infra" / "environments" / "nprod.tfvars"
+    with replaced(variables, "orchestrator_users = []", 'orchestrator_users = ["user:a@b.c"]'):
+        printed = run("uv", "run", "python", "-c", SETTINGS, cwd=project).stdout
+
+    account = "my-data-platform-orchestrator@my-gcp-project.iam.gserviceaccount.com"
+    assert printed.strip() == account
 
 
 def test_an_environment_can_be_checked_before_it_is_deployed(project: Path, google: Google) -> None:

@@ -6,8 +6,10 @@ its place prints what it printed in live projects, and says what it was called w
 
 import json
 import os
+import re
 import signal
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,6 +262,65 @@ def test_bootstrap_turns_on_the_services_and_creates_the_bucket(
     assert "-var=state_bucket=my-gcp-project-terraform-state" in options
 
 
+def test_bootstrap_without_the_right_to_turn_on_services_still_creates_the_bucket(
+    project: Path, google: Google, cloud: Cloud, terraform: Terraform
+) -> None:
+    just(project, google, "bootstrap", "nprod")
+    cloud.faults = [
+        Fault("batchEnable", error(403, "Permission denied."), times=9),
+        Fault("generateServiceIdentity", error(403, "Permission denied."), times=9),
+    ]
+
+    status, printed = just(project, google, "bootstrap", "nprod")
+
+    assert status == 0  # an administrator has enabled the services
+    assert "You may not create it (Permission denied.)" in printed
+    assert len(terraform.calls("apply")) == 2
+
+
+def test_two_recipes_do_not_use_terraform_at_the_same_time(
+    project: Path, google: Google, terraform: Terraform
+) -> None:
+    process = start(
+        *("uv", "run", "just", "deploy", "nprod"), cwd=project, env={**google.settings, "WAIT": "1"}
+    )
+    deadline = time.monotonic() + 60
+    while not (terraform.folder / "asked").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    try:
+        status, printed = just(project, google, "plan", "prod")
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+
+    assert status == 1
+    assert "plan: Another recipe of this project is using Terraform." in printed
+    assert just(project, google, "plan", "prod")[0] == 0
+
+
+def test_bootstrap_rejects_a_bucket_of_another_project(
+    project: Path, google: Google, cloud: Cloud, terraform: Terraform
+) -> None:
+    cloud.buckets["my-gcp-project-terraform-state"] = Response(200, {"projectNumber": "2"})
+
+    status, printed = just(project, google, "bootstrap", "nprod")
+
+    assert status == 1
+    assert "belongs to another project. Choose another name in infra/environments/nprod" in printed
+
+
+def test_the_readme_names_the_services_that_are_turned_on(project: Path) -> None:
+    readme = (project / "infra" / "README.md").read_text()
+    [command] = re.findall(r"gcloud services enable --project=.*?\nfor", readme, re.DOTALL)
+    expected = tomllib.loads((project / "deployment" / "deployment" / "doctor.toml").read_text())
+    terraform = (project / "infra" / "main.tf").read_text()
+
+    names = set(expected["apis"]["names"])
+    assert set(re.findall(r"\w+\.googleapis\.com", command)) == names
+    assert set(re.findall(r'"(\w+\.googleapis\.com)"', terraform)) == names
+
+
 def test_bootstrap_uses_a_bucket_that_exists(
     project: Path, google: Google, cloud: Cloud, terraform: Terraform
 ) -> None:
@@ -278,7 +339,7 @@ def test_bootstrap_uses_a_bucket_that_exists(
         (
             Fault("GET storage", error(403, "No access.")),
             "my-gcp-project-terraform-state belongs to somebody else, or you may not see it (No "
-            "access.). Choose another name in infra/environments.",
+            "access.). Choose another name in infra/environments/nprod.gcs.tfbackend.",
         ),
         (
             Fault("batchEnable", error(403, "Billing account is not open.")),

@@ -88,8 +88,9 @@ def test_the_page_lists_the_settings_that_the_code_reads() -> None:
     sources = [CLOUD_FUNCTION / "settings.py", external / "logs.py", external / "message_writer.py"]
     of_the_function = set(filter(variable.fullmatch, texts(*sources)))
 
-    # Google's own libraries read the first one. `url_variable` makes the names of the second kind.
-    elsewhere = {"GOOGLE_CLOUD_PROJECT", "FUNCTION_URL_NAME"}
+    # Google's own libraries read the first one, and the doctor the second. `url_variable` makes the
+    # names of the third kind.
+    elsewhere = {"GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_REGION", "FUNCTION_URL_NAME"}
     assert first_cells("settings.md", "## Dagster") == of_dagster | elsewhere
     # The Functions Framework reads both. The function sets the first one itself.
     documented = first_cells("settings.md", "## The function")

@@ -118,6 +118,9 @@ def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[P
 
 def _export_requirements(folder: Path) -> bytes:
     """The function's packages, with their locked versions and hashes."""
+    lock = f"Run `uv lock --directory {folder.name}`, and commit the file."
+    if not (folder / "uv.lock").exists():
+        raise DeploymentError(f"{folder.name}/uv.lock is missing. {lock}")
     command = [UV, "export", "--locked", "--no-dev", "--no-emit-project", "--no-emit-local"]
     exported = subprocess.run(
         [*command, "--no-header", "--no-annotate", "--format=requirements.txt"],
@@ -128,8 +131,7 @@ def _export_requirements(folder: Path) -> bytes:
     if exported.returncode != 0:
         raise DeploymentError(
             f"uv cannot export the requirements of {folder.name}. "
-            f"{exported.stderr.decode().strip()} If uv.lock is missing or out of date, run "
-            f"`uv lock --directory {folder.name}`, review the changes, and commit the file."
+            f"{exported.stderr.decode().strip()} If uv.lock is out of date: {lock}"
         )
     return exported.stdout
 

@@ -21,13 +21,19 @@ from typing import Any
 
 import requests
 from deployment.errors import DeploymentError
-from deployment.google import LOGIN, GoogleApi, GoogleError, find_credentials
+from deployment.google import LOGIN, GoogleApi, GoogleError, disabled_apis, find_credentials
 from deployment.project import ORCHESTRATOR, UV, function_folders, url_variable
 from dotenv import dotenv_values
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.auth.transport.requests import Request
 
 _SETTINGS = ("GOOGLE_CLOUD_PROJECT", "LAKE_URI", "MESSAGES_BUCKET")
+_OPTIONAL_SETTINGS = (
+    "FUNCTION_AUDIENCE",
+    "FUNCTION_TIMEOUT",
+    "GOOGLE_CLOUD_REGION",
+    "IMPERSONATE_SERVICE_ACCOUNT",
+)
 _TIMEOUT = 30.0  # seconds without a response
 _ROUND_TRIP_TIMEOUT = 600.0  # seconds, to install the environment and to start an instance
 
@@ -100,10 +106,10 @@ class Doctor:
     """
 
     def __init__(self, environment: str | None = None) -> None:
-        self._expected = tomllib.loads((Path(__file__).parent / "doctor.toml").read_text())
-        self._region = os.environ.get("GOOGLE_CLOUD_REGION") or str(self._expected["region"])
+        self._expected = expected()
         self._create = str(self._expected["create"])
         self._settings, self._source = find_settings()
+        self._region = self._settings.get("GOOGLE_CLOUD_REGION") or str(self._expected["region"])
         if environment:
             self._create = self._create.replace("ENVIRONMENT", environment)
             self._source = f"infra/environments/{environment}.tfvars"
@@ -158,6 +164,10 @@ class Doctor:
         credentials = find_credentials()
         try:
             credentials.refresh(Request())
+        except TransportError as error:
+            raise finding(
+                f"Could not reach Google: {_root_cause(error)}.", "check the network and its proxy."
+            ) from error
         except GoogleAuthError as error:
             raise finding(f"Google rejects your login: {error}.", LOGIN) from error
         self._api = GoogleApi(credentials)
@@ -192,19 +202,8 @@ class Doctor:
         Raises:
             DeploymentError: Some are not, or the request failed.
         """
-        names: list[str] = self._expected["apis"]["names"]
-        parent = f"projects/{self._project_number}"
-        found = self._api.request(
-            "GET",
-            f"https://serviceusage.googleapis.com/v1/{parent}/services:batchGet",
-            params={"names": [f"{parent}/services/{name}" for name in names]},
-        )
-        enabled = {
-            service["config"]["name"]
-            for service in found.get("services", [])
-            if service.get("state") == "ENABLED"
-        }
-        if missing := [name for name in names if name not in enabled]:
+        parent, names = f"projects/{self._project_number}", self._expected["apis"]["names"]
+        if missing := disabled_apis(self._api, parent, names):
             raise finding(
                 f"Not enabled: {', '.join(missing)}.",
                 f"gcloud services enable {' '.join(missing)} "
@@ -390,6 +389,11 @@ class Doctor:
         return report
 
 
+def expected() -> dict[str, Any]:
+    """What the doctor expects of this machine and of Google Cloud, from doctor.toml."""
+    return tomllib.loads((Path(__file__).parent / "doctor.toml").read_text())
+
+
 def finding(problem: str, fix: str) -> DeploymentError:
     """The error for a finding.
 
@@ -404,8 +408,7 @@ def find_settings() -> tuple[dict[str, str], str]:
     """The settings that Dagster would use, and the file with them."""
     name = ".env" if (ORCHESTRATOR / ".env").exists() else ".env.example"
     values = {**dotenv_values(ORCHESTRATOR / name), **os.environ}
-    optional = ("FUNCTION_AUDIENCE", "FUNCTION_TIMEOUT", "IMPERSONATE_SERVICE_ACCOUNT")
-    names = (*_SETTINGS, *_url_variables(), *optional)
+    names = (*_SETTINGS, *_url_variables(), *_OPTIONAL_SETTINGS)
     settings = {key: value for key in names if (value := values.get(key))}
     return settings, f"orchestrator/{name}"
 

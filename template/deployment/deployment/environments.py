@@ -83,6 +83,8 @@ def _variables_file(name: str) -> Path:
 def _parse(file: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = hcl2.loads(file.read_text(), serialization_options=_PLAIN)
+    except FileNotFoundError as error:
+        raise DeploymentError(f"{file.relative_to(PROJECT)} is missing.") from error
     except UnexpectedInput as error:
         raise DeploymentError(
             f"Could not parse {file.relative_to(PROJECT)}: syntax error in line {error.line}."

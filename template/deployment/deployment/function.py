@@ -77,7 +77,7 @@ def deployer_credentials() -> Credentials:
     """
     provider = os.environ.get("WORKLOAD_IDENTITY_PROVIDER")
     if not provider:
-        return find_credentials()
+        return _find_credentials()
     needed = ("ID_TOKEN", "DEPLOYER_SERVICE_ACCOUNT")
     if missing := [name for name in needed if not os.environ.get(name)]:
         raise DeploymentError(
@@ -96,6 +96,18 @@ def deployer_credentials() -> Credentials:
         ),
         scopes=SCOPES,
     )
+
+
+def _find_credentials() -> Credentials:
+    try:
+        return find_credentials()
+    except DeploymentError as error:
+        if not os.environ.get("CI"):
+            raise
+        raise DeploymentError(
+            "This job has no credentials for Google Cloud. Set WORKLOAD_IDENTITY_PROVIDER and "
+            "DEPLOYER_SERVICE_ACCOUNT for its environment, as infra/README.md describes."
+        ) from error
 
 
 class _IdToken(identity_pool.SubjectTokenSupplier):

@@ -1,6 +1,6 @@
 """A client for the HTTP APIs of Google Cloud."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import google.auth
@@ -22,10 +22,14 @@ class GoogleError(DeploymentError):
     """Google Cloud rejected a request, or could not be reached.
 
     Args:
-        status: The HTTP status of the response, or None without a response. Also an attribute.
+        status: The HTTP status of the response, or None without a response.
         message: The error: Google's own message if there was a response.
         was_retried: Whether an earlier attempt of the same request failed, but may have had an
-            effect. Also an attribute.
+            effect.
+
+    Attributes:
+        status: As above.
+        was_retried: As above.
     """
 
     def __init__(self, status: int | None, message: str, *, was_retried: bool = False) -> None:
@@ -84,19 +88,49 @@ class GoogleApi:
                 method, url, params=params, json=json, data=data, timeout=_TIMEOUT
             )
         except RefreshError as error:
-            raise GoogleError(401, f"Google issues no credentials: {error}") from error
+            status = None if error.retryable else 401
+            raise GoogleError(status, f"Google issues no credentials: {error}") from error
         except (requests.RequestException, GoogleAuthError) as error:
             raise GoogleError(None, f"Could not reach {url}: {error}") from error
         if not response.ok:
             raise GoogleError(
                 response.status_code, _error_text(response), was_retried=_was_retried(response)
             )
-        result: dict[str, Any] = response.json()
+        try:
+            result: dict[str, Any] = response.json()
+        except ValueError as error:
+            raise GoogleError(
+                response.status_code, f"The response of {url} is no JSON. Is there a proxy?"
+            ) from error
         return result
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+
+def disabled_apis(api: GoogleApi, parent: str, names: Sequence[str]) -> list[str]:
+    """The APIs that are not enabled.
+
+    Args:
+        api: Sends the request.
+        parent: `projects/` and the ID or the number of the project.
+        names: The names of APIs, such as `run.googleapis.com`.
+
+    Raises:
+        GoogleError: The request failed.
+    """
+    found = api.request(
+        "GET",
+        f"https://serviceusage.googleapis.com/v1/{parent}/services:batchGet",
+        params={"names": [f"{parent}/services/{name}" for name in names]},
+    )
+    enabled = {
+        service["config"]["name"]
+        for service in found.get("services", [])
+        if service.get("state") == "ENABLED"
+    }
+    return [name for name in names if name not in enabled]
 
 
 def find_credentials() -> Credentials:

@@ -33,6 +33,7 @@ def main() -> int:
             os.environ.update(expected_settings(environment))
             return doctor.main(environment.name)
         terraform.require_terraform()
+        terraform.lock()
         match recipe:
             case "bootstrap":
                 bootstrap(environment)
@@ -92,11 +93,11 @@ def deploy(environment: Environment, wait: float = 90.0) -> int:
     _warn_of_other_code(environment, bundles)
     before = terraform.list_resources()
     status, errors = terraform.run("apply", _variables(environment))
-    reason = transient_error(errors, has_new_roles=_has_new_roles(before)) if status else None
+    reason = transient_error(errors, has_new_grants=_has_new_grants(before)) if status else None
     if reason is None:
         return status
     print(
-        f"\nThe deployment failed because {reason}. That is normal in a new project: Google takes "
+        f"\nThe deployment failed because {reason}. That can happen in a new project: Google takes "
         f"minutes until new accounts and roles are effective. Deploying the rest again in "
         f"{wait:.0f} s. Ctrl-C stops.",
         flush=True,
@@ -106,12 +107,12 @@ def deploy(environment: Environment, wait: float = 90.0) -> int:
     return status
 
 
-def transient_error(errors: str, *, has_new_roles: bool) -> str | None:
+def transient_error(errors: str, *, has_new_grants: bool) -> str | None:
     """The reason why the same deployment may succeed in a few minutes, or None.
 
     Args:
         errors: Terraform's error output.
-        has_new_roles: Whether the deployment has granted roles, or enabled services.
+        has_new_grants: Whether the deployment has granted roles, or enabled services.
 
     Returns:
         The rest of a sentence that starts with "because".
@@ -121,7 +122,7 @@ def transient_error(errors: str, *, has_new_roles: bool) -> str | None:
         return "Cloud Functions may not use the repository of images yet"
     if re.search(r"Access to bucket gcf-v2-sources-\S+ denied", text):
         return "the build account may not read the sources yet"
-    if has_new_roles and re.search(r"\bError 403\b", text):
+    if has_new_grants and re.search(r"\bError 403\b", text):
         return "Google rejected a request (403) minutes after roles were granted"
     return None
 
@@ -139,7 +140,7 @@ def _warn_of_other_code(environment: Environment, bundles: list[Bundle]) -> None
                 print(
                     f"{url.rpartition('/')[2]} in {environment.name} serves other code "
                     f"({deployed[:12]}) than that of this checkout ({bundle.sha256[:12]}). "
-                    "Continue to replace it.",
+                    "Answer `yes` to replace it.",
                     flush=True,
                 )
 
@@ -158,7 +159,7 @@ def bootstrap(environment: Environment) -> None:
     bucket = environment.state_bucket
     with closing(GoogleApi(find_credentials())) as api:
         services.turn_on(api, environment["project_id"])
-        if _exists(api, bucket):
+        if _exists(api, environment):
             print(f"The bucket {bucket} exists already.")
             return
     state = f"-backend-config=path={environment.name}.tfstate"
@@ -172,18 +173,29 @@ def bootstrap(environment: Environment) -> None:
     )
 
 
-def _exists(api: GoogleApi, bucket: str) -> bool:
+def _exists(api: GoogleApi, environment: Environment) -> bool:
+    """Whether the bucket for the state exists, in the environment's project."""
+    bucket = environment.state_bucket
+    project_url = (
+        f"https://cloudresourcemanager.googleapis.com/v1/projects/{environment['project_id']}"
+    )
     try:
-        api.request("GET", f"https://storage.googleapis.com/storage/v1/b/{bucket}")
+        found = api.request("GET", f"https://storage.googleapis.com/storage/v1/b/{bucket}")
+        project = api.request("GET", project_url)
     except GoogleError as error:
         if error.status == 404:
             return False
         if error.status == 403:
             raise DeploymentError(
                 f"The bucket {bucket} belongs to somebody else, or you may not see it ({error}). "
-                "Choose another name in infra/environments."
+                f"Choose another name in infra/environments/{environment.name}.gcs.tfbackend."
             ) from error
         raise
+    if str(found.get("projectNumber")) != str(project.get("projectNumber")):
+        raise DeploymentError(
+            f"The bucket {bucket} belongs to another project. Choose another name in "
+            f"infra/environments/{environment.name}.gcs.tfbackend."
+        )
     return True
 
 
@@ -214,7 +226,7 @@ def _variables(environment: Environment) -> str:
     return f"-var-file={environment.variables_file}"
 
 
-def _has_new_roles(before: set[str]) -> bool:
+def _has_new_grants(before: set[str]) -> bool:
     """Whether roles or services are new in the state."""
     return any(
         re.search("_iam_member|_project_service", name)

@@ -1,16 +1,15 @@
-"""Turns on the services of Google Cloud that an environment needs: part of `just bootstrap`.
+"""Turns on the services of Google Cloud that a project needs: part of `just bootstrap`.
 
 Terraform turns them on, too. But Google then needs minutes to create the accounts that its services
 act as, and a first deployment that does not find them fails.
 """
 
 import time
-import tomllib
-from pathlib import Path
 from typing import Any
 
+from deployment.doctor import expected
 from deployment.errors import DeploymentError
-from deployment.google import GoogleApi
+from deployment.google import GoogleApi, GoogleError, disabled_apis
 
 _API = "https://serviceusage.googleapis.com"
 _ACT_FOR_US = ("artifactregistry", "cloudbuild", "cloudfunctions", "run")
@@ -28,22 +27,25 @@ def turn_on(api: GoogleApi, project: str) -> None:
     Raises:
         DeploymentError: A request was rejected, or an operation failed.
     """
-    names = required_apis()
-    print(f"Enabling {len(names)} APIs in {project} ...", flush=True)
-    url = f"{_API}/v1/projects/{project}/services:batchEnable"
-    _finish(api, api.request("POST", url, json={"serviceIds": names}))
+    parent = f"projects/{project}"
+    if names := disabled_apis(api, parent, expected()["apis"]["names"]):
+        print(f"Enabling {', '.join(names)} ...", flush=True)
+        url = f"{_API}/v1/{parent}/services:batchEnable"
+        _finish(api, api.request("POST", url, json={"serviceIds": names}))
     for name in _ACT_FOR_US:
         service = f"{name}.googleapis.com"
         print(f"Creating the account of {service} ...", flush=True)
-        parent = f"projects/{project}/services/{service}"
-        _finish(api, api.request("POST", f"{_API}/v1beta1/{parent}:generateServiceIdentity"))
-
-
-def required_apis() -> list[str]:
-    """The APIs that the functions need, in doctor.toml."""
-    expected = tomllib.loads((Path(__file__).parent / "doctor.toml").read_text())
-    names: list[str] = expected["apis"]["names"]
-    return names
+        url = f"{_API}/v1beta1/{parent}/services/{service}:generateServiceIdentity"
+        try:
+            _finish(api, api.request("POST", url))
+        except GoogleError as error:
+            if error.status != 403:
+                raise
+            print(
+                f"You may not create it ({error}). If the first deployment fails, ask an "
+                "administrator to run the commands in infra/README.md.",
+                flush=True,
+            )
 
 
 def _finish(api: GoogleApi, operation: dict[str, Any]) -> None:
@@ -52,7 +54,8 @@ def _finish(api: GoogleApi, operation: dict[str, Any]) -> None:
     while not operation.get("done"):
         if time.monotonic() > deadline:
             raise DeploymentError(
-                f"Google did not finish within {_LONGEST_OPERATION / 60:.0f} minutes. Run it again."
+                f"Google did not finish within {_LONGEST_OPERATION / 60:.0f} minutes. Run `just "
+                "bootstrap` again."
             )
         time.sleep(_INTERVAL)
         operation = api.request("GET", f"{_API}/v1/{operation['name']}")

@@ -1,9 +1,16 @@
 """The settings of Dagster for an environment."""
 
+import shutil
 from io import StringIO
 
 from deployment.environments import Environment
-from deployment.project import ORCHESTRATOR, function_folders, name_in_cloud, url_variable
+from deployment.project import (
+    ORCHESTRATOR,
+    PROJECT,
+    function_folders,
+    name_in_cloud,
+    url_variable,
+)
 from dotenv import dotenv_values, set_key
 
 
@@ -21,10 +28,18 @@ def expected_settings(environment: Environment) -> dict[str, str]:
         "FUNCTION_AUDIENCE": "",
         "GOOGLE_CLOUD_PROJECT": project,
         "GOOGLE_CLOUD_REGION": region,
-        "IMPERSONATE_SERVICE_ACCOUNT": "",
+        "IMPERSONATE_SERVICE_ACCOUNT": _orchestrator(environment),
         "LAKE_URI": f"gs://{environment['lake_bucket']}",
         "MESSAGES_BUCKET": environment["messages_bucket"],
     }
+
+
+def _orchestrator(environment: Environment) -> str:
+    """The account to impersonate, as infra/iam.tf names it, if anyone may impersonate it."""
+    if not environment.variables.get("orchestrator_users"):
+        return ""
+    prefix = environment["function_name"][:17].removesuffix("-")
+    return f"{prefix}-orchestrator@{environment['project_id']}.iam.gserviceaccount.com"
 
 
 def write_settings(settings: str) -> None:
@@ -34,8 +49,12 @@ def write_settings(settings: str) -> None:
         settings: A line `NAME=value` for each.
     """
     file = ORCHESTRATOR / ".env"
-    draft = file.with_name(".env.new")
-    draft.write_text(file.read_text() if file.exists() else "")
+    draft = PROJECT / ".local" / "settings.env"  # which git ignores
+    draft.parent.mkdir(exist_ok=True)
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=0o600)
+    if file.exists():
+        shutil.copy2(file, draft)
     for name, value in dotenv_values(stream=StringIO(settings)).items():
         set_key(draft, name, value or "", quote_mode="never")
     draft.replace(file)

@@ -1,5 +1,6 @@
 """Runs Terraform in infra/."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ from typing import NoReturn
 
 from deployment.environments import INFRA, Environment
 from deployment.errors import DeploymentError
+from deployment.project import PROJECT
 
 
 def require_terraform() -> None:
@@ -21,6 +23,26 @@ def require_terraform() -> None:
         raise DeploymentError(
             "Terraform is not installed: https://developer.hashicorp.com/terraform/install"
         )
+
+
+def lock() -> None:
+    """Make sure that no other recipe uses Terraform in this project, until this process ends.
+
+    All environments share infra/.terraform, which says whose state is open.
+
+    Raises:
+        DeploymentError: Another one does.
+    """
+    file = PROJECT / ".local" / "terraform.lock"
+    file.parent.mkdir(exist_ok=True)
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(descriptor, True)  # for `hand_over`
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DeploymentError(
+            "Another recipe of this project is using Terraform. Wait until it has ended."
+        ) from error
 
 
 def open_state(environment: Environment) -> None:
@@ -94,15 +116,17 @@ def run(*command: str) -> tuple[int, str]:
     """
     errors = []
     interruptions = []
-    with subprocess.Popen(_terraform(*command), stderr=subprocess.PIPE, text=True) as terraform:
-        # The terminal interrupts Terraform, too.
-        before = signal.signal(signal.SIGINT, lambda *_: interruptions.append(True))
-        try:
+    # The terminal interrupts Terraform, too.
+    before = signal.signal(signal.SIGINT, lambda *_: interruptions.append(True))
+    try:
+        with subprocess.Popen(
+            _terraform(*command), stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+        ) as terraform:
             for line in terraform.stderr or ():
                 sys.stderr.write(line)
                 errors.append(line)
-        finally:
-            signal.signal(signal.SIGINT, before)
+    finally:
+        signal.signal(signal.SIGINT, before)
     if interruptions:
         raise KeyboardInterrupt
     return terraform.returncode, "".join(errors)

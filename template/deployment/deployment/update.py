@@ -1,6 +1,6 @@
 """Updates the code of a function, and waits until the function serves it.
 
-The old version keeps serving requests until the new one is built, or if its build fails.
+The old version keeps serving requests until the new one is built. If the build fails, it stays.
 """
 
 import time
@@ -25,8 +25,8 @@ class Waits:
         interval: Between two requests for its state.
         start: Until the state is that of this deployment. Before, Google may still show the state
             and the errors of the previous one.
-        same_build: Until an active function counts as updated, though it was not seen to be
-            deployed and has the same build as before.
+        same_build: For a new build, or to see the deployment. Then an active function counts as
+            updated, if its code may be the same as before.
         longest: Until the deployment times out. One takes about two minutes.
     """
 
@@ -59,8 +59,8 @@ def update_function(
     try:
         return _update(api, environment, bundle, waits)
     except GoogleError as error:
-        reason = str(error).rstrip(".")
-        raise DeploymentError(f"{reason}. {_advice(error, environment)}") from error
+        reason = str(error) if str(error).endswith((".", "?")) else f"{error}."
+        raise DeploymentError(f"{reason} {_advice(error, environment)}") from error
 
 
 def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Waits) -> bool:
@@ -71,7 +71,7 @@ def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Wai
     source = {"bucket": environment["sources_bucket"], "object": f"{bundle.sha256}.zip"}
     _upload(api, bundle, **source)
     operation = _start(api, url, before, bundle, source)
-    after = _Deployment(api, url, before, operation, waits).wait()
+    after = _Deployment(api, url, before, bundle, operation, waits).wait()
     if deployed_bundle(after) not in (None, label(bundle)):
         raise DeploymentError(
             "Another deployment has replaced this one. Deploy again, when no other one is running."
@@ -176,6 +176,11 @@ def _start(
             },
         )
     except GoogleError as error:
+        if error.is_transient:
+            raise DeploymentError(
+                f"{error} It is unknown whether the update has started. Deploy again in a few "
+                "minutes."
+            ) from error
         if error.status != 409:
             raise
         if error.was_retried:  # a request without a response has started the update
@@ -193,6 +198,7 @@ class _Deployment:
         api: Sends the requests.
         url: The URL of the function.
         before: The function as it was before the update.
+        bundle: The new code.
         operation: The name of the operation of the update, if it is known.
         waits: How long to wait.
     """
@@ -202,6 +208,7 @@ class _Deployment:
         api: GoogleApi,
         url: str,
         before: dict[str, Any],
+        bundle: Bundle,
         operation: str | None,
         waits: Waits,
     ) -> None:
@@ -210,6 +217,8 @@ class _Deployment:
         self._before = before
         self._operation = operation
         self._waits = waits
+        # Other code has another build. Without a label, it is unknown what was deployed before.
+        self._may_have_same_build = deployed_bundle(before) in (None, label(bundle))
         self._started = time.monotonic()
         self._was_seen = False  # in the state DEPLOYING
 
@@ -264,16 +273,17 @@ class _Deployment:
         state = function.get("state")
         self._was_seen = self._was_seen or state == "DEPLOYING"
         has_new_build = _last_build(function) != _last_build(self._before)
+        has_failed = operation is not None and "error" in operation
         problems = _problems(function, operation)
         match state:
-            case "ACTIVE" if has_new_build:
+            case "ACTIVE" if has_new_build and not has_failed:
                 return True
             case "ACTIVE" if problems and self._is_current(function, operation):
                 raise DeploymentError(
                     f"The previous version keeps serving requests. {problems} Fix the function, "
                     "and deploy again."
                 )
-            case "ACTIVE" if not problems:  # the same code can have the same build
+            case "ACTIVE" if not problems and self._may_have_same_build:
                 is_over = operation is not None or self._was_seen
                 return is_over or self._elapsed() >= self._waits.same_build
             case "FAILED" | "UNKNOWN" if self._is_current(function, operation):
