@@ -8,9 +8,11 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +146,25 @@ def deploy(project: Path, google: Google, resources: str = "") -> tuple[int, str
     return end("uv", "run", "python", "-c", DEPLOY, cwd=project, env=environment, timeout=60)
 
 
+@contextmanager
+def deploying(
+    project: Path, google: Google, terraform: Terraform
+) -> "Iterator[subprocess.Popen[str]]":
+    """Deploy during the block. After it, press Ctrl-C, and wait until the deployment has ended."""
+    process = start(
+        *("uv", "run", "just", "deploy", "nprod"), cwd=project, env={**google.settings, "WAIT": "1"}
+    )
+    deadline = time.monotonic() + 60
+    while not (terraform.folder / "asked").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+
+
 @pytest.mark.parametrize(
     ("errors", "reason"),
     [
@@ -198,15 +219,8 @@ def test_a_deployment_is_repeated_only_once(
 def test_an_interruption_lets_terraform_save_its_state(
     project: Path, google: Google, terraform: Terraform
 ) -> None:
-    process = start(
-        *("uv", "run", "just", "deploy", "nprod"), cwd=project, env={**google.settings, "WAIT": "1"}
-    )
-    deadline = time.monotonic() + 60
-    while not (terraform.folder / "asked").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    with deploying(project, google, terraform) as process:
+        pass
 
     assert process.returncode == 130
     assert (terraform.folder / "saved").exists()
@@ -281,18 +295,8 @@ def test_bootstrap_without_the_right_to_turn_on_services_still_creates_the_bucke
 def test_two_recipes_do_not_use_terraform_at_the_same_time(
     project: Path, google: Google, terraform: Terraform
 ) -> None:
-    process = start(
-        *("uv", "run", "just", "deploy", "nprod"), cwd=project, env={**google.settings, "WAIT": "1"}
-    )
-    deadline = time.monotonic() + 60
-    while not (terraform.folder / "asked").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    try:
+    with deploying(project, google, terraform):
         status, printed = just(project, google, "plan", "prod")
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
 
     assert status == 1
     assert "plan: Another recipe of this project is using Terraform." in printed

@@ -283,12 +283,8 @@ class CloudFunctionCaller:
                     f"Retrying in {delay:.1f} s."
                 )
                 self._cancelled.wait(delay)
-            for each in list(rejected):
-                match each.handler.first_message():
-                    case "opened":
-                        return self._follow(each, context_data, make_handler())
-                    case str():  # from a retry, or from a cancellation
-                        rejected.remove(each)
+            if started := self._find_started(rejected):
+                return self._follow(started, context_data, make_handler())
             if not may_retry:
                 break
         self._send_cancellation([each.handler for each in rejected])
@@ -307,7 +303,8 @@ class CloudFunctionCaller:
         Only functions that are known to accept such a request get it. The right to call the
         function is enough.
         """
-        if not any(handler.can_be_cancelled for handler in handlers) and not self._can_be_cancelled:
+        is_accepted = self._can_be_cancelled or any(each.can_be_cancelled for each in handlers)
+        if not handlers or not is_accepted:
             return
         calls = [{**handler.params, "next_chunk": handler.chunk_count + 1} for handler in handlers]
         response = invoke_cloud_function(
@@ -319,6 +316,18 @@ class CloudFunctionCaller:
         )
         if response.error:
             self._context.log.warning(f"Could not cancel the cloud function: {response.error}")
+
+    def _find_started(self, rejected: deque[Attempt]) -> Attempt | None:
+        """The attempt that has started after all. Those that cannot start any more are removed."""
+        for attempt in list(rejected):
+            if self._cancelled.is_set():
+                return None
+            match attempt.handler.first_message():
+                case "opened":
+                    return attempt
+                case str():  # from a retry, or from a cancellation
+                    rejected.remove(attempt)
+        return None
 
     def _follow(
         self,
