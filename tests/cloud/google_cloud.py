@@ -260,7 +260,7 @@ class Cloud:
         self._updates[name] = _Update(request.body, self.rollout)
         if self.rollout.touches_at_once:
             self.functions[name].shown["updateTime"] = "2026-01-02T00:00:00Z"
-        return Response(200, {"name": f"projects/p/locations/r/operations/{name}"})
+        return Response(200, {"name": _operation(name)})
 
     def describe_operation(self, request: Request, name: str) -> Response:
         """Describe the operation of an update."""
@@ -269,7 +269,8 @@ class Cloud:
         self._look(name)
         update = self._updates[name]
         failure = {"error": {"message": update.failure}} if update.failure else {}
-        return Response(200, {"name": name, "done": update.is_done, **failure})
+        done = {"done": True} if update.is_done else {}  # Google leaves out what is false
+        return Response(200, {"name": _operation(name), **done, **failure})
 
     def _look(self, name: str) -> None:
         """Each look at a function is a step of its update."""
@@ -310,6 +311,11 @@ class Cloud:
         if update.rollout.replaced_by:
             function.serves = f"{update.rollout.replaced_by}.zip"
             function.shown["labels"]["bundle"] = update.rollout.replaced_by
+
+
+def _operation(function: str) -> str:
+    """The name of the operation that updates a function."""
+    return f"projects/{PROJECT}/locations/{REGION}/operations/{function}"
 
 
 _PARENT = r"cloudfunctions.googleapis.com/v2/projects/[\w-]+/locations"

@@ -257,12 +257,14 @@ class _Deployment:
         if self._operation is None:
             return None
         try:
-            return self._api.request("GET", f"{_API}/{self._operation}")
+            operation = self._api.request("GET", f"{_API}/{self._operation}")
         except GoogleError as error:
             if error.status not in (403, 404):
                 raise
+            operation = {}
+        if operation.get("name") != self._operation:
             self._operation = None
-            return None
+        return operation if self._operation else None
 
     def _is_served(self, function: dict[str, Any], operation: dict[str, Any] | None) -> bool:
         """Whether the function serves the new code.
