@@ -71,14 +71,23 @@ class LateRequest:
         assert self._forward is not None
         self.response = self._forward()
 
-    def arrive_after(self, seconds: float) -> Fault:
-        """A fault for the same request: as above, and let it arrive after `seconds`."""
+    def start(self, writes: "FaultProxy") -> None:
+        """Send the request to the server, and wait until the function has stored a chunk.
 
-        def fault(request: Request) -> Response:
-            threading.Timer(seconds, self.arrive).start()
-            return self(request)
+        Args:
+            writes: The proxy between the function and the storage.
+        """
+        stored = threading.Event()
 
-        return fault
+        def observe(request: Request) -> Response:
+            response = request.forward()
+            if response.status == 200:
+                stored.set()
+            return response
+
+        writes.fail_always(observe, when=is_upload)
+        threading.Thread(target=self.arrive).start()
+        assert stored.wait(30)
 
 
 def cut(request: Request) -> None:

@@ -426,17 +426,34 @@ def test_a_function_that_had_started_is_not_called_again_after_an_error_of_the_f
 
 @pytest.mark.parametrize("status", [500, 502, 503])
 def test_a_call_that_starts_after_an_error_of_the_front_end_is_followed(
-    status: int, materialize: Materialize, calls: FaultProxy
+    status: int,
+    materialize: Materialize,
+    calls: FaultProxy,
+    reads: FaultProxy,
+    writes: FaultProxy,
 ) -> None:
     late = LateRequest(status)
-    calls.fail(late.arrive_after(0.1))
+    has_stopped_reading = threading.Event()
+
+    def start_when_the_client_looks_again(request: Request) -> Response:
+        late.start(writes)
+        return request.forward()
+
+    def notice(request: Request) -> bool:
+        # Lists the chunks once, when the attempt has ended.
+        if "prefix=" in request.path and calls.seen:
+            has_stopped_reading.set()
+            return False
+        return has_stopped_reading.is_set() and request.path.partition("?")[0].endswith("1.json")
+
+    calls.fail(late)
+    reads.fail(start_when_the_client_looks_again, when=notice)
 
     run = materialize(lines=3, pause=0.3)
 
     assert run.success
     assert run.lines == lines(3)
     assert len(calls.seen) == 1
-    eventually(lambda: late.response is not None)
     assert any(
         f"Google responded {status}, but the function started later" in line
         for _, line in run.logged
@@ -461,13 +478,12 @@ def test_a_call_that_arrives_after_its_retry_does_nothing(
 
 
 def test_a_retry_of_a_call_that_has_just_started_does_nothing_and_the_call_is_followed(
-    materialize: Materialize, calls: FaultProxy
+    materialize: Materialize, calls: FaultProxy, writes: FaultProxy
 ) -> None:
     late = LateRequest(503)
 
     def start_late(request: Request) -> Response:
-        threading.Thread(target=late.arrive).start()
-        time.sleep(1)
+        late.start(writes)
         return request.forward()
 
     calls.fail(late, start_late)
@@ -505,13 +521,12 @@ def test_a_retry_that_dies_after_it_has_blocked_the_first_attempt_is_retried(
 
 
 def test_an_attempt_that_started_before_a_retry_was_rejected_too_is_followed(
-    materialize: Materialize, calls: FaultProxy
+    materialize: Materialize, calls: FaultProxy, writes: FaultProxy
 ) -> None:
     late = LateRequest(503)
 
     def rejected_while_the_first_starts(request: Request) -> Response:
-        threading.Thread(target=late.arrive).start()
-        time.sleep(1)
+        late.start(writes)
         return Response(503)
 
     calls.fail(late, rejected_while_the_first_starts)
