@@ -1,6 +1,8 @@
-"""Runs Terraform for an environment: `just plan`, `deploy`, `destroy`, `bootstrap`, `settings`.
+"""The recipes for an environment: `just plan`, `deploy`, `destroy`, `bootstrap`, `settings`.
 
-Without a login to Google Cloud, it runs the steps that need none, and reports the rest.
+It also runs `just doctor ENVIRONMENT`.
+
+Without a login to Google Cloud, the first three run the steps that need none, and report the rest.
 """
 
 import os
@@ -77,7 +79,7 @@ def deploy(environment: Environment, wait: float = 90.0) -> int:
     """Deploy an environment. Terraform asks before it changes anything.
 
     Google takes minutes to make new accounts, roles and services effective everywhere. If the
-    deployment fails for that reason, this repeats it once.
+    deployment fails for that reason, this repeats it once, without asking again.
 
     Args:
         environment: The environment.

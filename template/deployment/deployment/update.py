@@ -25,8 +25,8 @@ class Waits:
         interval: Between two requests for its state.
         start: Until the state is that of this deployment. Before, Google may still show the state
             and the errors of the previous one.
-        same_build: For a new build, or to see the deployment. Then an active function counts as
-            updated, if its code may be the same as before.
+        same_build: For a new build, if there may be none because the code is the same as before.
+            After that, an active function without errors counts as updated.
         longest: Until the deployment times out. One takes about two minutes.
     """
 

@@ -251,11 +251,12 @@ class CloudFunctionCaller:
         context_data: PipesContextData,
         make_handler: Callable[[], CloudFunctionMessageHandler],
     ) -> Attempt:
-        """Call the function and wait until it has finished, or until `retry_timeout` is over.
+        """Call the function, and wait until it finishes.
 
-        A call that did not start is retried, and for longer while another call of the step is
-        running, since the function may have no free instance. One that may have started is not
-        retried: if its response is lost, the function's messages say how it ended.
+        A call that did not start is retried until `retry_timeout` has passed, and for longer while
+        another call of the step is running, since the function may have no free instance. One that
+        may have started is not retried: if its response is lost, the function's messages say how it
+        ended.
 
         An attempt may start late, after Google has rejected its request. So before a retry, and
         before the call fails, we look for the first messages of such attempts. The retry prevents

@@ -69,7 +69,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         timeout: How long a call may take, in seconds. The function then stops the task, unless its
             own timeout is shorter. If the response is lost, the client waits as long for messages.
         retry_timeout: Seconds during which a call that did not start is retried: one that could not
-            connect, or whose status is 429 or 503.
+            connect, or that Google's front end rejected with 429, 500, 502 or 503.
         implicit_materializations: Whether an asset that the function does not report counts as
             materialized if the call succeeds.
         max_log_lines: How many log lines of a call go into the event log, where each takes about a
