@@ -278,11 +278,12 @@ class CloudFunctionCaller:
             if attempt.response.may_start_late:
                 rejected.append(attempt)
             may_retry = self._may_retry(first_started, delay)
-            if may_retry:
+            if may_retry and not is_blocked:
                 attempt.handler.warn(
                     f"Attempt {number} did not reach the cloud function: {attempt.response.error} "
                     f"Retrying in {delay:.1f} s."
                 )
+            if may_retry:
                 self._cancelled.wait(delay)
             if started := self._find_started(rejected):
                 return self._follow(started, context_data, make_handler())
