@@ -498,6 +498,19 @@ def test_a_retry_of_a_call_that_has_just_started_does_nothing_and_the_call_is_fo
     assert late.response.status == 200
 
 
+def test_a_409_of_a_retry_that_has_run_its_task_is_not_retried(
+    materialize: Materialize, calls: FaultProxy
+) -> None:
+    calls.fail(respond(503), respond_after(409))
+
+    run = materialize(lines=3)
+
+    assert not run.success
+    assert "responded 409" in run.failure
+    assert run.lines == lines(3)
+    assert len(calls.seen) == 2
+
+
 def test_a_retry_that_dies_after_it_has_blocked_the_first_attempt_is_retried(
     materialize: Materialize, calls: FaultProxy, writes: FaultProxy
 ) -> None:

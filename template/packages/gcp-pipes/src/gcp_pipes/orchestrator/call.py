@@ -272,18 +272,22 @@ class CloudFunctionCaller:
                 make_handler(),
                 lambda session, trace: self._post(event, session, trace, rejected),
             )
-            is_blocked = bool(rejected) and attempt.response.status == _CONFLICT
+            is_blocked = (
+                attempt.response.status == _CONFLICT
+                and not attempt.handler.has_opened
+                and len(rejected) > 0
+            )
             if attempt.has_started and not is_blocked:
                 return attempt
             if attempt.response.may_start_late:
                 rejected.append(attempt)
             may_retry = self._may_retry(first_started, delay)
-            if may_retry and not is_blocked:
-                attempt.handler.warn(
-                    f"Attempt {number} did not reach the cloud function: {attempt.response.error} "
-                    f"Retrying in {delay:.1f} s."
-                )
             if may_retry:
+                if not is_blocked:
+                    attempt.handler.warn(
+                        f"Attempt {number} did not reach the cloud function: "
+                        f"{attempt.response.error} Retrying in {delay:.1f} s."
+                    )
                 self._cancelled.wait(delay)
             if started := self._find_started(rejected):
                 return self._follow(started, context_data, make_handler())
@@ -388,10 +392,7 @@ class CloudFunctionCaller:
     ) -> CloudFunctionResponse:
         if self._cancelled.is_set():
             return CloudFunctionResponse(Outcome.NOT_STARTED, None, "The step was cancelled.", 0.0)
-        parameters = {
-            **session.get_bootstrap_env_vars(),
-            TIMEOUT_PARAMETER: self._timeout,
-        }
+        parameters = {**session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self._timeout}
         if rejected:
             prefixes = [each.handler.params.get("key_prefix") for each in rejected]
             parameters[REPLACES_PARAMETER] = [prefix for prefix in prefixes if prefix]
