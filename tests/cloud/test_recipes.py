@@ -342,7 +342,7 @@ def test_bootstrap_uses_a_bucket_that_exists(
     [
         (
             Fault("GET storage", error(403, "No access.")),
-            "my-gcp-project-terraform-state belongs to somebody else, or you may not see it (No "
+            "my-gcp-project-terraform-state has another owner, or you may not see it (No "
             "access.). Choose another name in infra/environments/nprod.gcs.tfbackend.",
         ),
         (

@@ -2,7 +2,7 @@
 
 It uses the settings that Dagster would use: the environment, then orchestrator/.env, or
 orchestrator/.env.example if there is no .env yet. It prints a line for each check: ok, skipped, or
-a finding with a fix.
+a finding with a fix. A line that starts with "waiting" says what it waits for.
 """
 
 import json
@@ -21,7 +21,15 @@ from typing import Any
 
 import requests
 from deployment.errors import DeploymentError
-from deployment.google import LOGIN, GoogleApi, GoogleError, disabled_apis, find_credentials
+from deployment.google import (
+    LOGIN,
+    GoogleApi,
+    GoogleError,
+    disabled_apis,
+    find_bucket,
+    find_credentials,
+    find_project,
+)
 from deployment.project import ORCHESTRATOR, UV, function_folders, url_variable
 from dotenv import dotenv_values
 from google.auth.exceptions import GoogleAuthError, TransportError
@@ -180,9 +188,8 @@ class Doctor:
             DeploymentError: It is not, or it is being deleted, or the request failed.
         """
         project = self._settings["GOOGLE_CLOUD_PROJECT"]
-        url = f"https://cloudresourcemanager.googleapis.com/v1/projects/{project}"
         try:
-            found = self._api.request("GET", url)
+            found = find_project(self._api, project)
         except GoogleError as error:
             if error.status in (403, 404):
                 raise finding(
@@ -267,9 +274,8 @@ class Doctor:
         return " and ".join(names)
 
     def _check_bucket(self, name: str) -> None:
-        url = f"https://storage.googleapis.com/storage/v1/b/{name}"
         try:
-            bucket = self._api.request("GET", url)
+            bucket = find_bucket(self._api, name)
         except GoogleError as error:
             if error.status == 404:
                 raise finding(f"There is no bucket {name}.", self._create) from error
@@ -340,10 +346,10 @@ class Doctor:
 
     def _ping_patiently(self, url: str) -> dict[str, Any]:
         """Call a function. If it was just deployed, wait until its roles are effective."""
-        deadline = time.monotonic() + _WAIT_FOR_ROLES
         report = self._ping(url)
         if _is_forbidden(report) and self._is_new(url):
             print(f"waiting  token: {url} was just deployed, and responds 403.", flush=True)
+            deadline = time.monotonic() + _WAIT_FOR_ROLES
             while _is_forbidden(report) and time.monotonic() < deadline:
                 time.sleep(_INTERVAL)
                 report = self._ping(url)

@@ -77,7 +77,7 @@ def deployer_credentials() -> Credentials:
     """
     provider = os.environ.get("WORKLOAD_IDENTITY_PROVIDER")
     if not provider:
-        return _find_credentials()
+        return _default_credentials()
     needed = ("ID_TOKEN", "DEPLOYER_SERVICE_ACCOUNT")
     if missing := [name for name in needed if not os.environ.get(name)]:
         raise DeploymentError(
@@ -98,7 +98,8 @@ def deployer_credentials() -> Credentials:
     )
 
 
-def _find_credentials() -> Credentials:
+def _default_credentials() -> Credentials:
+    """The application default credentials. In CI, a person's login is no way to get them."""
     try:
         return find_credentials()
     except DeploymentError as error:

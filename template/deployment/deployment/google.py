@@ -109,6 +109,33 @@ class GoogleApi:
         self._session.close()
 
 
+def find_project(api: GoogleApi, project: str) -> dict[str, Any]:
+    """A project, as Resource Manager describes it.
+
+    Args:
+        api: Sends the request.
+        project: The ID of the project.
+
+    Raises:
+        GoogleError: The request failed. The status is 403 also for a project that does not exist.
+    """
+    url = f"https://cloudresourcemanager.googleapis.com/v1/projects/{project}"
+    return api.request("GET", url)
+
+
+def find_bucket(api: GoogleApi, name: str) -> dict[str, Any]:
+    """A bucket, as Cloud Storage describes it.
+
+    Args:
+        api: Sends the request.
+        name: The name of the bucket.
+
+    Raises:
+        GoogleError: The request failed. The status is 404 for a bucket that does not exist.
+    """
+    return api.request("GET", f"https://storage.googleapis.com/storage/v1/b/{name}")
+
+
 def disabled_apis(api: GoogleApi, parent: str, names: Sequence[str]) -> list[str]:
     """The APIs that are not enabled.
 

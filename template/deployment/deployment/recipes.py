@@ -16,7 +16,13 @@ from deployment import doctor, services, terraform
 from deployment.bundle import Bundle, make_bundles
 from deployment.environments import Environment, find_environment
 from deployment.errors import DeploymentError
-from deployment.google import GoogleApi, GoogleError, find_credentials
+from deployment.google import (
+    GoogleApi,
+    GoogleError,
+    find_bucket,
+    find_credentials,
+    find_project,
+)
 from deployment.settings import expected_settings, write_settings
 from deployment.update import deployed_bundle, function_url, label
 
@@ -177,27 +183,21 @@ def bootstrap(environment: Environment) -> None:
 
 def _exists(api: GoogleApi, environment: Environment) -> bool:
     """Whether the bucket for the state exists, in the environment's project."""
-    bucket = environment.state_bucket
-    project_url = (
-        f"https://cloudresourcemanager.googleapis.com/v1/projects/{environment['project_id']}"
-    )
+    name = environment.state_bucket
+    fix = f"Choose another name in infra/environments/{environment.name}.gcs.tfbackend."
     try:
-        found = api.request("GET", f"https://storage.googleapis.com/storage/v1/b/{bucket}")
-        project = api.request("GET", project_url)
+        bucket = find_bucket(api, name)
     except GoogleError as error:
         if error.status == 404:
             return False
         if error.status == 403:
             raise DeploymentError(
-                f"The bucket {bucket} belongs to somebody else, or you may not see it ({error}). "
-                f"Choose another name in infra/environments/{environment.name}.gcs.tfbackend."
+                f"The bucket {name} has another owner, or you may not see it ({error}). {fix}"
             ) from error
         raise
-    if str(found.get("projectNumber")) != str(project.get("projectNumber")):
-        raise DeploymentError(
-            f"The bucket {bucket} belongs to another project. Choose another name in "
-            f"infra/environments/{environment.name}.gcs.tfbackend."
-        )
+    project = find_project(api, environment["project_id"])
+    if str(bucket.get("projectNumber")) != str(project.get("projectNumber")):
+        raise DeploymentError(f"The bucket {name} belongs to another project. {fix}")
     return True
 
 

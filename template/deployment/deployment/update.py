@@ -262,9 +262,10 @@ class _Deployment:
             if error.status not in (403, 404):
                 raise
             operation = {}
-        if operation.get("name") != self._operation:
-            self._operation = None
-        return operation if self._operation else None
+        if operation.get("name") == self._operation:
+            return operation
+        self._operation = None
+        return None
 
     def _is_served(self, function: dict[str, Any], operation: dict[str, Any] | None) -> bool:
         """Whether the function serves the new code.

@@ -8,7 +8,6 @@ the task finds that the chunk exists when it stores messages, and stops the task
 
 import contextvars
 import ctypes
-import json
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -16,28 +15,18 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from dagster_pipes import PIPES_PROTOCOL_VERSION, PIPES_PROTOCOL_VERSION_FIELD
 from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 from werkzeug.exceptions import BadRequest
 
-from gcp_pipes.external.message_writer import PipesCloudStorageMessageWriter
+from gcp_pipes.external.message_writer import PipesCloudStorageMessageWriter, warning_chunk
 from gcp_pipes.external.storage import create_object
 from gcp_pipes.protocol import CANCEL_PARAMETER, chunk_name
 
 _MOST_CHUNKS = 100  # that a call may store while it is being cancelled
 _TIMEOUT = 10.0  # seconds to wait for a response from Cloud Storage
 _TIME_TO_STOP = 1.0  # seconds, for the exception to be raised in the task
-
-_MESSAGE = {
-    PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
-    "method": "log",
-    "params": {
-        "message": "The function received a request to cancel this call",
-        "level": "WARNING",
-    },
-}
 
 
 class TaskStoppedError(BaseException):
@@ -103,10 +92,11 @@ def cancel_calls(event: Mapping[str, Any], bucket: storage.Bucket) -> None:
 
 def _create_next_chunk(bucket: storage.Bucket, key_prefix: str, expected: int) -> None:
     create = DEFAULT_RETRY.with_timeout(_TIMEOUT)(create_object)
+    text = warning_chunk("The function received a request to cancel this call")
     for chunk in range(expected, expected + _MOST_CHUNKS):
         try:
             blob = bucket.blob(chunk_name(key_prefix, chunk))
-            create(blob, json.dumps(_MESSAGE), timeout=_TIMEOUT)
+            create(blob, text, timeout=_TIMEOUT)
         except PreconditionFailed:  # the call has stored more than Dagster has read
             continue
         return

@@ -42,13 +42,6 @@ _ATTEMPT_TIMEOUT = 30.0  # seconds to wait for a response from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(60.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
 
 
-_REPLACED = {
-    PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
-    "method": "log",
-    "params": {"message": "A retry has replaced this attempt", "level": "WARNING"},
-}
-
-
 class MessagesNotStoredError(DagsterPipesError):
     """Messages to Dagster could not be stored. The call fails, since Dagster cannot see it."""
 
@@ -233,7 +226,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         try:
             blob = self._bucket.blob(chunk_name(self._key_prefix, 1))
             # Not as other chunks: after a failed attempt, it is unknown who has stored it.
-            _RETRY(create_object)(blob, json.dumps(_REPLACED), timeout=_ATTEMPT_TIMEOUT)
+            text = warning_chunk("A retry has replaced this attempt")
+            _RETRY(create_object)(blob, text, timeout=_ATTEMPT_TIMEOUT)
         except PreconditionFailed as error:
             raise Conflict(
                 "An earlier attempt of this call has started, although its request was rejected. "
@@ -351,3 +345,20 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             action = self._when_cancelled
         if action is not None:
             action()
+
+
+def warning_chunk(text: str) -> str:
+    """A chunk with a warning as its only message.
+
+    It takes the name of a chunk, so the attempt that finds it cannot store its own.
+
+    Args:
+        text: The warning.
+    """
+    return json.dumps(
+        {
+            PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
+            "method": "log",
+            "params": {"message": text, "level": "WARNING"},
+        }
+    )
