@@ -1,4 +1,4 @@
-# Alert policies for each function, if there is somebody to notify.
+# Alert policies for each function, if `notification_channels` names a channel.
 
 locals {
   watched = length(var.notification_channels) > 0 ? local.functions : {}

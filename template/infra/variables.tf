@@ -145,7 +145,7 @@ variable "function_runtime" {
 
   validation {
     condition     = contains(["python313", "python314"], var.function_runtime)
-    error_message = "function_runtime must be python313 or python314, with which the project is tested."
+    error_message = "function_runtime must be python313 or python314."
   }
 }
 

@@ -143,7 +143,7 @@ run "defaults" {
 
   assert {
     condition     = length(google_monitoring_alert_policy.responds_with_errors) == 0
-    error_message = "There are alert policies, but nobody to notify."
+    error_message = "There are alert policies without a notification channel."
   }
 
   assert {
@@ -382,7 +382,7 @@ run "a_key" {
   }
 }
 
-run "somebody_to_notify" {
+run "a_notification_channel" {
   command = plan
 
   variables {
@@ -398,7 +398,7 @@ run "somebody_to_notify" {
         google_monitoring_alert_policy.logs_errors["cloud_function"],
       ] : policy.notification_channels == tolist(["projects/test-project/notificationChannels/1"])
     ])
-    error_message = "An alert policy notifies nobody."
+    error_message = "An alert policy does not notify the channel."
   }
 
   assert {
