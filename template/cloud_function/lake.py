@@ -1,18 +1,15 @@
-"""Reads and writes tables in the data lake, and describes them for Dagster."""
+"""Reads and writes tables in the data lake."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import polars as pl
-from dagster_pipes import PipesMetadataValue, to_asset_key_path
-from deltalake import DeltaTable, QueryBuilder
+from dagster_pipes import to_asset_key_path
 
 from gcp_pipes.external.delta import write_rows
-from gcp_pipes.external.metadata import column_lineage
-
-_PREVIEW_ROWS = 5
+from gcp_pipes.external.delta_scan import scan_rows
+from gcp_pipes.external.written_table import WrittenTable, describe
 
 
 def table_location(lake: str, asset_key: str) -> str:
@@ -35,97 +32,90 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"!{byte:03}" for byte in match[0].encode(errors="surrogatepass"))
 
 
-@dataclass(frozen=True)
-class WrittenTable:
-    """A Delta table that was written, or one partition of it.
-
-    Attributes:
-        location: Where it is.
-        version: The version that was written.
-        row_count: How many rows were written.
-        schema: The columns, with the types in which they are stored.
-        preview: The first rows that were written.
-        comments: The comments on columns in the Delta table, by column.
-        is_partition: Whether only one partition was written.
-    """
-
-    location: str
-    version: int
-    row_count: int
-    schema: pl.Schema
-    preview: pl.DataFrame
-    comments: Mapping[str, str] = field(default_factory=dict)
-    is_partition: bool = False
-
-    def metadata(
-        self,
-        *,
-        descriptions: Mapping[str, str] | None = None,
-        lineage: Mapping[str, Sequence[tuple[str, str]]] | None = None,
-    ) -> dict[str, PipesMetadataValue]:
-        """The metadata for Dagster, which knows the names that start with `dagster/`.
-
-        Args:
-            descriptions: Descriptions of columns. The default is their comment in the Delta table.
-            lineage: The columns that a column is made from: for each, an asset key and a column.
-        """
-        texts = {**self.comments, **(descriptions or {})}
-        columns = [
-            {"name": name, "type": str(dtype)}
-            | ({"description": texts[name]} if name in texts else {})
-            for name, dtype in self.schema.items()
-        ]
-        row_count = "dagster/partition_row_count" if self.is_partition else "dagster/row_count"
-        metadata: dict[str, PipesMetadataValue] = {
-            "table_location": {"type": "path", "raw_value": self.location},
-            "table_version": {"type": "int", "raw_value": self.version},
-            row_count: {"type": "int", "raw_value": self.row_count},
-            "dagster/column_schema": {"type": "table_schema", "raw_value": {"columns": columns}},
-            "dagster/uri": {"type": "text", "raw_value": self.location},
-            "preview": {"type": "md", "raw_value": to_markdown(self.preview)},
-        }
-        if lineage:
-            metadata["dagster/column_lineage"] = column_lineage(lineage)
-        return metadata
-
-
-def read_table(location: str) -> pl.DataFrame:
-    """Read all rows of a Delta table.
-
-    Polars' own reader does not find a table in a local folder with a space in its path.
+def read_table(
+    location: str, *, columns: Sequence[str] | None = None, where: str | None = None
+) -> pl.DataFrame:
+    """Read a Delta table. Only the files and columns that are needed are read.
 
     Args:
         location: `gs://bucket/path`, or the path of a local folder.
+        columns: The columns to read. The default is all.
+        where: A condition in SQL for the rows to read, such as `"day" >= '2026-01-01'`.
 
     Raises:
+        LakeAccessError: The bucket does not exist, or the function may not read it.
         deltalake.exceptions.DeltaError: The table does not exist or could not be read.
     """
-    table = QueryBuilder().register("table_read", DeltaTable(location))
-    return pl.DataFrame(table.execute("SELECT * FROM table_read"))
+    rows = scan_table(location, where=where)
+    return (rows if columns is None else rows.select(columns)).collect()
+
+
+def scan_table(location: str, *, where: str | None = None) -> pl.LazyFrame:
+    """Read a Delta table lazily: `collect` reads only the columns that the query uses.
+
+    Polars filters the rows after they were read. With `where`, other files are not read at all.
+
+    Args:
+        location: As for `read_table`.
+        where: As for `read_table`.
+
+    Raises:
+        LakeAccessError: As for `read_table`. `collect` may raise it, too.
+        deltalake.exceptions.DeltaError: As for `read_table`. `collect` may raise it, too.
+    """
+    return scan_rows(location, where)
 
 
 def write_table(
     df: pl.DataFrame,
     location: str,
     *,
-    on_schema_change: Literal["replace", "refuse", "add_columns"] = "replace",
+    mode: Literal["overwrite", "append"] = "overwrite",
+    on_schema_change: Literal["replace", "refuse", "add_columns"] | None = None,
     timeout: float = 300,
 ) -> WrittenTable:
-    """Replace all rows of a Delta table, or create it. Its earlier versions stay readable.
+    """Replace all rows of a Delta table, or append rows. Its earlier versions stay readable.
 
     Args:
         df: The rows.
-        location: `gs://bucket/path`, or the path of a local folder.
+        location: `gs://bucket/path`, or the path of a local folder. If there is no table, it is
+            created.
+        mode: Whether to `overwrite` all rows, or to `append` to them.
         on_schema_change: What to do if `df` has other columns than the table: `replace` them,
             `refuse` to write, or `add_columns` to the table. Then those that `df` lacks are null.
+            The default is `replace`, or `refuse` when appending.
         timeout: How long to retry while others write to the table, in seconds.
 
     Raises:
         WriteRefusedError: The rows do not fit the table, or Delta does not support a type.
+        LakeAccessError: The bucket does not exist, or the function may not write to it.
         deltalake.exceptions.DeltaError: The table could not be written.
     """
-    rows, table = write_rows(df, location, on_schema_change=on_schema_change, timeout=timeout)
-    return _written(rows, table, location)
+    on_schema_change = on_schema_change or ("replace" if mode == "overwrite" else "refuse")
+    written = write_rows(
+        df, location, mode=mode, on_schema_change=on_schema_change, timeout=timeout
+    )
+    return describe(*written, location)
+
+
+def merge_table(
+    df: pl.DataFrame, location: str, *, key: str | Sequence[str], timeout: float = 300
+) -> WrittenTable:
+    """Replace the rows of a Delta table that have the same key, and add the others.
+
+    Args:
+        df: The rows, with the columns of the table. Each has a key of its own.
+        location: As for `write_table`.
+        key: The column with the key, or several columns.
+        timeout: As for `write_table`.
+
+    Raises:
+        WriteRefusedError: As for `write_table`; or a key is null or there twice.
+        LakeAccessError: As for `write_table`.
+        deltalake.exceptions.DeltaError: As for `write_table`.
+    """
+    keys = [key] if isinstance(key, str) else key
+    return describe(*write_rows(df, location, mode="merge", keys=keys, timeout=timeout), location)
 
 
 def write_partition(
@@ -143,52 +133,24 @@ def write_partition(
 
     Args:
         df: The rows of the partition. Without rows, the partition is emptied.
-        location: `gs://bucket/path`, or the path of a local folder.
+        location: As for `write_table`.
         column: The column that the table is partitioned by.
         value: The value of that column in all rows, as text.
         on_schema_change: What to do if `df` has other columns than the table: `refuse` to write, or
             `add_columns` to the table. Then those that either lacks are null.
-        timeout: How long to retry while others write to the table, in seconds.
+        timeout: As for `write_table`.
 
     Raises:
-        WriteRefusedError: The rows do not fit the table or the partition, or Delta does not support
-            a type.
-        deltalake.exceptions.DeltaError: The partition could not be written.
+        WriteRefusedError: As for `write_table`; or a row is not in the partition.
+        LakeAccessError: As for `write_table`.
+        deltalake.exceptions.DeltaError: As for `write_table`.
     """
-    rows, table = write_rows(
+    written = write_rows(
         df,
         location,
+        mode="overwrite",
         on_schema_change=on_schema_change,
         timeout=timeout,
         partition=(column, value),
     )
-    return _written(rows, table, location, is_partition=True)
-
-
-def _written(
-    rows: pl.DataFrame, table: DeltaTable, location: str, *, is_partition: bool = False
-) -> WrittenTable:
-    comments = {each.name: each.metadata.get("comment") for each in table.schema().fields}
-    return WrittenTable(
-        location,
-        table.version(),
-        rows.height,
-        rows.schema,
-        rows.head(_PREVIEW_ROWS),
-        {name: str(comment) for name, comment in comments.items() if comment},
-        is_partition,
-    )
-
-
-def to_markdown(df: pl.DataFrame) -> str:
-    """All rows as a Markdown table.
-
-    Args:
-        df: The rows.
-    """
-
-    def row(values: Any) -> str:
-        cells = (str(value).replace("|", "\\|").replace("\n", " ") for value in values)
-        return f"| {' | '.join(cells)} |"
-
-    return "\n".join([row(df.columns), row("---" for _ in df.columns), *map(row, df.rows())])
+    return describe(*written, location, is_partition=True)

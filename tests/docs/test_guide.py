@@ -99,9 +99,11 @@ def test_the_page_lists_the_settings_that_the_code_reads() -> None:
 
 def test_the_page_lists_the_metadata_that_the_code_reports() -> None:
     orchestrator = GCP_PIPES / "orchestrator"
-    name = re.compile(r"cloud_function_\w+|table_(location|version)|preview|dagster/\w+")
+    name = re.compile(
+        r"cloud_function_\w+|table_(location|version|size_bytes|files)|preview|dagster/\w+"
+    )
     partitions = re.compile(r"failed_partitions|partitions_\w+")
-    of_calls = texts(orchestrator / "outcome.py", CLOUD_FUNCTION / "lake.py")
+    of_calls = texts(orchestrator / "outcome.py", GCP_PIPES / "external" / "written_table.py")
     found = set(filter(name.fullmatch, of_calls))
     found |= set(filter(partitions.fullmatch, texts(orchestrator / "partitions" / "results.py")))
 

@@ -75,7 +75,7 @@ def test_the_demo_prints_what_happened(installed: Path, mark: Mapping[str, str])
         "people",
         "data version",
         "table_location",
-        "/lake/people",
+        "gs://my-gcp-project-data-lake/people",
         "name String",
         "INFO     Cloud function version: development",
         "DEBUG    Storing data in bucket",

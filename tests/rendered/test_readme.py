@@ -20,7 +20,7 @@ def test_the_second_asset_of_the_readme_is_materialized(readme_project: Path) ->
     shown = run("uv", "run", "just", "demo", cwd=readme_project, env={"COLUMNS": "200"}).stdout
 
     assert "Counted" in shown
-    assert "/lake/cities" in shown
+    assert "gs://my-gcp-project-data-lake/cities" in shown
 
 
 def test_the_second_asset_of_the_readme_passes_the_checks(readme_project: Path) -> None:

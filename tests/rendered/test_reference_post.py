@@ -94,17 +94,17 @@ def test_the_calls_of_the_reference_work_under_their_names(render: Render, tmp_p
     (project / "cloud_function" / "main.py").write_text(FUNCTION)
     script = tmp_path / "orchestrator.py"
     script.write_text(ORCHESTRATOR)
-    lake = tmp_path / "lake"
 
     printed = run(
-        "uv", "run", "python", str(script), str(lake), cwd=project / "orchestrator"
+        *("uv", "run", "python", str(script), str(tmp_path / "buckets")),
+        cwd=project / "orchestrator",
     ).stdout
 
     results = [json.loads(line[7:]) for line in printed.splitlines() if line.startswith("RESULT ")]
     assert results == 2 * [
         {
             "asset": "cloud_function_pipes_asset",
-            "table_location": f"{lake}/cloud_function_pipes_asset",
+            "table_location": "gs://my-gcp-project-data-lake/cloud_function_pipes_asset",
             "data_version": "alpha",
             "warnings": ["for cloud_function_pipes_asset"],
         }

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Render, Workshop, end, fail, replaced, run
+from conftest import Render, Workshop, end, fail, replaced, run, start
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,30 @@ def test_a_task_runs_without_dagster_and_without_a_server(sandbox: Path) -> None
     assert "INFO     Wrote 7 visits of 2026-01-02" in printed
     assert "day Date, minute Int64, person_id Int64" in printed
     assert "The check visits:visitors_are_known passed." in printed
-    assert (sandbox / ".local" / "lake" / "visits" / "_delta_log").is_dir()
+    assert "gs://my-gcp-project-data-lake/visits" in printed
+
+
+def test_a_folder_can_be_the_data_lake(sandbox: Path, tmp_path: Path) -> None:
+    lake = ("--lake", str(tmp_path / "a lake"))
+    options = (*("--config", '{"rows": 5}'), *lake)
+
+    run("uv", "run", "just", "task", "people", *lake, cwd=sandbox)
+    run("uv", "run", "just", "materialize", "people", *options, cwd=sandbox)
+
+    versions = (tmp_path / "a lake" / "people" / "_delta_log").glob("*.json")
+    assert len(list(versions)) == 2
+
+
+def test_commands_that_use_the_local_cloud_at_the_same_time_wait(sandbox: Path) -> None:
+    command = ("uv", "run", "just", "task", "visits", "--event", '{"visits": 7, "visitors": 50}')
+    days = [f"2026-02-{day:02}" for day in range(1, 5)]
+
+    tasks = [start(*command, "--partition", day, cwd=sandbox) for day in days]
+
+    for day, task in zip(days, tasks, strict=True):
+        printed, _ = task.communicate(timeout=120)
+        assert task.returncode == 0, printed
+        assert f"Wrote 7 visits of {day}" in printed
 
 
 def test_a_task_that_raises_prints_its_traceback(sandbox: Path) -> None:

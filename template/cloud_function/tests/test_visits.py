@@ -1,19 +1,17 @@
 """The example task with partitions."""
 
-from pathlib import Path
-
 import polars as pl
 import pytest
 
 from gcp_pipes.external.testing import RecordingPipesContext
+from lake import read_table
 from tasks import people, visits
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> str:
-    """A data lake with ten people."""
-    people.run(RecordingPipesContext("people"), {"dl_bucket": str(tmp_path), "rows": 10})
-    return str(tmp_path)
+@pytest.fixture(autouse=True)
+def ten_people(lake: str) -> None:
+    """There are ten people in the data lake."""
+    people.run(RecordingPipesContext("people"), {"dl_bucket": lake, "rows": 10})
 
 
 def test_a_day_is_replaced_and_other_days_are_kept(lake: str) -> None:
@@ -23,7 +21,7 @@ def test_a_day_is_replaced_and_other_days_are_kept(lake: str) -> None:
 
     assert pipes.materializations["visits"].metadata["dagster/partition_row_count"] == 3
     assert pipes.checks["visitors_are_known"].passed
-    days = pl.read_delta(f"{lake}/visits").get_column("day").cast(pl.String).to_list()
+    days = read_table(f"{lake}/visits").get_column("day").cast(pl.String).to_list()
     assert sorted(days) == ["2026-01-01"] * 3 + ["2026-01-02"] * 7
 
 

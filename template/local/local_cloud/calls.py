@@ -26,7 +26,7 @@ def end_calls(storage: Mapping[str, str], function: str, reason: str) -> int:
     Calls that start meanwhile are left alone.
 
     Args:
-        storage: The variables that `storage_emulator` yielded.
+        storage: The variables that `cloud_storage` yielded.
         function: The name of the function, as in its messages.
         reason: Why the function died.
 

@@ -1,17 +1,24 @@
-"""The local cloud: a storage emulator and the served functions."""
+"""The local cloud: emulated storage with the data lake, and the served functions."""
 
 import json
 import os
+import shutil
+import sys
+import tempfile
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from importlib.resources import as_file, files
 from pathlib import Path
 from subprocess import Popen
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from local_cloud.processes import UV, free_port, running
+from local_cloud.credentials import HOME, uv_run
+from local_cloud.processes import free_port, running
 
 PROJECT = Path(__file__).resolve().parents[2]
 ORCHESTRATOR = PROJECT / "orchestrator"
@@ -31,17 +38,20 @@ def function_folders() -> list[Path]:
     return sorted(folders, key=lambda folder: folder != CLOUD_FUNCTION)
 
 
-def messages_bucket() -> str:
-    """The name of the messages bucket, the same as in Google Cloud.
+def setting(variable: str) -> str:
+    """A setting of the orchestrator that is the same here as in Google Cloud, such as a bucket.
+
+    Args:
+        variable: The environment variable of the setting.
 
     Raises:
         SettingsError: It is not set.
     """
     for name in (".env", ".env.example"):
-        if bucket := dotenv_values(ORCHESTRATOR / name).get("MESSAGES_BUCKET"):
-            return bucket
+        if value := dotenv_values(ORCHESTRATOR / name).get(variable):
+            return value
     raise SettingsError(
-        "MESSAGES_BUCKET is set neither in orchestrator/.env nor in orchestrator/.env.example."
+        f"{variable} is set neither in orchestrator/.env nor in orchestrator/.env.example."
     )
 
 
@@ -53,17 +63,44 @@ def root_module() -> str:
 
 
 @contextmanager
-def local_cloud(lake: Path) -> Iterator[dict[str, str]]:
-    """Run the storage emulator and all functions during the block.
+def local_cloud(folder: Path, lake: Path | None = None) -> Iterator[dict[str, str]]:
+    """Run the storage and all functions during the block.
 
     Args:
-        lake: The folder for the data lake.
+        folder: Where to store the buckets.
+        lake: The folder for the data lake, if it is not to be in a bucket.
 
     Yields:
         The environment variables that Dagster needs to use them.
     """
-    with storage_emulator() as storage, cloud_functions(storage) as functions:
-        yield {**storage, **functions, "LAKE_URI": str(lake)}
+    with cloud_storage(folder, lake) as settings, cloud_functions(settings) as functions:
+        yield {**settings, **functions}
+
+
+@contextmanager
+def cloud_storage(folder: Path, lake: Path | None = None) -> Iterator[dict[str, str]]:
+    """Run an emulated Cloud Storage with the messages bucket and the data lake during the block.
+
+    As in Google Cloud, programs get tokens for the data lake from the metadata server.
+
+    Args:
+        folder: Where to store the buckets. The messages in it are deleted, the data lake is kept.
+        lake: The folder for the data lake, if it is not to be in a bucket.
+
+    Yields:
+        The environment variables that programs need to use the storage.
+    """
+    bucket = setting("MESSAGES_BUCKET")
+    shutil.rmtree(folder / bucket, ignore_errors=True)
+    with storage_emulator(folder) as emulator:
+        uri = str(lake) if lake else setting("LAKE_URI")
+        if not uri.startswith("gs://"):
+            yield {**emulator, "LAKE_URI": uri}
+            return
+        url = emulator["STORAGE_EMULATOR_HOST"]
+        _create_bucket(url, urlsplit(uri).netloc)
+        with lake_server(url) as lake_settings:
+            yield {**emulator, "LAKE_URI": uri, **lake_settings}
 
 
 @contextmanager
@@ -93,7 +130,7 @@ def storage_emulator(folder: Path | None = None) -> Iterator[dict[str, str]]:
     with _emulator_program() as program:
         command = [str(program), *(word for option in options.items() for word in option)]
         with running("The storage emulator", command, port=port, environment={}):
-            bucket = messages_bucket()
+            bucket = setting("MESSAGES_BUCKET")
             _create_bucket(url, bucket)
             yield {
                 "STORAGE_EMULATOR_HOST": url,
@@ -103,11 +140,45 @@ def storage_emulator(folder: Path | None = None) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
+def lake_server(emulator_url: str, token_lifetime: float = 3600) -> Iterator[dict[str, str]]:
+    """Serve the emulated buckets to delta-rs and Polars during the block.
+
+    Args:
+        emulator_url: The URL of the storage emulator.
+        token_lifetime: How long a token is valid, in seconds.
+
+    Yields:
+        The environment variables that delta-rs and Polars need to use it.
+    """
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="lake-") as folder:
+        uploads, home = Path(folder, "uploads"), Path(folder, "home")
+        uploads.mkdir()
+        home.mkdir()
+        options = {
+            "--port": port,
+            "--emulator": emulator_url,
+            "--uploads": uploads,
+            "--token-lifetime": token_lifetime,
+        }
+        words = (str(word) for option in options.items() for word in option)
+        command = [sys.executable, "-m", "local_cloud.lake_server", *words]
+        with running("The data lake", command, port=port, environment={}):
+            yield {
+                "GOOGLE_BASE_URL": f"http://{address}",
+                "GCE_METADATA_HOST": address,
+                "GCE_METADATA_IP": address,
+                HOME: str(home),
+            }
+
+
+@contextmanager
 def cloud_functions(storage: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Serve all functions during the block, as `cloud_function` does.
 
     Args:
-        storage: The variables that `storage_emulator` yielded.
+        storage: The variables that `cloud_storage` yielded.
 
     Yields:
         The environment variables that Dagster needs to call them.
@@ -126,7 +197,7 @@ def cloud_function(
     """Serve a function with the Functions Framework, as Google Cloud does, during the block.
 
     Args:
-        storage: The variables that `storage_emulator` yielded.
+        storage: The variables that `cloud_storage` yielded.
         port: The port to listen on. The default is a free port.
         folder: The folder of the function.
 
@@ -151,7 +222,7 @@ def function_server(
 
     Args:
         folder: The folder of the function.
-        storage: The variables that `storage_emulator` yielded.
+        storage: The variables that `cloud_storage` yielded.
         port: The port to listen on.
         on_line: Called with each line of the server's output, as by `running`.
         program: The program that serves the function, in its environment.
@@ -159,12 +230,12 @@ def function_server(
     Yields:
         The server's process, and the environment variables that Dagster needs to call it.
     """
-    command = [UV, "run", *program, "--target=main", "--host=127.0.0.1"]
+    command = uv_run(storage, *program, "--target=main", "--host=127.0.0.1", f"--port={port}")
     secrets = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
     own = {"FUNCTION_NAME": folder.name, "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
     with running(
         "The cloud function" + ("" if folder == CLOUD_FUNCTION else f" {folder.name}"),
-        [*command, f"--port={port}"],
+        command,
         port=port,
         environment={**secrets, **own, **storage},
         directory=folder,
@@ -212,5 +283,9 @@ def _create_bucket(url: str, name: str) -> None:
         data=json.dumps({"name": name}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with local_opener().open(request, timeout=10):
-        pass
+    try:
+        with local_opener().open(request, timeout=10):
+            pass
+    except HTTPError as error:
+        if error.code != HTTPStatus.CONFLICT:  # the bucket exists
+            raise

@@ -14,10 +14,11 @@ from local_cloud.cloud import (
     ORCHESTRATOR,
     SettingsError,
     cloud_functions,
+    cloud_storage,
     function_folders,
-    storage_emulator,
 )
 from local_cloud.console import console, failed, show_log, show_report, step
+from local_cloud.credentials import uv_run
 from local_cloud.processes import UV, ProcessError, interrupted_once, run_to_end
 
 # `make demo` of the template runs the demo in a folder, but its reader is in another one.
@@ -50,7 +51,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     """Start the local cloud, materialize all assets, print the results, stop the local cloud.
 
     Args:
-        folder: Where to store the data lake, the report and Dagster's log.
+        folder: Where to store the buckets, the report and Dagster's log.
 
     Returns:
         The report of `local_cloud.materialize_all`.
@@ -58,12 +59,11 @@ def run_demo(folder: Path) -> dict[str, Any]:
     prepare_environments()
     with ExitStack() as stack:
         with step("Starting the emulated Cloud Storage"):
-            storage = stack.enter_context(storage_emulator())
+            storage = stack.enter_context(cloud_storage(folder / "buckets"))
         with step("Starting the cloud function"):
             functions = stack.enter_context(cloud_functions(storage))
-        lake = {"LAKE_URI": str(folder / "lake")}
         with step("Materializing the assets in Dagster"):
-            report = materialize(folder, {**storage, **functions, **lake})
+            report = materialize(folder, {**storage, **functions})
         console.print("\n[bold]The log of the runs in Dagster[/bold]")
         for level, message in report["logs"]:
             show_log(level, message)
@@ -104,7 +104,7 @@ def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
         ProcessError: Dagster failed before it wrote a report.
     """
     report = folder / "report.json"
-    command = [UV, "run", "python", "-m", "local_cloud.materialize_all", str(report)]
+    command = uv_run(settings, "python", "-m", "local_cloud.materialize_all", str(report))
     log = folder / "dagster.log"
     with log.open("w") as output:
         try:

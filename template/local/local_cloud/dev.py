@@ -24,22 +24,21 @@ from local_cloud.cloud import (
     SettingsError,
     function_folders,
     local_opener,
-    storage_emulator,
     url_variable,
 )
 from local_cloud.console import console, failed, step
+from local_cloud.credentials import uv_run
 from local_cloud.dagster_output import DagsterOutput
 from local_cloud.debugging import FUNCTION_PORT, FURTHER_FUNCTIONS_PORT
 from local_cloud.demo import prepare_environments
 from local_cloud.instance import (
-    LAKE,
     choose_port,
+    kept_storage,
     only_dev,
     publish,
     usual_ports,
 )
 from local_cloud.processes import (
-    UV,
     ProcessError,
     interrupted_once,
     is_listening,
@@ -87,6 +86,9 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--debug-port", type=int, help="the port for the debugger")
     parser.add_argument(
+        "--lake", metavar="DIR", help="a folder for the data lake, instead of a bucket"
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="print all events and log lines of runs"
     )
     return parser.parse_args()
@@ -109,13 +111,15 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     if not settings.get("FUNCTION_URL"):
         ports = choose_function_ports(options, usual)
         with step("Starting the emulated Cloud Storage"):
-            storage = stack.enter_context(storage_emulator())
+            storage = stack.enter_context(kept_storage(options.lake))
         with step("Starting the cloud function"):
             for folder, (port, debug_port) in ports.items():
                 served = ServedFunction(folder, storage, port, debug_port, debug=options.debug)
                 functions.append(stack.enter_context(served))
         servers["The storage emulator"] = storage["STORAGE_EMULATOR_HOST"]
-        local = {**storage, "LAKE_URI": str(LAKE)}
+        if "GOOGLE_BASE_URL" in storage:
+            servers["The data lake"] = storage["GOOGLE_BASE_URL"]
+        local = {**storage}
         for function in functions:
             local |= function.settings
         settings |= local
@@ -128,6 +132,7 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
         "Dagster": servers["Dagster"],
         "Cloud function": settings["FUNCTION_URL"],
         "Data lake": settings.get("LAKE_URI"),
+        **({"Cloud Storage": local["STORAGE_EMULATOR_HOST"]} if local else {}),
     }
     for function in functions:
         name = "" if function.folder == CLOUD_FUNCTION else f" {function.folder.name}"
@@ -208,7 +213,7 @@ def dagster(settings: Mapping[str, str], port: int, output: DagsterOutput) -> It
     """
     with running(
         "Dagster",
-        [UV, "run", "dg", "dev", "--host=127.0.0.1", f"--port={port}", "--log-level=warning"],
+        uv_run(settings, "dg", "dev", "--host=127.0.0.1", f"--port={port}", "--log-level=warning"),
         port=port,
         environment={
             **settings,

@@ -3,19 +3,38 @@
 Each `pyproject.toml` loads them with `-p local_cloud.fixtures`.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pytest
 from dagster_pipes import PipesContextData
-from local_cloud.cloud import local_cloud, storage_emulator
+from local_cloud.cloud import cloud_storage, local_cloud
+from local_cloud.credentials import process_variables
+
+_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def emulated_storage() -> Iterator[Mapping[str, str]]:
-    """Emulated Cloud Storage with the messages bucket; the environment has its settings."""
-    with storage_emulator() as settings, _environment(settings):
+def emulated_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """Emulated Cloud Storage with the data lake; the environment has its settings.
+
+    Args:
+        tmp_path_factory: Creates the folder for the buckets.
+    """
+    folder = tmp_path_factory.mktemp("buckets")
+    with cloud_storage(folder) as settings, _environment(settings):
         yield settings
+
+
+@pytest.fixture
+def lake(emulated_storage: Mapping[str, str]) -> str:
+    """An empty data lake, such as `gs://bucket/7`.
+
+    Args:
+        emulated_storage: It has a bucket for the data lake.
+    """
+    return f"{emulated_storage['LAKE_URI']}/{next(_NUMBERS)}"
 
 
 @pytest.fixture(scope="session")
@@ -23,19 +42,22 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, 
     """The served function and emulated Cloud Storage; the environment has their settings.
 
     Args:
-        tmp_path_factory: Creates the folder for the data lake.
+        tmp_path_factory: Creates the folder for the buckets.
     """
-    lake = tmp_path_factory.mktemp("lake")
-    with local_cloud(lake) as settings, _environment(settings):
+    folder = tmp_path_factory.mktemp("buckets")
+    with local_cloud(folder) as settings, _environment(settings):
         yield settings
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables during the block."""
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment variables of this process during the block."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
+        for name, value in process_variables(settings).items():
+            if value is None:
+                patch.delenv(name, raising=False)
+            else:
+                patch.setenv(name, value)
         yield
 
 

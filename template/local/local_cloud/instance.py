@@ -1,21 +1,25 @@
-"""The Dagster instance of this machine, and the `just dev` that runs on it."""
+"""What the recipes share: the buckets, Dagster's instance, and the `just dev` that runs on them."""
 
 import fcntl
 import itertools
 import json
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
-from local_cloud.cloud import PROJECT, SettingsError
+from local_cloud.cloud import PROJECT, SettingsError, cloud_storage
 from local_cloud.console import console
 from local_cloud.processes import free_port, is_free
 
 LOCAL = PROJECT / ".local"
-LAKE = LOCAL / "lake"
+_BUCKETS = LOCAL / "buckets"
+_BUCKETS_LOCK = LOCAL / "buckets.lock"
 _LOCK = LOCAL / "dev.lock"
 _STATE = LOCAL / "dev.json"
+
+_PATIENCE = 600.0  # seconds to wait for another command
 
 # Below the ports that systems choose for outgoing connections.
 _PORTS = range(20_000, 32_000, 20)
@@ -74,6 +78,35 @@ def only_dev() -> Iterator[None]:
             yield
         finally:
             _STATE.unlink(missing_ok=True)
+
+
+@contextmanager
+def kept_storage(lake: str | None = None) -> Iterator[dict[str, str]]:
+    """Run the storage of this machine, with the tables of earlier commands, during the block.
+
+    Args:
+        lake: The folder for the data lake, if it is not to be in a bucket.
+
+    Yields:
+        The environment variables that programs need to use the storage.
+
+    Raises:
+        SettingsError: Another command has used the storage for too long.
+    """
+    LOCAL.mkdir(exist_ok=True)
+    with _BUCKETS_LOCK.open("w") as lock:
+        if not _acquire(lock):
+            console.print("Waits for another command that uses the local cloud of this project.")
+        deadline = time.monotonic() + _PATIENCE
+        while not _acquire(lock):
+            if time.monotonic() > deadline:
+                raise SettingsError(
+                    "Another command has used the local cloud of this project for "
+                    f"{_PATIENCE / 60:.0f} minutes. Stop it first."
+                )
+            time.sleep(0.2)
+        with cloud_storage(_BUCKETS, PROJECT / lake if lake else None) as settings:
+            yield settings
 
 
 def publish(dagster_url: str, settings: Mapping[str, str]) -> None:

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
-from local_cloud.cloud import SettingsError, local_cloud, root_module
+from local_cloud.cloud import SettingsError, cloud_functions, root_module
 from local_cloud.console import console, failed, json_object, show_log, show_report
-from local_cloud.instance import LAKE, running_dev
+from local_cloud.credentials import use
+from local_cloud.instance import kept_storage, running_dev
 from local_cloud.materialize_all import run_arguments
 from local_cloud.processes import ProcessError, interrupted_once
 from local_cloud.results import add, new_report
@@ -39,8 +40,8 @@ def main() -> int:
             definitions = load_definitions()
             asset = _find_asset(definitions, options.asset)
             runs = _runs(asset, options, instance)
-            with _settings() as settings:
-                os.environ.update(settings)
+            with _settings(options.lake) as settings:
+                use(settings)
                 report = materialize(definitions, instance, asset.key, runs, options.config)
     except KeyboardInterrupt:
         failed("interrupted")
@@ -90,21 +91,27 @@ def read_options() -> argparse.Namespace:
         "--debug", action="store_true", help="wait for a debugger to attach to Dagster"
     )
     parser.add_argument(
+        "--lake", metavar="DIR", help="a folder for the data lake, instead of a bucket"
+    )
+    parser.add_argument(
         "--config", type=json_object, default={}, help="the run's config for the asset, as JSON"
     )
     return parser.parse_args()
 
 
 @contextmanager
-def _settings() -> Iterator[Mapping[str, str]]:
+def _settings(lake: str | None) -> Iterator[Mapping[str, str]]:
     """The settings of the running `just dev`, or of a local cloud that runs during the block."""
-    if dev := running_dev():
+    dev = running_dev()
+    if dev and lake:
+        raise SettingsError("`just dev` is running, with a data lake of its own. Omit --lake.")
+    if dev:
         console.print(f"Uses the running `just dev`: {dev['dagster']}", markup=False)
         yield dev["settings"]
     else:
         console.print("Starts a local cloud, since `just dev` is not running.", markup=False)
-        with local_cloud(LAKE) as settings:
-            yield settings
+        with kept_storage(lake) as storage, cloud_functions(storage) as functions:
+            yield {**storage, **functions}
 
 
 def materialize(

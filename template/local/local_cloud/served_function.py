@@ -32,7 +32,7 @@ class ServedFunction:
 
     Args:
         folder: The folder of the function.
-        storage: The variables that `storage_emulator` yielded.
+        storage: The variables that `cloud_storage` yielded.
         port: The port to listen on.
         debug_port: The port that a debugger can attach to.
         debug: Whether a debugger can attach at any time, and not only at a `breakpoint()`.

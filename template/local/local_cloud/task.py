@@ -8,12 +8,17 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dotenv import load_dotenv
+from local_cloud.cloud import PROJECT, SettingsError
 from local_cloud.console import console, failed, json_object, show_asset, show_check
-from local_cloud.instance import LAKE
+from local_cloud.credentials import use
+from local_cloud.instance import kept_storage, running_dev
+from local_cloud.processes import ProcessError, interrupted_once
 from werkzeug.exceptions import BadRequest
 
 from gcp_pipes.external import find_task
@@ -28,9 +33,7 @@ def main() -> int:
     parser.add_argument("--asset", help="the key of the asset (default: the name of the task)")
     parser.add_argument("--partition", help="the partition key")
     parser.add_argument(
-        "--lake",
-        default=str(LAKE),
-        help="the data lake (default: the folder that `just dev` uses)",
+        "--lake", metavar="DIR", help="a folder for the data lake, instead of a bucket"
     )
     options = parser.parse_args()
     load_dotenv(".env")
@@ -40,13 +43,34 @@ def main() -> int:
     import tasks  # the function's own, in the working directory
 
     try:
-        event = {"task": options.task, "dl_bucket": options.lake, **options.event}
-        find_task(tasks, pipes, event)(pipes, event)
+        with interrupted_once(), _storage(options.lake) as storage:
+            use(storage)
+            event = {"task": options.task, "dl_bucket": storage["LAKE_URI"], **options.event}
+            find_task(tasks, pipes, event)(pipes, event)
+    except KeyboardInterrupt:
+        failed("interrupted")
+        return 130
     except BadRequest as error:
         failed(str(error.description))
         return 1
+    except (ProcessError, SettingsError) as error:
+        failed(str(error))
+        return 1
     show_reports(pipes)
     return 0
+
+
+@contextmanager
+def _storage(lake: str | None) -> Iterator[Mapping[str, str]]:
+    """The storage of the running `just dev`, or storage that runs during the block."""
+    dev = running_dev()
+    if lake:
+        yield {"LAKE_URI": str(PROJECT / lake)}
+    elif dev and "LAKE_URI" in dev["settings"]:
+        yield dev["settings"]
+    else:
+        with kept_storage() as settings:
+            yield settings
 
 
 def show_reports(pipes: RecordingPipesContext) -> None:

@@ -1,11 +1,16 @@
-"""Writes rows to a Delta table, in its columns and types, and retries after conflicts.
+"""Writes rows to a Delta table, in its columns and types, each write once; retries conflicts.
 
 A write that would change a value is rejected.
 """
 
+import re
 import threading
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, write_deltalake
@@ -13,12 +18,17 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from google.api_core.exceptions import RetryError
 from google.api_core.retry import Retry
 
+from gcp_pipes.external.delta_scan import quote
+from gcp_pipes.external.lake_errors import lake_errors
+
 _WRITERS = threading.BoundedSemaphore(4)  # more at the same time would mostly cause conflicts
-# Writers of different partitions can commit one after the other, with the files that they wrote.
-_MANY_ATTEMPTS = CommitProperties(max_commit_retries=100)
+# Writers of different partitions, or of more rows, can commit one after the other, with the files
+# that they wrote.
+_MANY_ATTEMPTS = 100
 # Otherwise a second attempt may add rows: delta-rs finds no conflict if another writer has created
 # the table, or has replaced an empty one.
-_ONE_ATTEMPT = CommitProperties(max_commit_retries=0)
+_ONE_ATTEMPT = 0
+_WRITE_ID = "writeId"  # in the commit: by it a write finds its own one
 
 _STORED = (
     *(pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Float32, pl.Float64, pl.Decimal),
@@ -53,48 +63,22 @@ def write_rows(
     df: pl.DataFrame,
     location: str,
     *,
-    on_schema_change: str,
+    mode: Literal["overwrite", "append", "merge"],
     timeout: float,
+    on_schema_change: str = "refuse",
     partition: tuple[str, str] | None = None,
+    keys: Sequence[str] = (),
 ) -> tuple[pl.DataFrame, DeltaTable]:
-    """Replace a table, or one `partition` (column and value). Return the stored rows and the table.
+    """Write rows to a table, or create it. Return the stored rows and the table.
 
-    After a conflict with another writer, it starts again with the new version of the table.
+    The `mode` is `overwrite`, of the table or of one `partition` (column and value); `append`; or
+    `merge`, by the columns `keys`. After a conflict with another writer, it starts again with the
+    new version of the table.
     """
-    replaces_schema = on_schema_change == "replace"
-    adds_columns = on_schema_change == "add_columns"
-    partition_by = [partition[0]] if partition else None
-
-    def write() -> tuple[pl.DataFrame, DeltaTable]:
-        with _WRITERS:
-            try:
-                table = DeltaTable(location)
-            except TableNotFoundError:
-                table = None
-            rows = _fit(df, None if replaces_schema else table, add_columns=adds_columns)
-            predicate = _predicate(rows, *partition) if partition else None
-            if table is None:
-                write_deltalake(
-                    location,
-                    rows,
-                    mode="error",
-                    partition_by=partition_by,
-                    commit_properties=_ONE_ATTEMPT,
-                )
-                return rows, DeltaTable(location, version=0)
-            write_deltalake(
-                table,
-                rows,
-                mode="overwrite",
-                partition_by=partition_by,
-                predicate=predicate,
-                schema_mode="overwrite" if replaces_schema else "merge",
-                commit_properties=_MANY_ATTEMPTS if partition else _ONE_ATTEMPT,
-            )
-            return rows, table
-
+    write = _Write(df, location, mode, on_schema_change, partition, keys)
     try:
-        return Retry(_is_conflict, initial=0.1, maximum=5.0, timeout=timeout)(write)()
+        with lake_errors(location):
+            return Retry(_is_conflict, initial=0.1, maximum=5.0, timeout=timeout)(write.attempt)()
     except RetryError as error:
         raise CommitFailedError(
             f"The table {location} could not be written within {timeout:g} s, because others kept "
@@ -103,8 +87,135 @@ def write_rows(
 
 
 def _is_conflict(error: Exception) -> bool:
-    is_created = isinstance(error, DeltaError) and "table already exists" in str(error)
-    return is_created or isinstance(error, CommitFailedError)
+    if isinstance(error, CommitFailedError):
+        return True
+    is_created_meanwhile = re.search("table already exists|Invalid table version", str(error))
+    return isinstance(error, DeltaError) and is_created_meanwhile is not None
+
+
+@dataclass(frozen=True)
+class _Write:
+    df: pl.DataFrame
+    location: str
+    mode: Literal["overwrite", "append", "merge"]
+    on_schema_change: str
+    partition: tuple[str, str] | None
+    keys: Sequence[str]
+
+    def attempt(self) -> tuple[pl.DataFrame, DeltaTable]:
+        """Write to the newest version of the table."""
+        with _WRITERS:
+            table = self._open()
+            rows = self._fit(table)
+            predicate = _predicate(rows, *self.partition) if self.partition else None
+            write_id = uuid.uuid4().hex
+            try:
+                if table is None:
+                    return rows, self._create(rows, write_id)
+                match self.mode:
+                    case "overwrite":
+                        self._overwrite(table, rows, predicate, write_id)
+                    case "append":
+                        self._append(table, rows, write_id)
+                    case "merge":
+                        self._merge(table, rows, write_id)
+                return rows, table
+            except (DeltaError, OSError):
+                committed = self._find_commit(write_id, -1 if table is None else table.version())
+                if committed is None:
+                    raise
+                return rows, committed
+
+    def _open(self) -> DeltaTable | None:
+        try:
+            return DeltaTable(self.location)
+        except TableNotFoundError:
+            return None
+
+    def _fit(self, table: DeltaTable | None) -> pl.DataFrame:
+        expected = None if self.on_schema_change == "replace" else table
+        rows = _fit(self.df, expected, add_columns=self.on_schema_change == "add_columns")
+        _check_keys(rows, self.keys)
+        return rows
+
+    def _create(self, rows: pl.DataFrame, write_id: str) -> DeltaTable:
+        write_deltalake(
+            self.location,
+            rows,
+            mode="error",
+            partition_by=self._partition_by(),
+            commit_properties=_commit(write_id, _ONE_ATTEMPT),
+        )
+        return DeltaTable(self.location, version=0)
+
+    def _overwrite(
+        self, table: DeltaTable, rows: pl.DataFrame, predicate: str | None, write_id: str
+    ) -> None:
+        write_deltalake(
+            table,
+            rows,
+            mode="overwrite",
+            partition_by=self._partition_by(),
+            predicate=predicate,
+            schema_mode="overwrite" if self.on_schema_change == "replace" else "merge",
+            commit_properties=_commit(write_id, _MANY_ATTEMPTS if predicate else _ONE_ATTEMPT),
+        )
+
+    def _append(self, table: DeltaTable, rows: pl.DataFrame, write_id: str) -> None:
+        write_deltalake(
+            table,
+            rows,
+            mode="append",
+            schema_mode="merge",
+            commit_properties=_commit(write_id, _MANY_ATTEMPTS),
+        )
+
+    def _merge(self, table: DeltaTable, rows: pl.DataFrame, write_id: str) -> None:
+        """Replace the rows that have the same keys, and add the others."""
+        table.merge(
+            rows,
+            " AND ".join(f"target.{quote(key)} = source.{quote(key)}" for key in self.keys),
+            source_alias="source",
+            target_alias="target",
+            commit_properties=_commit(write_id, _ONE_ATTEMPT),
+        ).when_matched_update_all().when_not_matched_insert_all().execute()
+
+    def _partition_by(self) -> list[str] | None:
+        return [self.partition[0]] if self.partition else None
+
+    def _find_commit(self, write_id: str, since: int) -> DeltaTable | None:
+        """The version that a failed attempt has committed after all: its response may be lost."""
+        with suppress(DeltaError, OSError):
+            table = DeltaTable(self.location)
+            for commit in table.history(table.version() - since):
+                if commit.get(_WRITE_ID) == write_id:
+                    return DeltaTable(self.location, version=commit["version"])
+        return None
+
+
+def _commit(write_id: str, retries: int) -> CommitProperties:
+    return CommitProperties(custom_metadata={_WRITE_ID: write_id}, max_commit_retries=retries)
+
+
+def _check_keys(rows: pl.DataFrame, keys: Sequence[str]) -> None:
+    """Check that each row has keys of its own."""
+    if missing := [key for key in keys if key not in rows.columns]:
+        raise WriteRefusedError(
+            f"The rows have no column {missing[0]!r} to merge them by. Nothing was written."
+        )
+    for key in keys:
+        if nulls := rows.get_column(key).null_count():
+            raise WriteRefusedError(
+                f"The column {key!r} is null in {nulls} of {rows.height} rows, but rows are merged "
+                "by it. Nothing was written. Remove these rows, or give them a key."
+            )
+    twins = rows.filter(rows.select(keys).is_duplicated()) if keys else rows.clear()
+    if twins.height:
+        raise WriteRefusedError(
+            f"{twins.height} of {rows.height} rows have the key of another row, such as "
+            f"{twins.select(keys).row(0, named=True)}. Nothing was written. Keep one row for each "
+            "key."
+        )
 
 
 def _fit(df: pl.DataFrame, table: DeltaTable | None, *, add_columns: bool) -> pl.DataFrame:
@@ -154,8 +265,8 @@ def _predicate(rows: pl.DataFrame, column: str, text: str) -> str:
             f"{rows.height} rows, but the partition is {value!r}. Nothing was written. Write the "
             "rows of one partition at a time."
         )
-    identifier, literal = column.replace('"', '""'), str(value).replace("'", "''")
-    return f"\"{identifier}\" = '{literal}'"
+    literal = str(value).replace("'", "''")
+    return f"{quote(column)} = '{literal}'"
 
 
 def _check_columns(
@@ -174,7 +285,8 @@ def _check_columns(
         raise WriteRefusedError(
             f"The columns do not match the table {location}: "
             f"{', '.join([*new, *missing, *different])}. Nothing was written. Change the rows; or, "
-            "for columns that are new or missing, pass on_schema_change='add_columns'."
+            "for columns that are new or missing, pass on_schema_change='add_columns', which "
+            "merge_table does not have."
         )
 
 
