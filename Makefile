@@ -32,8 +32,8 @@ pictures: uv
 	PYTHONPATH=tests:tests/rendered uv run python scripts/pictures.py
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, many
-# partitions in one step next to the usual way, a table's partitions that are written at once, and the daily
-# loop. It takes half an hour.
+# partitions in one step next to the usual way, partitions of a table that are written at once, tables
+# in the local bucket beside a folder, and the daily loop. It takes half an hour.
 benchmark: uv
 	uv run --no-dev python benchmarks/rendering.py
 	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/benchmark
@@ -42,7 +42,8 @@ benchmark: uv
 	    uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' \
 	        python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; \
 	done
-	PYTHONPATH=. uv run --directory build/benchmark/cloud_function python $(CURDIR)/benchmarks/tables.py
+	for benchmark in tables throughput; do PYTHONPATH=. uv run --directory build/benchmark/cloud_function \
+	    python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; done
 	PYTHONPATH=tests:tests/rendered uv run python benchmarks/loop.py build/benchmark
 
 uv:

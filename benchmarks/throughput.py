@@ -57,7 +57,7 @@ def main() -> None:
 
 def orders(mebibytes: int) -> pl.DataFrame:
     """Orders that take about so much space in a table."""
-    count = mebibytes * 28_000
+    count = mebibytes * 33_000
     generator = random.Random(7)  # nothing secret
     ids = pl.int_range(count, eager=True)
     return pl.DataFrame(
