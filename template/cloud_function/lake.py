@@ -53,7 +53,7 @@ def read_table(
 def scan_table(location: str, *, where: str | None = None) -> pl.LazyFrame:
     """Read a Delta table lazily: `collect` reads only the columns that the query uses.
 
-    Polars filters the rows after they were read. With `where`, other files are not read at all.
+    A Polars filter does not skip files; `where` does.
 
     Args:
         location: As for `read_table`.
@@ -83,15 +83,18 @@ def write_table(
         mode: Whether to `overwrite` all rows, or to `append` to them.
         on_schema_change: What to do if `df` has other columns than the table: `replace` them,
             `refuse` to write, or `add_columns` to the table. Then those that `df` lacks are null.
-            The default is `replace`, or `refuse` when appending.
+            The default is `replace`, or `refuse` when appending, which cannot `replace` them.
         timeout: How long to retry while others write to the table, in seconds.
 
     Raises:
+        ValueError: The columns cannot be replaced by appending.
         WriteRefusedError: The rows do not fit the table, or Delta does not support a type.
         LakeAccessError: The bucket does not exist, or the function may not write to it.
         deltalake.exceptions.DeltaError: The table could not be written.
     """
     on_schema_change = on_schema_change or ("replace" if mode == "overwrite" else "refuse")
+    if mode == "append" and on_schema_change == "replace":
+        raise ValueError("Appending cannot replace the columns. Use add_columns or refuse.")
     written = write_rows(
         df, location, mode=mode, on_schema_change=on_schema_change, timeout=timeout
     )
@@ -110,11 +113,14 @@ def merge_table(
         timeout: As for `write_table`.
 
     Raises:
+        ValueError: There is no key.
         WriteRefusedError: As for `write_table`; or a key is null or there twice.
         LakeAccessError: As for `write_table`.
         deltalake.exceptions.DeltaError: As for `write_table`.
     """
     keys = [key] if isinstance(key, str) else key
+    if not keys:
+        raise ValueError("There is no column to merge by. Name at least one.")
     return describe(*write_rows(df, location, mode="merge", keys=keys, timeout=timeout), location)
 
 
@@ -137,7 +143,7 @@ def write_partition(
         column: The column that the table is partitioned by.
         value: The value of that column in all rows, as text.
         on_schema_change: What to do if `df` has other columns than the table: `refuse` to write, or
-            `add_columns` to the table. Then those that either lacks are null.
+            `add_columns` to the table. Columns that are missing on one side are null.
         timeout: As for `write_table`.
 
     Raises:

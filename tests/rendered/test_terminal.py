@@ -36,6 +36,16 @@ def test_a_folder_can_be_the_data_lake(sandbox: Path, tmp_path: Path) -> None:
     assert len(list(versions)) == 2
 
 
+def test_a_lake_in_the_messages_bucket_is_an_error(sandbox: Path) -> None:
+    [example] = sandbox.glob("orchestrator/.env.example")
+
+    with replaced(example, "gs://my-gcp-project-data-lake", "gs://my-gcp-project-pipes-messages"):
+        printed = fail("uv", "run", "just", "task", "people", cwd=sandbox)
+
+    assert "LAKE_URI and MESSAGES_BUCKET name one bucket" in printed
+    assert (sandbox / ".local" / "buckets" / "my-gcp-project-data-lake" / "people").is_dir()
+
+
 def test_commands_that_use_the_local_cloud_at_the_same_time_wait(sandbox: Path) -> None:
     command = ("uv", "run", "just", "task", "visits", "--event", '{"visits": 7, "visitors": 50}')
     days = [f"2026-02-{day:02}" for day in range(1, 5)]
@@ -88,6 +98,11 @@ def test_an_asset_is_materialized_on_a_local_cloud_of_its_own(sandbox: Path) -> 
         (["visits"], "visits has partitions. Choose one, such as --partition 20"),
         (["visits", "--partition", "x"], "visits has no partition 'x'."),
         (["visits", "--partitions", "2026-01-01..x"], "visits has no partition 'x'."),
+        (["visits", "--partition", "x..y"], "visits has no partition 'x..y'."),
+        (
+            ["visits", "--partitions", "2026-01-02..2026-01-01"],
+            "The partition '2026-01-02' comes after '2026-01-01'.",
+        ),
     ],
 )
 def test_an_invalid_command_to_materialize_is_an_error(

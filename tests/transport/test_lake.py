@@ -1,8 +1,11 @@
 """Tables in the data lake, written by the served function through a proxy that injects faults."""
 
+import http.client
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -140,6 +143,43 @@ def is_data(request: Request) -> bool:
     return request.method in ("PUT", "POST") and ".parquet" in unquote(request.path)
 
 
+def is_list(request: Request) -> bool:
+    """Whether the function lists objects."""
+    return "list-type" in request.path
+
+
+# The server
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("GET", {}, 401),
+        ("PUT", {"Authorization": "Bearer of-another-cloud"}, 401),
+        ("PUT", {"x-goog-copy-source": "bucket/key", "Authorization": "TOKEN"}, 501),
+        ("PUT", {"Transfer-Encoding": "chunked", "Authorization": "TOKEN"}, 411),
+        ("POST", {"Authorization": "TOKEN"}, 501),
+    ],
+)
+def test_a_request_without_a_token_or_of_an_unknown_kind_is_refused(
+    lake_settings: Mapping[str, str], method: str, headers: dict[str, str], status: int
+) -> None:
+    address = lake_settings["GCE_METADATA_HOST"]
+    bucket = lake_settings["LAKE_URI"].removeprefix("gs://")
+    with closing(http.client.HTTPConnection(address, timeout=10)) as connection:
+        path = "/computeMetadata/v1/instance/service-accounts/default/token"
+        connection.request("GET", path, headers={"Metadata-Flavor": "Google"})
+        token = json.load(connection.getresponse())["access_token"]
+        own = {name: value.replace("TOKEN", f"Bearer {token}") for name, value in headers.items()}
+        body = b"" if "Transfer-Encoding" in headers else b"x" * 100
+
+        connection.request(method, f"/{bucket}/refused", body, own)
+        response = connection.getresponse()
+
+        assert response.status == status
+        assert b"<Error><Code>" in response.read()
+
+
 # Without faults
 
 
@@ -230,7 +270,7 @@ FAULTS: dict[str, tuple[Fault, Callable[[Request], bool]]] = {
     "lost response to a commit": (cut_after, is_commit),
     "412 for a commit": (respond(412), is_commit),
     "429 for a commit": (respond(429), is_commit),
-    "503 for a list": (respond(503), lambda request: "list-type" in request.path),
+    "503 for a list": (respond(503), is_list),
 }
 
 
@@ -240,13 +280,14 @@ def test_a_fault_neither_loses_nor_doubles_rows(
     write: Write, ids: Ids, lake: FaultProxy, name: str, mode: str
 ) -> None:
     fault, when = FAULTS[name]
-    write(ids=[1, 2], mode=mode, day="2024-01-01")
+    before = write(ids=[1, 2], mode=mode, day="2024-01-01").metadata["table_version"]
     lake.fail(fault, when=when)
 
     run = write(ids=[2, 3], mode=mode, day="2024-01-01")
 
     assert run.success, run.failure
     assert ids(run) == {"append": [1, 2, 2, 3], "merge": [1, 2, 3]}.get(mode, [2, 3])
+    assert run.metadata["table_version"] == before + 1  # and not committed twice
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -260,6 +301,24 @@ def test_a_fault_while_a_table_is_created_neither_loses_nor_doubles_rows(
 
     assert run.success, run.failure
     assert ids(run) == [2, 3]
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "append", "merge", "partition"])
+def test_a_commit_that_cannot_be_looked_up_is_unknown(
+    write: Write, lake: FaultProxy, mode: str
+) -> None:
+    write(ids=[1], mode=mode, day="2024-01-01")
+
+    def lose_and_refuse(request: Request) -> None:
+        request.forward()
+        lake.fail_always(respond(400), when=is_list)
+
+    lake.fail(lose_and_refuse, when=is_commit)
+
+    run = write(ids=[2], mode=mode, day="2024-01-01")
+
+    assert not run.success
+    assert "WriteUnknownError: It is not known whether the rows were written" in run.failure
 
 
 def test_parts_of_a_large_table_that_fail_are_uploaded_again(
@@ -311,7 +370,7 @@ def test_a_token_that_is_refused_is_an_error_that_names_the_account(
 
 @pytest.mark.parametrize(
     "when",
-    [is_data, is_commit, lambda request: "list-type" in request.path],
+    [is_data, is_commit, is_list],
     ids=["rows", "commit", "list"],
 )
 def test_a_bucket_that_refuses_is_named_with_the_account_and_the_role(
@@ -324,10 +383,23 @@ def test_a_bucket_that_refuses_is_named_with_the_account_and_the_role(
 
     assert not run.success
     assert "LakeAccessError: The table gs://" in run.failure
-    assert "the account may not do this. The bucket is " in run.failure
+    assert "the account may not do this. The bucket is my-gcp-project-data-lake" in run.failure
     assert "the account is function@my-project.iam.gserviceaccount.com" in run.failure
-    assert "grant the account roles/storage.objectUser on it" in run.failure
+    assert "It needs roles/storage.objectUser on the bucket." in run.failure
     assert ids(before) == [1]
+
+
+def test_a_refusal_while_rows_are_read_is_explained(write: Write, lake: FaultProxy) -> None:
+    write(ids=[1])
+    lake.fail_always(
+        respond(403, ACCESS_DENIED),
+        when=lambda request: request.method == "GET" and ".parquet" in unquote(request.path),
+    )
+
+    run = write(where="id > 0")
+
+    assert not run.success
+    assert "LakeAccessError: The table gs://" in run.failure
 
 
 @pytest.mark.parametrize("event", [{"mode": "append"}, {"where": "id > 1"}], ids=["write", "read"])
@@ -362,7 +434,7 @@ def test_a_function_without_credentials_fails(
         run = write(url=url)
 
     assert not run.success
-    assert "there are no credentials, since the metadata server did not respond" in run.failure
+    assert "there is no token for the account" in run.failure
 
 
 def test_credentials_in_the_home_folder_are_not_used(

@@ -305,6 +305,40 @@ def test_appended_rows_have_the_columns_of_the_table_unless_the_task_adds_some(l
     assert sorted(read_table(location).select("id", "name").rows()) == [(1, None), (2, "b")]
 
 
+def test_a_table_keeps_the_column_that_it_is_partitioned_by(lake: str) -> None:
+    location = f"{lake}/table"
+    write_partition(frame(key=["a"], n=[1]), location, column="key", value="a")
+
+    with pytest.raises(WriteRefusedError, match="by 'key', which the rows do not have"):
+        write_table(frame(n=[2]), location)
+    with pytest.raises(WriteRefusedError, match=r"by .*'key'.*, not by 'n'"):
+        write_partition(frame(key=["b"], n=[2]), location, column="n", value="2")
+    write_table(frame(key=["b", "c"], n=[2, 3]), location)
+
+    assert sorted(read_table(location).select("key", "n").rows()) == [("b", 2), ("c", 3)]
+
+
+def test_an_error_that_is_no_conflict_is_raised_at_once(lake: str) -> None:
+    location = f"{lake}/table"
+    write_table(frame(n=[1]), location)
+    DeltaTable(location).alter.set_table_properties({"delta.appendOnly": "true"})
+
+    with pytest.raises(DeltaError, match="append-only") as error:
+        write_table(frame(n=[2]), location)
+
+    assert "others kept writing" not in str(error.value)
+
+
+def test_a_merge_needs_a_key(lake: str) -> None:
+    with pytest.raises(ValueError, match="no column to merge by"):
+        merge_table(frame(n=[1]), f"{lake}/table", key=[])
+
+
+def test_appending_cannot_replace_the_columns(lake: str) -> None:
+    with pytest.raises(ValueError, match="Use add_columns or refuse"):
+        write_table(frame(id=[2.5]), f"{lake}/table", mode="append", on_schema_change="replace")
+
+
 def test_the_metadata_counts_the_whole_table_beside_the_partition(lake: str) -> None:
     location = f"{lake}/table"
     write_partition(frame(key=["a"] * 3, n=1), location, column="key", value="a")
@@ -444,7 +478,7 @@ def test_a_table_with_other_partition_columns_is_not_changed(lake: str) -> None:
     location = f"{lake}/table"
     write_table(frame(key=["a"], n=[1]), location)
 
-    with pytest.raises(DeltaError, match="partitioning"):
+    with pytest.raises(WriteRefusedError, match="is partitioned by nothing, not by 'key'"):
         write_partition(frame(key=["a"], n=[2]), location, column="key", value="a")
 
     assert read_table(location).rows() == [("a", 1)]

@@ -89,11 +89,16 @@ def cloud_storage(folder: Path, lake: Path | None = None) -> Iterator[dict[str, 
 
     Yields:
         The environment variables that programs need to use the storage.
+
+    Raises:
+        SettingsError: A setting is missing, or both buckets are one.
     """
     bucket = setting("MESSAGES_BUCKET")
+    uri = str(lake) if lake else setting("LAKE_URI")
+    if urlsplit(uri).netloc == bucket:
+        raise SettingsError(f"LAKE_URI and MESSAGES_BUCKET name one bucket, {bucket}: use two.")
     shutil.rmtree(folder / bucket, ignore_errors=True)
     with storage_emulator(folder) as emulator:
-        uri = str(lake) if lake else setting("LAKE_URI")
         if not uri.startswith("gs://"):
             yield {**emulator, "LAKE_URI": uri}
             return

@@ -12,7 +12,10 @@ from local_cloud.processes import UV
 HOME = "LOCAL_CLOUD_HOME"
 """The variable with the home folder, if the programs get another one."""
 
-_OWN_CREDENTIALS = ("CLOUDSDK_CONFIG", "GOOGLE_APPLICATION_CREDENTIALS")
+_OWN_CREDENTIALS = (
+    *("CLOUDSDK_CONFIG", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"),
+    *("GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SERVICE_ACCOUNT_PATH", "SERVICE_ACCOUNT"),
+)
 
 
 def uv_run(settings: Mapping[str, str], *command: str) -> list[str]:

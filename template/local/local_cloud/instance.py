@@ -20,6 +20,7 @@ _LOCK = LOCAL / "dev.lock"
 _STATE = LOCAL / "dev.json"
 
 _PATIENCE = 600.0  # seconds to wait for another command
+_INTERVAL = 0.2  # seconds
 
 # Below the ports that systems choose for outgoing connections.
 _PORTS = range(20_000, 32_000, 20)
@@ -67,7 +68,7 @@ def only_dev() -> Iterator[None]:
     """
     LOCAL.mkdir(exist_ok=True)
     with _LOCK.open("w") as lock:
-        if not _acquire(lock):
+        if not _acquire(lock, patience=1):  # other recipes hold it for a moment
             address = json.loads(_STATE.read_text())["dagster"] if _STATE.exists() else "starting"
             raise SettingsError(
                 f"`just dev` of this project is running already: {address}. Use that one, or stop "
@@ -97,14 +98,11 @@ def kept_storage(lake: str | None = None) -> Iterator[dict[str, str]]:
     with _BUCKETS_LOCK.open("w") as lock:
         if not _acquire(lock):
             console.print("Waits for another command that uses the local cloud of this project.")
-        deadline = time.monotonic() + _PATIENCE
-        while not _acquire(lock):
-            if time.monotonic() > deadline:
+            if not _acquire(lock, patience=_PATIENCE):
                 raise SettingsError(
                     "Another command has used the local cloud of this project for "
                     f"{_PATIENCE / 60:.0f} minutes. Stop it first."
                 )
-            time.sleep(0.2)
         with cloud_storage(_BUCKETS, PROJECT / lake if lake else None) as settings:
             yield settings
 
@@ -116,24 +114,43 @@ def publish(dagster_url: str, settings: Mapping[str, str]) -> None:
         dagster_url: The URL of Dagster's web page.
         settings: The environment variables that Dagster needs to use the local cloud.
     """
-    _STATE.write_text(json.dumps({"dagster": dagster_url, "settings": dict(settings)}))
+    new = _STATE.with_suffix(".new")
+    new.write_text(json.dumps({"dagster": dagster_url, "settings": dict(settings)}))
+    new.replace(_STATE)  # at once, since other recipes may read it
 
 
 def running_dev() -> dict[str, Any] | None:
-    """What the running `just dev` has published; None if none is running."""
-    if not _LOCK.exists() or not _STATE.exists():
-        return None
-    with _LOCK.open() as lock:
-        if _acquire(lock):
-            return None
-    published: dict[str, Any] = json.loads(_STATE.read_text())
-    return published
+    """What the running `just dev` has published; None if none is running.
+
+    If it is starting, this waits until it has started.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while _LOCK.exists() and time.monotonic() < deadline:
+        with _LOCK.open() as lock:
+            if _acquire(lock, fcntl.LOCK_SH):
+                return None
+        if _STATE.exists():
+            published: dict[str, Any] = json.loads(_STATE.read_text())
+            return published
+        time.sleep(_INTERVAL)
+    return None
 
 
-def _acquire(lock: IO[str]) -> bool:
-    """Lock a file until it is closed. The system releases it if the process is killed."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _acquire(lock: IO[str], kind: int = fcntl.LOCK_EX, patience: float = 0) -> bool:
+    """Lock a file until it is closed. The system releases it if the process is killed.
+
+    Args:
+        lock: The file.
+        kind: Whether others may also lock it, in the same way.
+        patience: How long to wait, in seconds.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_INTERVAL)
+        else:
+            return True

@@ -11,6 +11,7 @@ The XML API: https://cloud.google.com/storage/docs/xml-api/overview
 import argparse
 import http.client
 import json
+import os
 import re
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from xml.etree.ElementTree import Element
 
 from local_cloud.metadata_server import ACCOUNT, MetadataServer
 
+_PARENT = os.getppid()
 _BLOCK = 1 << 20  # bytes that are copied at a time
 _EMULATOR_TIMEOUT = 60.0  # seconds
 _IDLE_TIMEOUT = 300.0  # seconds that a connection is kept without a request
@@ -56,8 +58,12 @@ def main() -> None:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True  # each waits for the next request of a connection
     request_queue_size = 128
+
+    def service_actions(self) -> None:
+        """End if the process that has started this one was killed."""
+        if os.getppid() != _PARENT:
+            os._exit(1)
 
 
 class _XmlError(Exception):
@@ -73,7 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
     """Handles the requests of one connection, with one connection to the emulator."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # which would delay a body that follows its headers
+    # It would delay a body that follows its headers.
+    disable_nagle_algorithm = True
     timeout = _IDLE_TIMEOUT
 
     def __init__(
@@ -91,8 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         url = urlsplit(self.path)
-        self._unread = int(self.headers.get("Content-Length", 0))
         try:
+            self._check_length()
             if url.path == "/" or url.path.startswith("/computeMetadata/"):
                 status, content_type, text = self._metadata_server.response(url.path, self.headers)
                 headers = {"Content-Type": content_type, "Metadata-Flavor": "Google"}
@@ -103,10 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
                 query = dict(parse_qsl(url.query, keep_blank_values=True))
                 self._handle_storage(unquote(bucket), unquote(key), query)
         except _XmlError as error:
-            for _ in self._body():  # the next request of the connection follows it
-                pass
             root = Element("Error")
-            _append(root, Code=error.code, Message=str(error))
+            _add_texts(root, Code=error.code, Message=str(error))
             self._respond_with_xml(root, error.status)
         except (OSError, http.client.HTTPException) as error:
             self.close_connection = True
@@ -115,6 +120,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     # The base class wants these names.
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_request  # noqa: N815
+
+    def _check_length(self) -> None:
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers or not length.isdecimal():
+            self.close_connection = True
+            raise _XmlError(411, "MissingContentLength", "The request has no Content-Length.")
+        self._unread = int(length)
 
     def _check_token(self) -> None:
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
@@ -131,10 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._list(bucket, query)
             case "GET" | "HEAD", _:
                 self._read_object(bucket, key)
-            case "PUT", {"uploadId": upload, "partNumber": number}:
-                self._store_part(self._parts(upload) / f"{int(number)}")
-            case "PUT", _:
-                stored = self._store_object(bucket, key, self._body(), self._unread)
+            case "PUT", {"uploadId": upload, "partNumber": number} if number.isdecimal():
+                self._store_part(self._parts(upload) / number)
+            case "PUT", {} if not query and "x-goog-copy-source" not in self.headers:
+                size = self._unread
+                stored = self._store_object(bucket, key, self._body(), size)
                 self._respond(200, headers=_version(stored))
             case "POST", {"uploads": _}:
                 self._start_upload(bucket, key)
@@ -160,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
 
         root = Element("ListBucketResult")
         for item in page.get("items", []):
-            _append(
+            _add_texts(
                 ElementTree.SubElement(root, "Contents"),
                 Key=item["name"],
                 LastModified=item["updated"],
@@ -168,9 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
                 Size=item["size"],
             )
         for prefix in page.get("prefixes", []):
-            _append(ElementTree.SubElement(root, "CommonPrefixes"), Prefix=prefix)
+            _add_texts(ElementTree.SubElement(root, "CommonPrefixes"), Prefix=prefix)
         if "nextPageToken" in page:
-            _append(root, NextContinuationToken=page["nextPageToken"])
+            _add_texts(root, NextContinuationToken=page["nextPageToken"])
         self._respond_with_xml(root)
 
     def _read_object(self, bucket: str, key: str) -> None:
@@ -183,13 +196,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         shutil.copyfileobj(response, self.wfile, _BLOCK)
+        if response.length:
+            raise ConnectionError("The emulator closed the connection.")
 
     def _store_object(
         self, bucket: str, key: str, body: Iterable[bytes], size: int
     ) -> Mapping[str, str]:
         """Store an object, and return its resource.
 
-        A multipart upload of the JSON API is the only one that has preconditions in the emulator.
+        In the JSON API, a multipart upload is one request with the resource and the body. It is the
+        only upload with preconditions in the emulator.
         """
         boundary = secrets.token_hex()
         parts = ("application/json", json.dumps({"name": key})), ("application/octet-stream", "")
@@ -211,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         stored: Mapping[str, str] = json.load(response)
         return stored
 
-    # Multipart uploads: of large objects
+    # Multipart uploads of the XML API: large objects, in several requests
 
     def _parts(self, upload: str) -> Path:
         """The folder with the parts of an upload."""
@@ -224,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         upload = secrets.token_hex()
         (self._uploads / upload).mkdir()
         root = Element("InitiateMultipartUploadResult")
-        _append(root, Bucket=bucket, Key=key, UploadId=upload)
+        _add_texts(root, Bucket=bucket, Key=key, UploadId=upload)
         self._respond_with_xml(root)
 
     def _store_part(self, path: Path) -> None:
@@ -235,11 +251,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _complete_upload(self, bucket: str, key: str, parts: Path) -> None:
         numbers = re.findall(rb"<PartNumber>(\d+)</PartNumber>", b"".join(self._body()))
         paths = [parts / number.decode() for number in numbers]
+        if not all(path.exists() for path in paths):
+            raise _XmlError(400, "InvalidPart", "A part was not uploaded.")
         size = sum(path.stat().st_size for path in paths)
         stored = self._store_object(bucket, key, _blocks(paths), size)
         shutil.rmtree(parts)
         root = Element("CompleteMultipartUploadResult")
-        _append(root, Bucket=bucket, Key=key, ETag=_version(stored)["ETag"])
+        _add_texts(root, Bucket=bucket, Key=key, ETag=_version(stored)["ETag"])
         self._respond_with_xml(root, headers=_version(stored))
 
     # Requests and responses
@@ -257,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
         self,
         method: str,
         path: str,
-        not_found: str,
+        code_for_404: str,
         *,
         body: Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -268,12 +286,14 @@ class _Handler(BaseHTTPRequestHandler):
         if response.status < 300:
             return response
         response.read()
-        codes = {404: not_found, 412: "PreconditionFailed", 416: "InvalidRange"}
+        codes = {404: code_for_404, 412: "PreconditionFailed", 416: "InvalidRange"}
         raise _XmlError(response.status, codes.get(response.status, "Error"), response.reason)
 
     def _respond(
         self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> None:
+        for _ in self._body():  # the next request of the connection follows it
+            pass
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
@@ -299,8 +319,8 @@ def _version(stored: Mapping[str, str]) -> dict[str, str]:
     return {"ETag": f'"{stored["etag"]}"', "x-goog-generation": stored["generation"]}
 
 
-def _append(parent: Element, **texts: str) -> None:
-    """Append an element for each text."""
+def _add_texts(parent: Element, **texts: str) -> None:
+    """Add an element for each text."""
     for name, text in texts.items():
         ElementTree.SubElement(parent, name).text = text
 

@@ -148,7 +148,7 @@ def materialize(
                 raise_on_error=False,
                 asset_selection=[asset_key],
                 run_id=run_id,
-                resources=_storage(definitions, instance),
+                resources=_io_manager(definitions, instance),
                 **run_arguments(partition_keys),
             )
         for entry in instance.all_logs(run_id):
@@ -168,7 +168,8 @@ def _find_asset(definitions: dg.Definitions, name: str) -> Any:
 
 def _runs(asset: Any, options: argparse.Namespace, instance: dg.DagsterInstance) -> list[list[str]]:
     """The partitions of each run, which is one list without partitions if there are none."""
-    first, _, last = (options.partitions or options.partition or "").partition("..")
+    first, _, last = (options.partitions or "").partition("..")
+    first = options.partition or first
     if asset.partitions_def is None:
         if first:
             raise SettingsError(f"{options.asset} has no partitions.")
@@ -185,12 +186,14 @@ def _runs(asset: Any, options: argparse.Namespace, instance: dg.DagsterInstance)
                 f"{f', from {known[0]} to {known[-1]}' if known else ''}."
             )
     keys = known[known.index(first) : known.index(last) + 1]
+    if not keys:
+        raise SettingsError(f"The partition {first!r} comes after {last!r}. Exchange them.")
     if asset.backfill_policy == dg.BackfillPolicy.single_run():
         return [keys]
     return [[key] for key in keys]
 
 
-def _storage(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Mapping[str, Any]:
+def _io_manager(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Mapping[str, Any]:
     """The I/O manager of other runs, where Dagster would use memory."""
     if "io_manager" in (definitions.resources or {}):
         return {}

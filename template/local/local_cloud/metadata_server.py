@@ -60,6 +60,8 @@ class MetadataServer:
         return 404, _TEXT, "The local cloud does not have this value."
 
     def _new_token(self) -> str:
+        now = time.monotonic()
+        self._expiries = {token: end for token, end in self._expiries.items() if end > now}
         token = secrets.token_urlsafe()
-        self._expiries[token] = time.monotonic() + self._lifetime
+        self._expiries[token] = now + self._lifetime
         return token

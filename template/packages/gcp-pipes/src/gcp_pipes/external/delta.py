@@ -7,7 +7,6 @@ import re
 import threading
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Literal
@@ -22,13 +21,16 @@ from gcp_pipes.external.delta_scan import quote
 from gcp_pipes.external.lake_errors import lake_errors
 
 _WRITERS = threading.BoundedSemaphore(4)  # more at the same time would mostly cause conflicts
-# Writers of different partitions, or of more rows, can commit one after the other, with the files
-# that they wrote.
-_MANY_ATTEMPTS = 100
-# Otherwise a second attempt may add rows: delta-rs finds no conflict if another writer has created
-# the table, or has replaced an empty one.
-_ONE_ATTEMPT = 0
-_WRITE_ID = "writeId"  # in the commit: by it a write finds its own one
+# delta-rs commits a partition again, with the files that it has written, after a commit of another
+# partition. It would do so, too, after a commit of its own whose response was lost, or after
+# another writer has created the table: then rows could be there twice.
+_RETRIES_OF_PARTITION = 100
+_NO_RETRIES = 0
+_CONFLICT = re.compile(
+    r"Failed to commit transaction: \d+$|[Cc]oncurrent|changed since last commit"
+    "|table already exists|Invalid table version"
+)
+_WRITE_ID = "writeId"  # stored in each commit, so that a write can recognize its own
 
 _STORED = (
     *(pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Float32, pl.Float64, pl.Decimal),
@@ -59,6 +61,10 @@ class WriteRefusedError(ValueError):
     """The rows do not fit the table. Nothing was written."""
 
 
+class WriteUnknownError(Exception):
+    """A write failed, and it is not known whether the rows are in the table."""
+
+
 def write_rows(
     df: pl.DataFrame,
     location: str,
@@ -75,9 +81,9 @@ def write_rows(
     `merge`, by the columns `keys`. After a conflict with another writer, it starts again with the
     new version of the table.
     """
-    write = _Write(df, location, mode, on_schema_change, partition, keys)
+    write = _Write(df, location, mode, on_schema_change, partition, keys, uuid.uuid4().hex)
     try:
-        with lake_errors(location):
+        with _WRITERS, lake_errors(location):
             return Retry(_is_conflict, initial=0.1, maximum=5.0, timeout=timeout)(write.attempt)()
     except RetryError as error:
         raise CommitFailedError(
@@ -87,10 +93,7 @@ def write_rows(
 
 
 def _is_conflict(error: Exception) -> bool:
-    if isinstance(error, CommitFailedError):
-        return True
-    is_created_meanwhile = re.search("table already exists|Invalid table version", str(error))
-    return isinstance(error, DeltaError) and is_created_meanwhile is not None
+    return isinstance(error, DeltaError) and _CONFLICT.search(str(error)) is not None
 
 
 @dataclass(frozen=True)
@@ -101,30 +104,29 @@ class _Write:
     on_schema_change: str
     partition: tuple[str, str] | None
     keys: Sequence[str]
+    write_id: str
 
     def attempt(self) -> tuple[pl.DataFrame, DeltaTable]:
         """Write to the newest version of the table."""
-        with _WRITERS:
-            table = self._open()
-            rows = self._fit(table)
-            predicate = _predicate(rows, *self.partition) if self.partition else None
-            write_id = uuid.uuid4().hex
-            try:
-                if table is None:
-                    return rows, self._create(rows, write_id)
-                match self.mode:
-                    case "overwrite":
-                        self._overwrite(table, rows, predicate, write_id)
-                    case "append":
-                        self._append(table, rows, write_id)
-                    case "merge":
-                        self._merge(table, rows, write_id)
-                return rows, table
-            except (DeltaError, OSError):
-                committed = self._find_commit(write_id, -1 if table is None else table.version())
-                if committed is None:
-                    raise
-                return rows, committed
+        table = self._open()
+        rows = self._fit(table)
+        predicate = _predicate(rows, *self.partition) if self.partition else None
+        try:
+            if table is None:
+                return rows, self._create(rows)
+            match self.mode:
+                case "overwrite":
+                    self._overwrite(table, rows, predicate)
+                case "append":
+                    self._append(table, rows)
+                case "merge":
+                    self._merge(table, rows)
+            return rows, table
+        except Exception as error:  # delta-rs raises also this class itself
+            committed = self._find_commit(error, -1 if table is None else table.version())
+            if committed is None:
+                raise
+            return rows, committed
 
     def _open(self) -> DeltaTable | None:
         try:
@@ -133,24 +135,38 @@ class _Write:
             return None
 
     def _fit(self, table: DeltaTable | None) -> pl.DataFrame:
+        if table is not None:
+            self._check_partitions(table)
         expected = None if self.on_schema_change == "replace" else table
-        rows = _fit(self.df, expected, add_columns=self.on_schema_change == "add_columns")
+        rows = _fitted(self.df, expected, add_columns=self.on_schema_change == "add_columns")
         _check_keys(rows, self.keys)
         return rows
 
-    def _create(self, rows: pl.DataFrame, write_id: str) -> DeltaTable:
+    def _check_partitions(self, table: DeltaTable) -> None:
+        """Check that the table is partitioned as this write needs it."""
+        existing = table.metadata().partition_columns
+        if self.partition and existing != [self.partition[0]]:
+            raise WriteRefusedError(
+                f"The table {self.location} is partitioned by {existing or 'nothing'}, not by "
+                f"{self.partition[0]!r}. Nothing was written. Write to another table."
+            )
+        if missing := [name for name in existing if name not in self.df.columns]:
+            raise WriteRefusedError(
+                f"The table {self.location} is partitioned by {missing[0]!r}, which the rows do "
+                "not have. Nothing was written. Add the column, or write to another table."
+            )
+
+    def _create(self, rows: pl.DataFrame) -> DeltaTable:
         write_deltalake(
             self.location,
             rows,
             mode="error",
             partition_by=self._partition_by(),
-            commit_properties=_commit(write_id, _ONE_ATTEMPT),
+            commit_properties=self._commit(_NO_RETRIES),
         )
         return DeltaTable(self.location, version=0)
 
-    def _overwrite(
-        self, table: DeltaTable, rows: pl.DataFrame, predicate: str | None, write_id: str
-    ) -> None:
+    def _overwrite(self, table: DeltaTable, rows: pl.DataFrame, predicate: str | None) -> None:
         write_deltalake(
             table,
             rows,
@@ -158,47 +174,60 @@ class _Write:
             partition_by=self._partition_by(),
             predicate=predicate,
             schema_mode="overwrite" if self.on_schema_change == "replace" else "merge",
-            commit_properties=_commit(write_id, _MANY_ATTEMPTS if predicate else _ONE_ATTEMPT),
+            commit_properties=self._commit(_RETRIES_OF_PARTITION if predicate else _NO_RETRIES),
         )
 
-    def _append(self, table: DeltaTable, rows: pl.DataFrame, write_id: str) -> None:
+    def _append(self, table: DeltaTable, rows: pl.DataFrame) -> None:
         write_deltalake(
             table,
             rows,
             mode="append",
             schema_mode="merge",
-            commit_properties=_commit(write_id, _MANY_ATTEMPTS),
+            commit_properties=self._commit(_NO_RETRIES),
         )
 
-    def _merge(self, table: DeltaTable, rows: pl.DataFrame, write_id: str) -> None:
+    def _merge(self, table: DeltaTable, rows: pl.DataFrame) -> None:
         """Replace the rows that have the same keys, and add the others."""
         table.merge(
             rows,
             " AND ".join(f"target.{quote(key)} = source.{quote(key)}" for key in self.keys),
             source_alias="source",
             target_alias="target",
-            commit_properties=_commit(write_id, _ONE_ATTEMPT),
+            commit_properties=self._commit(_NO_RETRIES),
         ).when_matched_update_all().when_not_matched_insert_all().execute()
 
     def _partition_by(self) -> list[str] | None:
         return [self.partition[0]] if self.partition else None
 
-    def _find_commit(self, write_id: str, since: int) -> DeltaTable | None:
-        """The version that a failed attempt has committed after all: its response may be lost."""
-        with suppress(DeltaError, OSError):
-            table = DeltaTable(self.location)
+    def _commit(self, retries: int) -> CommitProperties:
+        metadata = {_WRITE_ID: self.write_id}
+        return CommitProperties(custom_metadata=metadata, max_commit_retries=retries)
+
+    def _find_commit(self, failure: Exception, since: int) -> DeltaTable | None:
+        """The version that this write has committed although it failed: its response may be lost.
+
+        Args:
+            failure: Why the write failed.
+            since: The version before the write, or -1.
+        """
+        try:
+            table = self._open()
+            if table is None:
+                return None
             for commit in table.history(table.version() - since):
-                if commit.get(_WRITE_ID) == write_id:
+                if commit.get(_WRITE_ID) == self.write_id:
                     return DeltaTable(self.location, version=commit["version"])
+        except Exception as error:  # delta-rs raises also this class itself
+            raise WriteUnknownError(
+                f"It is not known whether the rows were written to the table {self.location}: the "
+                f"write failed, and then the table could not be read ({error}). Write again, "
+                "unless the rows are appended: look at the table first."
+            ) from failure
         return None
 
 
-def _commit(write_id: str, retries: int) -> CommitProperties:
-    return CommitProperties(custom_metadata={_WRITE_ID: write_id}, max_commit_retries=retries)
-
-
 def _check_keys(rows: pl.DataFrame, keys: Sequence[str]) -> None:
-    """Check that each row has keys of its own."""
+    """Check that each row has a key of its own."""
     if missing := [key for key in keys if key not in rows.columns]:
         raise WriteRefusedError(
             f"The rows have no column {missing[0]!r} to merge them by. Nothing was written."
@@ -218,7 +247,7 @@ def _check_keys(rows: pl.DataFrame, keys: Sequence[str]) -> None:
         )
 
 
-def _fit(df: pl.DataFrame, table: DeltaTable | None, *, add_columns: bool) -> pl.DataFrame:
+def _fitted(df: pl.DataFrame, table: DeltaTable | None, *, add_columns: bool) -> pl.DataFrame:
     """The rows with the columns and types of the table; a new table gets those of the rows."""
     columns = pl.Schema()
     if table is not None:

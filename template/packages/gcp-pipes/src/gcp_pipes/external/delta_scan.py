@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import polars as pl
 from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import TableNotFoundError
 from polars.io.plugins import register_io_source
 
 from gcp_pipes.external.lake_errors import lake_errors
@@ -15,8 +16,13 @@ def scan_rows(location: str, where: str | None = None) -> pl.LazyFrame:
     delta-rs reads them: Polars' own reader fails for some names of folders and of columns that a
     table is partitioned by.
     """
-    with lake_errors(location):
-        table = DeltaTable(location)
+    try:
+        with lake_errors(location):
+            table = DeltaTable(location)
+    except TableNotFoundError as error:
+        raise TableNotFoundError(
+            f"There is no table at {location}. Materialize the asset that writes it first."
+        ) from error
 
     def read(
         columns: list[str] | None, predicate: pl.Expr | None, limit: int | None, _: int | None

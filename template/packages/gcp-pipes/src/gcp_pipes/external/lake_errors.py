@@ -1,4 +1,4 @@
-"""Says what to do when a table in the data lake does not exist or may not be used."""
+"""Says what to do when the data lake may not be used."""
 
 import re
 from collections.abc import Iterator
@@ -6,18 +6,30 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import google.auth
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
 
 _ROLE = "roles/storage.objectUser"
-_REASONS = {
-    r"NoSuchBucket": "the bucket does not exist",
-    r"403 Forbidden|lacked the necessary privileges": "the account may not do this",
-    r"401 Unauthorized|lacked valid authentication": "the credentials of the account are not valid",
-    r"Error performing token request": "there are no credentials, since the metadata server did "
-    "not respond",
-}
+_RENEW = (
+    "In Google Cloud, check the function's service account. On your own machine, restart "
+    "`just dev`, or log in again: gcloud auth application-default login."
+)
+# In errors of delta-rs: the pattern, the reason, and what to do.
+_REASONS = (
+    (r"NoSuchBucket", "the bucket does not exist", "Create it, and grant the role."),
+    (
+        r"403 Forbidden|lacked the necessary privileges",
+        "the account may not do this",
+        "Grant the role.",
+    ),
+    (
+        r"401 Unauthorized|lacked valid authentication",
+        "the credentials of the account are not valid",
+        _RENEW,
+    ),
+    (r"Error performing token request", "there is no token for the account", _RENEW),
+)
 _ACCOUNT = re.compile(r"[\w.-]+@[\w.-]+\.gserviceaccount\.com")
 _COLORS = re.compile(r"\x1b\[\d+m")
 
@@ -32,29 +44,26 @@ def lake_errors(location: str) -> Iterator[None]:
 
     Raises:
         LakeAccessError: The bucket does not exist, or may not be used.
-        TableNotFoundError: The table does not exist.
+        deltalake.exceptions.DeltaError: Another error that delta-rs raises without a class.
     """
     try:
         yield
-    except TableNotFoundError as error:
-        raise TableNotFoundError(
-            f"There is no table at {location}. Materialize the asset that writes it first."
-        ) from error
-    except (DeltaError, OSError) as error:
-        text = _COLORS.sub("", str(error))
-        for pattern, reason in _REASONS.items():
+    except Exception as error:
+        text = " ".join(_COLORS.sub("", str(error)).split())
+        for pattern, reason, advice in _REASONS:
             if re.search(pattern, text):
-                raise LakeAccessError(_explanation(location, reason, text)) from error
+                raise LakeAccessError(_explanation(location, reason, advice, text)) from error
+        if type(error) is Exception:  # while rows are read
+            raise DeltaError(text) from error
         raise
 
 
-def _explanation(location: str, reason: str, text: str) -> str:
+def _explanation(location: str, reason: str, advice: str, text: str) -> str:
     named = _ACCOUNT.search(text)
     return (
         f"The table {location} could not be used: {reason}. The bucket is "
-        f"{urlsplit(location).netloc}, the account is {named[0] if named else _own_account()}. "
-        f"Create the bucket if it does not exist, and grant the account {_ROLE} on it. The error "
-        f"of delta-rs: {' '.join(text.split())}"
+        f"{urlsplit(location).netloc}, and the account is {named[0] if named else _own_account()}. "
+        f"It needs {_ROLE} on the bucket. {advice} The error of delta-rs: {text}"
     )
 
 
@@ -63,6 +72,6 @@ def _own_account() -> str:
     try:
         credentials, _ = google.auth.default()
         credentials.refresh(Request())
-    except GoogleAuthError:
+    except (GoogleAuthError, OSError, ValueError):
         return "unknown, since there are no credentials"
     return getattr(credentials, "service_account_email", "that of the application's credentials")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from google.cloud import storage
 
-# Objects may become visible in another order than that of their times.
+# An object may appear in the list after one with a later time.
 _OVERLAP = timedelta(minutes=5)
 
 
@@ -78,6 +78,6 @@ def find_arrivals(
 
 
 def _window_start(seen: Mapping[str, str]) -> datetime:
-    """The time before which no further objects arrive: all of them were seen."""
+    """The time before which objects are not looked at, since all of them were seen."""
     times = [datetime.fromisoformat(time) for time in seen.values()]
     return max(times) - _OVERLAP if times else datetime.min.replace(tzinfo=UTC)
