@@ -17,7 +17,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from local_cloud.credentials import HOME, uv_run
+from local_cloud.credentials import HOME, OWN_HOME, uv_run
 from local_cloud.processes import free_port, running
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -242,7 +242,7 @@ def function_server(
         "The cloud function" + ("" if folder == CLOUD_FUNCTION else f" {folder.name}"),
         command,
         port=port,
-        environment={**secrets, **own, **storage},
+        environment={**secrets, **own, **storage, "HOME": OWN_HOME},
         directory=folder,
         on_line=on_line,
     ) as process:

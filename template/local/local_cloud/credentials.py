@@ -12,6 +12,9 @@ from local_cloud.processes import UV
 HOME = "LOCAL_CLOUD_HOME"
 """The variable with the home folder, if the programs get another one."""
 
+OWN_HOME = os.environ.get("HOME", "")
+"""Your home folder, in which uv has its cache."""
+
 _OWN_CREDENTIALS = (
     *("CLOUDSDK_CONFIG", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"),
     *("GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SERVICE_ACCOUNT_PATH", "SERVICE_ACCOUNT"),
@@ -21,7 +24,7 @@ _OWN_CREDENTIALS = (
 def uv_run(settings: Mapping[str, str], *command: str) -> list[str]:
     """The command that runs a program in its project's environment.
 
-    uv itself keeps your home folder, which has its cache.
+    uv itself needs your home folder.
 
     Args:
         settings: The variables that `cloud_storage` yielded.
