@@ -50,9 +50,9 @@ def web() -> FlaskClient:
 
 
 @pytest.fixture
-def bucket(client: storage.Client) -> storage.Bucket:
+def bucket(client: storage.Client, emulated_storage: Mapping[str, str]) -> storage.Bucket:
     """The messages bucket."""
-    return next(client.list_buckets())
+    return client.bucket(emulated_storage["MESSAGES_BUCKET"])
 
 
 @pytest.fixture

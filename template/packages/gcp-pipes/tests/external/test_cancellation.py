@@ -33,7 +33,7 @@ def test_a_task_is_stopped_when_it_sends_a_message(
     event = make_event(task="chatty", seconds=0.01, times=3_000)
     call = threading.Thread(target=lambda: responses.append(web.post("/", json=event)))
     call.start()
-    while not read_messages():
+    while call.is_alive() and not read_messages():
         time.sleep(0.01)
 
     assert cancel().json == {"status": "cancelled"}
