@@ -63,17 +63,16 @@ def root_module() -> str:
 
 
 @contextmanager
-def local_cloud(folder: Path, lake: Path | None = None) -> Iterator[dict[str, str]]:
+def local_cloud(folder: Path) -> Iterator[dict[str, str]]:
     """Run the storage and all functions during the block.
 
     Args:
         folder: Where to store the buckets.
-        lake: The folder for the data lake, if it is not to be in a bucket.
 
     Yields:
         The environment variables that Dagster needs to use them.
     """
-    with cloud_storage(folder, lake) as settings, cloud_functions(settings) as functions:
+    with cloud_storage(folder) as settings, cloud_functions(settings) as functions:
         yield {**settings, **functions}
 
 

@@ -63,10 +63,9 @@ def main() -> int:
 @contextmanager
 def _storage(lake: str | None) -> Iterator[Mapping[str, str]]:
     """The storage of the running `just dev`, or storage that runs during the block."""
-    dev = running_dev()
     if lake:
         yield {"LAKE_URI": str(PROJECT / lake)}
-    elif dev and "LAKE_URI" in dev["settings"]:
+    elif (dev := running_dev()) and "LAKE_URI" in dev["settings"]:
         yield dev["settings"]
     else:
         with kept_storage() as settings:
