@@ -79,13 +79,8 @@ class Dev:
         found = self.graphql("{ assetNodes { assetKey { path } } }")["assetNodes"]
         return {"/".join(asset["assetKey"]["path"]) for asset in found}
 
-    def launch(self, asset: str) -> Any:
-        """Materialize an asset as the web page does, and wait until the run ends.
-
-        Returns:
-            Its `runId`, its `status`, and its `events`, with `__typename`, and with `message` and
-            `error` if they have them.
-        """
+    def submit(self, asset: str) -> str:
+        """Launch a run of an asset as the web page does; return its ID."""
         launched = self.graphql(
             f"""
             mutation {{
@@ -100,8 +95,25 @@ class Dev:
             """
         )["launchPipelineExecution"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
+        return str(launched["run"]["runId"])
+
+    def status(self, run_id: str) -> str:
+        """The status of a run."""
+        found = self.graphql(
+            f"""{{ runOrError(runId: "{run_id}") {{ ... on Run {{ status }} }} }}"""
+        )
+        return str(found["runOrError"]["status"])
+
+    def launch(self, asset: str) -> Any:
+        """Materialize an asset as the web page does, and wait until the run ends.
+
+        Returns:
+            Its `runId`, its `status`, and its `events`, with `__typename`, and with `message` and
+            `error` if they have them.
+        """
+        run_id = self.submit(asset)
         query = f"""{{
-          runOrError(runId: "{launched["run"]["runId"]}") {{ ... on Run {{
+          runOrError(runId: "{run_id}") {{ ... on Run {{
             runId status
             eventConnection {{ events {{
               __typename
@@ -110,9 +122,7 @@ class Dev:
             }} }}
           }} }}
         }}"""
-        self.eventually(
-            lambda: self.graphql(query)["runOrError"]["status"] in ("SUCCESS", "FAILURE")
-        )
+        self.eventually(lambda: self.status(run_id) in ("SUCCESS", "FAILURE"))
         run = self.graphql(query)["runOrError"]
         return {**run, "events": run["eventConnection"]["events"]}
 

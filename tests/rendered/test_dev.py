@@ -220,6 +220,27 @@ def test_a_server_that_ends_is_reported_and_stops_everything(dev: Dev) -> None:
     assert "Failed: The storage emulator ended" in dev.printed
 
 
+def test_a_run_that_a_crash_interrupted_is_canceled_at_the_next_start(render: Render) -> None:
+    project = render()
+    task = "    dl_bucket = event_input(event"
+    edit(
+        project / "cloud_function/tasks/people.py",
+        task,
+        f"    import time; time.sleep(600)\n{task}",
+    )
+    with running_dev(project) as dev:
+        run_id = dev.submit("people")
+        dev.eventually(lambda: dev.status(run_id) == "STARTED")
+        for process in psutil.Process(dev.process.pid).children(recursive=True):
+            if any("dagster" in argument for argument in process.cmdline()):
+                process.kill()
+        assert dev.process.wait(60) == 1
+
+    with running_dev(project) as dev:
+        assert dev.status(run_id) == "CANCELED"
+        assert f"run {run_id[:8]} was interrupted when Dagster ended" in dev.printed
+
+
 @pytest.mark.parametrize("settings", ["LAKE_URI=gs://the-real-lake", "FUNCTION_URL=", "LAKE_URI"])
 def test_a_lake_without_a_function_to_call_is_rejected(settings: str, render: Render) -> None:
     project = render()

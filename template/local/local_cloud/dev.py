@@ -6,10 +6,9 @@ that function, and only Dagster runs on this machine.
 """
 
 import argparse
-import json
 import os
 import sys
-import urllib.request
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,11 +22,11 @@ from local_cloud.cloud import (
     ORCHESTRATOR,
     SettingsError,
     function_folders,
-    local_opener,
     url_variable,
 )
 from local_cloud.console import console, failed, step
 from local_cloud.credentials import uv_run
+from local_cloud.dagster_api import cancel_interrupted_runs, query_dagster
 from local_cloud.dagster_output import DagsterOutput
 from local_cloud.debugging import FUNCTION_PORT, FURTHER_FUNCTIONS_PORT
 from local_cloud.demo import prepare_environments
@@ -123,9 +122,16 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
         for function in functions:
             local |= function.settings
         settings |= local
+    started = time.time()
     with step("Starting Dagster"):
         output = DagsterOutput(verbose=options.verbose)
         servers["Dagster"] = stack.enter_context(dagster(local, dagster_port, output))
+    for run_id in cancel_interrupted_runs(servers["Dagster"], started):
+        console.print(
+            f"run {run_id[:8]} was interrupted when Dagster ended, and is now canceled. To run it "
+            "again, re-execute it on the web page.",
+            markup=False,
+        )
     publish(servers["Dagster"], local)
 
     addresses: dict[str, str | None] = {
@@ -283,15 +289,9 @@ def reload_definitions(dagster_url: str) -> None:
     Args:
         dagster_url: The URL of the web page, without a slash at the end.
     """
-    request = urllib.request.Request(
-        f"{dagster_url}/graphql",
-        data=json.dumps({"query": _RELOAD_DEFINITIONS}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
     with step("The definitions were edited: reloading"):
         try:
-            with local_opener().open(request, timeout=60) as response:
-                errors = _errors(json.load(response))
+            errors = _errors(query_dagster(dagster_url, _RELOAD_DEFINITIONS))
         except OSError as error:
             errors = [f"Dagster does not respond: {error}"]
     for message in errors:
