@@ -223,11 +223,8 @@ def test_a_server_that_ends_is_reported_and_stops_everything(dev: Dev) -> None:
 def test_a_run_that_a_crash_interrupted_is_canceled_at_the_next_start(render: Render) -> None:
     project = render()
     task = "    dl_bucket = event_input(event"
-    edit(
-        project / "cloud_function/tasks/people.py",
-        task,
-        f"    import time; time.sleep(600)\n{task}",
-    )
+    sleeping = f"    import time\n\n    time.sleep(600)\n{task}"
+    edit(project / "cloud_function/tasks/people.py", task, sleeping)
     with running_dev(project) as dev:
         run_id = dev.submit("people")
         dev.eventually(lambda: dev.status(run_id) == "STARTED")

@@ -46,8 +46,8 @@ def query_dagster(dagster_url: str, query: str, **variables: object) -> dict[str
 def cancel_interrupted_runs(dagster_url: str, started: float) -> list[str]:
     """Mark the runs as canceled that were in progress when an earlier Dagster ended.
 
-    Their processes have ended, too. Dagster would show the runs as in progress forever: its launcher
-    for one machine cannot see whether the process of a run is alive.
+    Their processes have ended, too. Dagster would show the runs as in progress forever, since its
+    launcher for one machine cannot see whether the process of a run is alive.
 
     Args:
         dagster_url: The URL of the web page, without a slash at the end.
