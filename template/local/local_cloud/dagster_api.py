@@ -28,7 +28,7 @@ def query_dagster(dagster_url: str, query: str, **variables: object) -> dict[str
     Args:
         dagster_url: The URL of the web page, without a slash at the end.
         query: The query.
-        **variables: Its variables.
+        variables: Its variables.
 
     Raises:
         OSError: Dagster does not respond.
