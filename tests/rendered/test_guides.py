@@ -153,15 +153,17 @@ def test_each_file_that_arrives_has_one_run_also_after_a_crash(guided: Path) -> 
         dev.process.wait(60)
     with running_dev(guided) as dev:
         upload(dev, *range(6, 10))
-        dev.eventually(lambda: len(runs(dev)) >= 10 and set(runs(dev)) <= {"SUCCESS", "CANCELED"})
+        ended = {"SUCCESS", "FAILURE", "CANCELED"}
+        dev.eventually(lambda: len(runs(dev)) >= 10 and set(runs(dev)) <= ended)
         dev.eventually(lambda: ticks(dev) >= 3)
 
-        # The crash may interrupt one run, which is not requested again.
-        assert Counter(runs(dev)) in ({"SUCCESS": 10}, {"SUCCESS": 9, "CANCELED": 1})
-        arrived = {f"incoming/orders/{number}.csv" for number in range(10)}
+        # The crash interrupts the runs in progress: three at most. They are not requested again.
+        assert len(runs(dev)) == 10
+        succeeded = runs(dev).count("SUCCESS")
+        assert succeeded >= 7
         loaded = Counter(dev.materializations("orders"))
-        assert loaded.keys() <= arrived
-        assert len(loaded) >= runs(dev).count("SUCCESS")
+        assert loaded.keys() <= {f"incoming/orders/{number}.csv" for number in range(10)}
+        assert len(loaded) >= succeeded
         assert set(loaded.values()) == {1}
 
 
