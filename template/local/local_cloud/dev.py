@@ -99,6 +99,9 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     Args:
         stack: Stops all processes when it is closed.
         options: The options on the command line.
+
+    Raises:
+        ProcessError: Dagster does not respond.
     """
     settings = read_settings()
     usual = usual_ports()
@@ -126,7 +129,11 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     with step("Starting Dagster"):
         output = DagsterOutput(verbose=options.verbose)
         servers["Dagster"] = stack.enter_context(dagster(local, dagster_port, output))
-    for run_id in cancel_interrupted_runs(servers["Dagster"], started):
+    try:
+        interrupted = cancel_interrupted_runs(servers["Dagster"], started)
+    except OSError as error:
+        raise ProcessError(f"Dagster does not respond: {error}") from error
+    for run_id in interrupted:
         console.print(
             f"run {run_id[:8]} was interrupted when Dagster ended, and is now canceled. To run it "
             "again, re-execute it on the web page.",
