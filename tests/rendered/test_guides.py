@@ -159,12 +159,12 @@ def test_each_file_that_arrives_has_one_run_also_after_a_crash(guided: Path) -> 
 
         # The crash interrupts the runs in progress: three at most. They are not requested again.
         assert len(runs(dev)) == 10
-        succeeded = runs(dev).count("SUCCESS")
-        assert succeeded >= 7
-        loaded = Counter(dev.materializations("orders"))
-        assert loaded.keys() <= {f"incoming/orders/{number}.csv" for number in range(10)}
-        assert len(loaded) >= succeeded
-        assert set(loaded.values()) == {1}
+        assert runs(dev).count("SUCCESS") >= 7
+        arrived = Counter(f"incoming/orders/{number}.csv" for number in range(10))
+        missing = arrived - Counter(dev.materializations("orders"))
+        if missing:  # as the guide says
+            assert dev.backfill("orders", list(missing))["status"] == "COMPLETED_SUCCESS"
+        assert Counter(dev.materializations("orders")) == arrived
 
 
 def start_sensor(dev: Dev, name: str) -> None:
