@@ -24,7 +24,7 @@ from gcp_pipes.external import (
     seconds_left,
     trace_id,
 )
-from settings import forward_output, function_timeout, messages_bucket
+from settings import forward_output, function_timeout, heartbeat_interval, messages_bucket
 
 _VERSION = Path(__file__).with_name("version.txt")  # only in the deployed bundle
 __version__ = _VERSION.read_text().strip() if _VERSION.exists() else "development"
@@ -51,7 +51,9 @@ def main(request: flask.Request) -> flask.typing.ResponseReturnValue:
         cancel_calls(event, storage_client().bucket(messages_bucket()))
         return {"status": "cancelled"}
     message_writer = PipesCloudStorageMessageWriter(
-        client=storage_client(), bucket=messages_bucket()
+        client=storage_client(),
+        bucket=messages_bucket(),
+        heartbeat_interval=heartbeat_interval(),
     )
     with (
         open_pipes(event, message_writer=message_writer) as pipes,

@@ -4,6 +4,7 @@ import math
 import os
 
 _LONGEST_TIMEOUT = 3600.0  # seconds: the limit of Google Cloud
+_HEARTBEAT_INTERVAL = 15.0  # seconds
 
 
 class SettingsError(Exception):
@@ -35,18 +36,32 @@ def function_timeout() -> float:
         SettingsError: The variable is not a positive number.
     """
     for variable in ("CLOUD_RUN_TIMEOUT_SECONDS", "FUNCTION_TIMEOUT"):
-        if text := os.environ.get(variable):
-            break
-    else:
-        return _LONGEST_TIMEOUT
+        if os.environ.get(variable):
+            return _seconds(variable, "the function's timeout")
+    return _LONGEST_TIMEOUT
+
+
+def heartbeat_interval() -> float:
+    """How long a call stores nothing, at most, in seconds: `HEARTBEAT_INTERVAL`, by default 15.
+
+    Dagster gives up a call whose function has stored nothing for two and a half intervals.
+
+    Raises:
+        SettingsError: The variable is not a positive number.
+    """
+    if not os.environ.get("HEARTBEAT_INTERVAL"):
+        return _HEARTBEAT_INTERVAL
+    return _seconds("HEARTBEAT_INTERVAL", "the interval of heartbeats")
+
+
+def _seconds(variable: str, meaning: str) -> float:
+    text = os.environ[variable]
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
-        raise SettingsError(
-            f"{variable} must be the function's timeout in seconds; it is {text!r}."
-        )
+        raise SettingsError(f"{variable} must be {meaning} in seconds; it is {text!r}.")
     return seconds
 
 

@@ -326,9 +326,9 @@ def test_a_function_process_that_dies_fails_the_step_without_a_retry(
     run = materialize(lines=3, die=True)
 
     assert not run.success
-    assert "The response of the cloud function was lost (" in run.failure
+    assert "The cloud function has died: for " in run.failure
     assert run.lines == lines(3)
-    assert len(calls.seen) == 1
+    assert len(calls.seen) == 2  # the other one cancels the call, which may be alive after all
 
 
 def test_log_records_and_warnings_reach_the_run_of_their_request(

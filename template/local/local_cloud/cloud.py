@@ -25,7 +25,8 @@ ORCHESTRATOR = PROJECT / "orchestrator"
 CLOUD_FUNCTION = PROJECT / "cloud_function"
 GCP_PIPES = PROJECT / "packages" / "gcp-pipes" / "src" / "gcp_pipes"
 
-FUNCTION_TIMEOUT = "300"  # seconds, also how long Dagster waits for a function that died
+FUNCTION_TIMEOUT = "300"  # seconds
+HEARTBEAT_INTERVAL = "5"  # seconds; Dagster waits for two and a half of them
 
 
 class SettingsError(Exception):
@@ -236,7 +237,11 @@ def function_server(
     """
     command = uv_run(storage, *program, "--target=main", "--host=127.0.0.1", f"--port={port}")
     secrets = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
-    own = {"FUNCTION_NAME": folder.name, "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT}
+    own = {
+        "FUNCTION_NAME": folder.name,
+        "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT,
+        "HEARTBEAT_INTERVAL": HEARTBEAT_INTERVAL,
+    }
     with running(
         "The cloud function" + ("" if folder == CLOUD_FUNCTION else f" {folder.name}"),
         command,

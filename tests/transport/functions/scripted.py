@@ -1,5 +1,6 @@
 """A task that does what the event says, good or bad: for the tests of the transport."""
 
+import ctypes
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ def run(pipes: PipesContext, event: Event) -> None:
     for number in range(event.get("lines", 0)):
         pipes.log.info(f"{pipes.asset_key} line {number}{'x' * size}")
         time.sleep(event.get("pause", 0))
+    time.sleep(event.get("sleeps", 0))
+    ctypes.PyDLL(None).usleep(int(event.get("holds_the_gil", 0) * 1_000_000))
     for text in event.get("warnings", []):
         warnings.warn(text, stacklevel=1)
     for text in event.get("library_logs", []):

@@ -15,6 +15,9 @@ TIMEOUT_PARAMETER = "DAGSTER_PIPES_TIMEOUT"
 CAN_BE_CANCELLED = "can_be_cancelled"
 """In the extras of the message `opened`: whether the call accepts a request that cancels it."""
 
+HEARTBEAT_INTERVAL = "heartbeat_interval"
+"""In the extras of the message `opened`: how long a call stores nothing, at most, in seconds."""
+
 FUNCTION_NAME = "function_name"
 """In the extras of the message `opened`: the name of the function, if it knows its name."""
 
@@ -36,6 +39,16 @@ def chunk_name(key_prefix: str | None, number: int) -> str:
         number: The number of the chunk, from 1.
     """
     return f"{key_prefix}/{number}.json" if key_prefix else f"{number}.json"
+
+
+def heartbeat_name(key_prefix: str | None, number: int | str) -> str:
+    """The object that shows that a call without new messages is alive.
+
+    Args:
+        key_prefix: The key prefix of the call. None puts the heartbeats at the root of the bucket.
+        number: The number of the heartbeat, from 1.
+    """
+    return f"{key_prefix}/heartbeats/{number}" if key_prefix else f"heartbeats/{number}"
 
 
 def nearest_level(number: int) -> int:

@@ -3,16 +3,18 @@
 Then look for the part in its sources, and correct `gcp_pipes/orchestrator/urllib3_internals.py`.
 """
 
+import socket
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Thread, Timer
 
 import pytest
 import requests
 from urllib3 import HTTPConnectionPool
 
 from gcp_pipes.orchestrator.auth import http_session
+from gcp_pipes.orchestrator.urllib3_internals import interruptible
 
 
 @pytest.fixture
@@ -50,6 +52,21 @@ def test_a_connection_is_reused_unless_it_has_been_idle(ports: tuple[str, list[i
 
     first, second, third = used
     assert first == second != third
+
+
+def test_a_request_is_interrupted_by_another_thread() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,  # it accepts, and never responds
+        http_session("http://127.0.0.1") as session,
+        interruptible() as interrupt,
+    ):
+        timer = Timer(0.2, interrupt)
+        timer.start()
+        with pytest.raises(requests.ConnectionError):
+            session.post(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=10)
+        timer.join()
+
+    interrupt()  # no effect: the request has ended
 
 
 def test_the_overridden_methods_are_those_of_urllib3() -> None:

@@ -5,6 +5,7 @@ It receives requests over HTTP, and writes messages to Cloud Storage.
 
 from gcp_pipes.external.cancellation import (
     TaskCancelledError,
+    TaskInterruptedError,
     TaskTimeoutError,
     cancel_calls,
     is_cancellation,
@@ -37,6 +38,7 @@ __all__ = [
     "PipesCloudStorageMessageWriter",
     "PipesCloudStorageMessageWriterChannel",
     "TaskCancelledError",
+    "TaskInterruptedError",
     "TaskTimeoutError",
     "cancel_calls",
     "configure_logging",

@@ -1,9 +1,10 @@
-"""Stops a task from outside: at its deadline, or when Dagster cancels its call.
+"""Stops a task from outside: at its deadline, when Dagster cancels its call, or with its instance.
 
 A call runs in one instance of the function, and the request that cancels it reaches any instance.
 What all instances share is the messages bucket, in which they may only create objects. So the
-instance that receives the request creates the call's next chunk of messages. The instance that runs
-the task finds that the chunk exists when it stores messages, and stops the task.
+instance that receives the request creates the call's next chunk of messages and its next heartbeat.
+The instance that runs the task finds that one of them exists when it stores its own, and stops the
+task.
 """
 
 import contextvars
@@ -11,6 +12,8 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -21,12 +24,14 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from werkzeug.exceptions import BadRequest
 
 from gcp_pipes.external.message_writer import PipesCloudStorageMessageWriter, warning_chunk
+from gcp_pipes.external.shutdown import when_ending
 from gcp_pipes.external.storage import create_object
-from gcp_pipes.protocol import CANCEL_PARAMETER, chunk_name
+from gcp_pipes.protocol import CANCEL_PARAMETER, chunk_name, heartbeat_name
 
-_MOST_CHUNKS = 100  # that a call may store while it is being cancelled
+_MOST_OBJECTS = 100  # that a call may store while it is being cancelled
 _TIMEOUT = 10.0  # seconds to wait for a response from Cloud Storage
 _TIME_TO_STOP = 1.0  # seconds, for the exception to be raised in the task
+_TIME_TO_FINISH = 3.0  # seconds, of the ten between SIGTERM and the end of the instance
 
 
 class TaskStoppedError(BaseException):
@@ -60,6 +65,17 @@ class TaskCancelledError(TaskStoppedError):
         super().__init__("Dagster cancelled this call: its run was terminated.")
 
 
+class TaskInterruptedError(TaskStoppedError):
+    """A task was stopped, since its instance is ending."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The task was interrupted: its instance of the function received SIGTERM and is "
+            "ending. The task may have done part of its work. To call the function again then, "
+            "give the asset a RetryPolicy."
+        )
+
+
 def is_cancellation(event: Mapping[str, Any]) -> bool:
     """Whether a request cancels calls, and is no call itself.
 
@@ -74,7 +90,8 @@ def cancel_calls(event: Mapping[str, Any], bucket: storage.Bucket) -> None:
 
     Args:
         event: The body of the request, with a list of calls. Each has the `bucket` and the
-            `key_prefix` of its messages, and the number of the `next_chunk` that Dagster expects.
+            `key_prefix` of its messages, the number of the `next_chunk` that Dagster expects, and,
+            for a call with heartbeats, that of the `next_heartbeat`.
         bucket: The messages bucket.
 
     Raises:
@@ -83,20 +100,22 @@ def cancel_calls(event: Mapping[str, Any], bucket: storage.Bucket) -> None:
     for call in event[CANCEL_PARAMETER]:
         match call:
             case {"bucket": bucket.name, "key_prefix": str(key_prefix), "next_chunk": int(chunk)}:
-                _create_next_chunk(bucket, key_prefix, chunk)
+                _create_next(bucket, partial(chunk_name, key_prefix), chunk)
+                if heartbeat := call.get("next_heartbeat"):
+                    _create_next(bucket, partial(heartbeat_name, key_prefix), heartbeat)
             case _:
                 raise BadRequest(
                     f"{call!r:.200} is not a call with messages in gs://{bucket.name}."
                 )
 
 
-def _create_next_chunk(bucket: storage.Bucket, key_prefix: str, expected: int) -> None:
+def _create_next(bucket: storage.Bucket, name: Callable[[int], str], expected: int) -> None:
+    """Create the next object of a call, so that the call finds that its name is taken."""
     create = DEFAULT_RETRY.with_timeout(_TIMEOUT)(create_object)
     text = warning_chunk("The function received a request to cancel this call")
-    for chunk in range(expected, expected + _MOST_CHUNKS):
+    for number in range(expected, expected + _MOST_OBJECTS):
         try:
-            blob = bucket.blob(chunk_name(key_prefix, chunk))
-            create(blob, text, timeout=_TIMEOUT)
+            create(bucket.blob(name(number)), text, timeout=_TIMEOUT)
         except PreconditionFailed:  # the call has stored more than Dagster has read
             continue
         return
@@ -112,7 +131,7 @@ def run_task(
     After a second, this function then raises the exception itself, with the stack of the task. The
     thread may run until the instance ends, but can send no further message.
 
-    The writer notices a cancellation when it stores the next messages.
+    The writer notices a cancellation when it stores the next messages, or the next heartbeat.
 
     Args:
         task: The task. It runs in its own thread, with a copy of the context variables.
@@ -122,15 +141,14 @@ def run_task(
     Raises:
         TaskTimeoutError: The task was still running at its deadline.
         TaskCancelledError: The call was cancelled.
+        TaskInterruptedError: The instance is ending.
         BaseException: What the task raised, with its traceback.
     """
     running = _RunningTask(task)
     message_writer.when_cancelled(lambda: running.events.put(TaskCancelledError()))
-    running.start()
-    try:
-        reason = running.events.get(timeout=max(seconds, 0.0))
-    except Empty:
-        reason = TaskTimeoutError(seconds)
+    with when_ending(lambda: running.events.put(TaskInterruptedError())):
+        running.start()
+        reason = running.wait(seconds)
     if reason is not None:
         running.stop(reason)
     if running.error is not None:
@@ -155,6 +173,17 @@ class _RunningTask:
 
     def start(self) -> None:
         self._thread.start()
+
+    def wait(self, seconds: float) -> TaskStoppedError | None:
+        """Wait until the task has ended; return why it has to stop, or None."""
+        try:
+            reason = self.events.get(timeout=max(seconds, 0.0))
+        except Empty:
+            return TaskTimeoutError(seconds)
+        if isinstance(reason, TaskInterruptedError):
+            with suppress(Empty):
+                return self.events.get(timeout=_TIME_TO_FINISH)
+        return reason
 
     def stop(self, reason: TaskStoppedError) -> None:
         """Raise the reason in the task. If the task does not notice, make it the task's error."""

@@ -32,8 +32,15 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from werkzeug.exceptions import Conflict
 
 from gcp_pipes.external.in_flight import not_forwarded
+from gcp_pipes.external.liveness import Heartbeat
 from gcp_pipes.external.storage import create_object
-from gcp_pipes.protocol import CAN_BE_CANCELLED, FUNCTION_NAME, MESSAGE_NUMBER, chunk_name
+from gcp_pipes.protocol import (
+    CAN_BE_CANCELLED,
+    FUNCTION_NAME,
+    HEARTBEAT_INTERVAL,
+    MESSAGE_NUMBER,
+    chunk_name,
+)
 
 _CHUNK_SIZE = 1024 * 1024  # characters; a chunk of this size is uploaded at once
 _BUFFER_SIZE = 8 * _CHUNK_SIZE  # when it is full, writing a message blocks
@@ -61,7 +68,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         bucket: Name of the bucket, without `gs://`.
         key_prefix: The prefix of the chunks' names. None puts them at the root of the bucket.
         interval: How long a message waits for its upload, at most, in seconds.
-        on_cancelled: Called when the call was cancelled, by the thread that stores messages.
+        on_cancelled: Called when the call was cancelled, in another thread than the task's.
+        heartbeat: Shows that the call is alive while there is nothing to store.
     """
 
     def __init__(
@@ -72,9 +80,11 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         *,
         interval: float = 0.5,
         on_cancelled: Callable[[], None] | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self._bucket = client.bucket(bucket)
         self._on_cancelled = on_cancelled
+        self._heartbeat = heartbeat
         self._key_prefix = key_prefix
         self._interval = interval
         self._process = os.getpid()
@@ -131,6 +141,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
     def __enter__(self) -> Self:
         """Upload in the background."""
         self._thread.start()
+        if self._heartbeat is not None:
+            self._heartbeat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -146,6 +158,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             with not_forwarded():  # the call has ended
                 self._upload_waiting()
         finally:
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
             self._thread.join()  # ends: every upload has a time limit
 
     def _upload_until_closing(self) -> None:
@@ -160,6 +174,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
                     if self._closing:
                         return
                 self._upload_waiting()
+                if self._heartbeat is not None:
+                    self._heartbeat.maintain()
 
     def _upload_waiting(self) -> None:
         """Store all waiting messages as one chunk. After an error, store no more."""
@@ -185,6 +201,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             self._chunk_count += 1
             try:
                 self.upload_messages_chunk(StringIO(chunk), self._chunk_count)
+                if self._heartbeat is not None:
+                    self._heartbeat.messages_stored()
                 return
             except PreconditionFailed:
                 # The first name exists if another request uses this prefix, or if the call was
@@ -264,21 +282,35 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         bucket: The only bucket to write to: requests with another bucket are rejected. None allows
             any bucket.
         interval: How long a message waits for its upload, at most, in seconds.
+        heartbeat_interval: How long nothing is stored, at most, in seconds. Dagster gives up a call
+            whose function has stored nothing for two and a half intervals.
     """
 
     def __init__(
-        self, client: storage.Client, *, bucket: str | None = None, interval: float = 0.5
+        self,
+        client: storage.Client,
+        *,
+        bucket: str | None = None,
+        interval: float = 0.5,
+        heartbeat_interval: float = 15.0,
     ) -> None:
         self._client = client
         self._bucket = bucket
         self._interval = interval
+        self._heartbeat_interval = heartbeat_interval
+        self._heartbeat: Heartbeat | None = None
         self._lock = threading.Lock()  # guards the attributes below
         self._is_cancelled = False
         self._when_cancelled: Callable[[], None] | None = None
 
     def get_opened_extras(self) -> PipesExtras:
-        """What the message `opened` says: that the call can be cancelled, and who runs it."""
-        return {CAN_BE_CANCELLED: True, FUNCTION_NAME: os.environ.get("FUNCTION_NAME")}
+        """What the message `opened` says: who runs the call, and what it can do."""
+        has_heartbeat = self._heartbeat is not None and self._heartbeat.has_started
+        return {
+            CAN_BE_CANCELLED: True,
+            HEARTBEAT_INTERVAL: self._heartbeat_interval if has_heartbeat else None,
+            FUNCTION_NAME: os.environ.get("FUNCTION_NAME"),
+        }
 
     def when_cancelled(self, action: Callable[[], None]) -> None:
         """Call `action` when the call is known to be cancelled, in the thread that stores messages.
@@ -314,12 +346,20 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
                 f"Messages go to the bucket {self._bucket!r}, not to {bucket!r}. MESSAGES_BUCKET "
                 "must be the same for the function and for Dagster."
             )
+        self._heartbeat = Heartbeat(
+            self._client,
+            bucket,
+            key_prefix,
+            interval=self._heartbeat_interval,
+            on_cancelled=self._call_when_cancelled,
+        )
         return PipesCloudStorageMessageWriterChannel(
             self._client,
             bucket,
             key_prefix,
             interval=self._interval,
             on_cancelled=self._call_when_cancelled,
+            heartbeat=self._heartbeat,
         )
 
     def block(self, params: PipesParams, key_prefixes: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from gcp_pipes.external.message_writer import (
     MessagesNotStoredError,
     PipesCloudStorageMessageWriter,
 )
+from gcp_pipes.external.shutdown import is_ending
 from gcp_pipes.protocol import REPLACES_PARAMETER
 
 _TRACE_HEADERS = {  # and the pattern of their values
@@ -123,9 +124,10 @@ def trace_id(request: flask.Request) -> str:
 
 
 def errors_as_json(handler: Handler) -> Handler:
-    """Respond to errors with `{"error": ...}`, and status 400, 409 or 500.
+    """Respond to errors with `{"error": ...}`, and status 400, 409, 500 or 503.
 
-    That is 400 for `BadRequest`, 409 for `Conflict`, and 500 for all others.
+    That is 400 for `BadRequest`, 409 for `Conflict`, and 500 for all others. Once this instance is
+    ending, it responds 503, since another one can handle the request.
 
     The start and the end of each request are logged, and the traceback of an unexpected error, but
     nothing else about the request. Dagster receives the traceback if the error left the `with`
@@ -141,6 +143,9 @@ def errors_as_json(handler: Handler) -> Handler:
         started = time.monotonic()
         execution_id = request.headers.get("Function-Execution-Id")
         with request_timer(), log_request(trace_id(request), execution_id):
+            if is_ending():
+                _logger.warning("The request was rejected: this instance is ending")
+                return {"error": "This instance of the function is ending."}, 503
             _logger.info("The request started")
             try:
                 response = handler(request)

@@ -29,10 +29,12 @@ from gcp_pipes.orchestrator.context import StepContext
 from gcp_pipes.orchestrator.dagster_internals import MessageHandler, metadata_map_from_external
 from gcp_pipes.orchestrator.event import request_body
 from gcp_pipes.orchestrator.http import CloudFunctionResponse, Outcome, invoke_cloud_function
+from gcp_pipes.orchestrator.urllib3_internals import interruptible
 from gcp_pipes.orchestrator.urls import is_loopback
 from gcp_pipes.protocol import (
     CAN_BE_CANCELLED,
     CANCEL_PARAMETER,
+    HEARTBEAT_INTERVAL,
     LEVELS,
     OBSERVATION,
     REPLACES_PARAMETER,
@@ -66,6 +68,7 @@ class CloudFunctionMessageHandler(MessageHandler):
         params: Where the messages are: what the message reader sends to the message writer.
         message_count: How many messages were received.
         chunk_count: How many chunks they were in.
+        heartbeat_count: How many heartbeats were seen.
         opened_extras: The extras of the message `opened`; None before it is received.
         has_closed: Whether the message `closed` was received.
         exception: The exception in the message `closed`, or None.
@@ -73,7 +76,9 @@ class CloudFunctionMessageHandler(MessageHandler):
         rejected: Why Dagster rejected messages, one text for each.
         lost: What is known of messages that were lost.
         started: Set when the message `opened` or `closed` was received.
-        finished: Set when the message `closed` was received.
+        finished: Set when the message `closed` was received, or the function counts as dead.
+        silence: How long a dead function had shown no sign of life, in seconds; None for others.
+        interrupt: Interrupts the request of the call, while there is one.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class CloudFunctionMessageHandler(MessageHandler):
         self.params: PipesParams = {}
         self.message_count = 0
         self.chunk_count = 0
+        self.heartbeat_count = 0
         self.opened_extras: Mapping[str, Any] | None = None
         self.exception: PipesException | None = None
         self.observations: list[dg.AssetObservation] = []
@@ -93,6 +99,8 @@ class CloudFunctionMessageHandler(MessageHandler):
         self.started = threading.Event()
         self.finished = threading.Event()
         self.has_closed = False
+        self.silence: float | None = None
+        self.interrupt: Callable[[], None] | None = None
 
     @contextmanager
     def handle_messages(self) -> Iterator[PipesParams]:
@@ -109,6 +117,23 @@ class CloudFunctionMessageHandler(MessageHandler):
     def can_be_cancelled(self) -> bool:
         """Whether the function accepts a request that cancels the call."""
         return bool(self.opened_extras and self.opened_extras.get(CAN_BE_CANCELLED))
+
+    @property
+    def heartbeat_interval(self) -> float | None:
+        """How long the function stores nothing, at most, in seconds; None if it has not said so."""
+        interval = (self.opened_extras or {}).get(HEARTBEAT_INTERVAL)
+        return float(interval) if isinstance(interval, int | float) and interval > 0 else None
+
+    def presume_dead(self, silence: float) -> None:
+        """Wait no longer for a function that has shown no sign of life, and for its response.
+
+        Args:
+            silence: For how long, in seconds.
+        """
+        self.silence = silence
+        self.finished.set()
+        if self.interrupt is not None:
+            self.interrupt()
 
     def first_message(self) -> str | None:
         """The method of the first message, which may have been sent after all; None without one."""
@@ -232,6 +257,7 @@ class CloudFunctionCaller:
         *,
         timeout: float,
         retry_timeout: float,
+        forward_termination: bool,
     ) -> None:
         self._function_url = function_url
         self._context = context
@@ -239,6 +265,7 @@ class CloudFunctionCaller:
         self._context_injector = context_injector
         self._timeout = timeout
         self._retry_timeout = retry_timeout
+        self._forward_termination = forward_termination
         self._cancelled = threading.Event()
         self._lock = threading.Lock()  # guards the attributes below
         self._in_flight: set[CloudFunctionMessageHandler] = set()
@@ -296,12 +323,21 @@ class CloudFunctionCaller:
         self._send_cancellation([each.handler for each in rejected])
         return attempt
 
-    def cancel(self) -> None:
-        """Start no further attempt, and send a request that cancels the calls in flight."""
+    def cancel(self) -> float:
+        """Start no further attempt, and send a request that cancels the calls in flight.
+
+        If termination is not forwarded, they go on.
+
+        Returns:
+            How long to wait for their last messages, in seconds.
+        """
         self._cancelled.set()
+        if not self._forward_termination:
+            return 0.0
         with self._lock:
             handlers = list(self._in_flight)
         self._send_cancellation(handlers)
+        return TIME_TO_CANCEL
 
     def _send_cancellation(self, handlers: Sequence[CloudFunctionMessageHandler]) -> None:
         """Cancel calls, also those that have not started yet.
@@ -312,7 +348,18 @@ class CloudFunctionCaller:
         is_accepted = self._can_be_cancelled or any(each.can_be_cancelled for each in handlers)
         if not handlers or not is_accepted:
             return
-        calls = [{**handler.params, "next_chunk": handler.chunk_count + 1} for handler in handlers]
+        calls = [
+            {
+                **handler.params,
+                "next_chunk": handler.chunk_count + 1,
+                **(
+                    {"next_heartbeat": handler.heartbeat_count + 1}
+                    if handler.heartbeat_interval
+                    else {}
+                ),
+            }
+            for handler in handlers
+        ]
         response = invoke_cloud_function(
             self._http_session,
             url=self._function_url,
@@ -363,12 +410,14 @@ class CloudFunctionCaller:
         try:
             with self._open_session(context_data, handler) as session, self._track(handler):
                 try:
-                    response = post(session, trace)
+                    with interruptible() as handler.interrupt:
+                        response = post(session, trace)
                     if response.outcome is Outcome.UNKNOWN:
                         self._wait_for_messages(handler, response)
+                    if handler.silence is not None:  # if it is alive after all, it has to stop
+                        self._send_cancellation([handler])
                 except BaseException:  # the run is being terminated
-                    self.cancel()
-                    handler.finished.wait(TIME_TO_CANCEL)
+                    handler.finished.wait(self.cancel())
                     raise
         except DagsterPipesError as error:  # messages are missing, or could not be parsed
             handler.lost.append(str(error))

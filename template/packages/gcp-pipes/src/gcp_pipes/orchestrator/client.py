@@ -70,6 +70,8 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             own timeout is shorter. If the response is lost, the client waits as long for messages.
         retry_timeout: Seconds during which a call that did not start is retried: one that could not
             connect, or that Google's front end rejected with 429, 500, 502 or 503.
+        forward_termination: Whether calls are cancelled if their run is terminated. Otherwise they
+            go on.
         implicit_materializations: Whether an asset that the function does not report counts as
             materialized if the call succeeds.
         max_log_lines: How many log lines of a call go into the event log, where each takes about a
@@ -87,6 +89,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         *,
         timeout: float = 3600.0,
         retry_timeout: float = 60.0,
+        forward_termination: bool = True,
         implicit_materializations: bool = False,
         max_log_lines: int = 10_000,
         project: str | None = None,
@@ -97,6 +100,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         self._context_injector = context_injector or PipesCloudFunctionEventContextInjector()
         self._timeout = timeout
         self._retry_timeout = retry_timeout
+        self._forward_termination = forward_termination
         self.implicit_materializations = implicit_materializations
         self._max_log_lines = max_log_lines
         self._project = project
@@ -280,6 +284,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             self._context_injector,
             timeout=self._timeout if timeout is None else timeout,
             retry_timeout=self._retry_timeout if retry_timeout is None else retry_timeout,
+            forward_termination=self._forward_termination,
         )
 
     def _http_session(self, function_url: str) -> requests.Session:

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import DEFAULT_POOLSIZE, BaseAdapter, HTTPAdapter
 
 from gcp_pipes.orchestrator.call import CloudFunctionMessageHandler
-from gcp_pipes.protocol import MESSAGE_NUMBER, chunk_name
+from gcp_pipes.protocol import MESSAGE_NUMBER, chunk_name, heartbeat_name
 
 _ATTEMPT_TIMEOUT = 30.0  # seconds to wait for a response from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
@@ -32,6 +33,8 @@ _FIRST_INTERVAL = 0.005  # seconds, doubled with each request up to the interval
 _INTERVAL_PER_CALL = 0.1  # seconds, with many calls in flight: so there are ten requests a second
 _MOST_CONNECTIONS = 1_000  # kept to Cloud Storage, one for each call in flight
 _LONGEST_INTERVAL = 30.0  # seconds, however many calls are in flight
+_MOST_SILENT_INTERVALS = 2.5  # without a sign of life, until the function counts as dead
+_TIME_TO_STORE = 1.0  # seconds for a heartbeat that is due
 _MOST_ERRORS = 10  # reported of one call: all messages often have the same
 
 
@@ -145,12 +148,30 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
             google.api_core.exceptions.RetryError: It failed until the time limit.
             UnicodeDecodeError: The chunk is not text.
         """
-        blob = self.client.bucket(params["bucket"]).blob(chunk_name(params["key_prefix"], index))
+        chunk = self._download(chunk_name(params["key_prefix"], index), params)
+        return None if chunk is None else chunk.decode()
+
+    def has_heartbeat(self, number: int, params: PipesParams) -> bool:
+        """Whether a call without new messages has shown that it is alive.
+
+        Args:
+            number: The heartbeat's number, from 1.
+            params: The call's parameters, from `get_params`.
+
+        Raises:
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the request.
+            google.api_core.exceptions.RetryError: It failed until the time limit.
+        """
+        return self._download(heartbeat_name(params["key_prefix"], number), params) is not None
+
+    def _download(self, name: str, params: PipesParams) -> bytes | None:
+        """An object's content, or None if it does not exist (yet)."""
+        blob = self.client.bucket(params["bucket"]).blob(name)
         try:
-            chunk: bytes = blob.download_as_bytes(timeout=_ATTEMPT_TIMEOUT, retry=_RETRY)
+            content: bytes = blob.download_as_bytes(timeout=_ATTEMPT_TIMEOUT, retry=_RETRY)
         except NotFound:
             return None
-        return chunk.decode()
+        return content
 
     def list_messages_chunks(self, params: PipesParams) -> list[int]:
         """The numbers of all chunks that exist.
@@ -194,6 +215,7 @@ class _Reading:
         self._next_chunk = 1
         self._next_number = 1
         self._has_closed = False
+        self._last_sign = time.monotonic()  # of life
         self.call_has_returned = threading.Event()
         self.errors: list[str] = []
 
@@ -206,10 +228,13 @@ class _Reading:
             is_last_request = self.call_has_returned.wait(interval)
             interval = min(2 * interval, self._reader.interval)
             try:
-                self._read_available()
+                if is_last_request or not self._read_heartbeats():
+                    self._read_available()
+                    self._look_for_death()
                 if is_last_request and not self._has_closed:
                     self._read_after_gaps()
             except Exception as error:
+                self._last_sign = time.monotonic()  # the function may not be able to store any
                 text = (
                     f"Could not read {self._place}{self._next_chunk}.json: {error}. Dagster needs "
                     "roles/storage.objectViewer on the bucket."
@@ -239,7 +264,32 @@ class _Reading:
                 self._next_chunk = index
                 self._read_available()
 
+    def _read_heartbeats(self) -> bool:
+        """Look for heartbeats, if there should be new ones; return whether there are."""
+        handler = self._handler
+        if not isinstance(handler, CloudFunctionMessageHandler) or not handler.heartbeat_interval:
+            return False
+        due = self._last_sign + handler.heartbeat_interval + _TIME_TO_STORE
+        if time.monotonic() < due:
+            return False
+        count = handler.heartbeat_count
+        while self._reader.has_heartbeat(handler.heartbeat_count + 1, self._params):
+            handler.heartbeat_count += 1
+            self._last_sign = time.monotonic()
+        return handler.heartbeat_count > count
+
+    def _look_for_death(self) -> None:
+        """Let the call fail if the function has shown no sign of life for too long."""
+        handler = self._handler
+        if not isinstance(handler, CloudFunctionMessageHandler) or not handler.heartbeat_interval:
+            return
+        silence = time.monotonic() - self._last_sign
+        limit = _MOST_SILENT_INTERVALS * handler.heartbeat_interval
+        if silence > limit and handler.silence is None and not self._has_closed:
+            handler.presume_dead(silence)
+
     def _handle(self, chunk: str) -> None:
+        self._last_sign = time.monotonic()
         if isinstance(self._handler, CloudFunctionMessageHandler):
             self._handler.chunk_count += 1
         for line in chunk.split("\n"):

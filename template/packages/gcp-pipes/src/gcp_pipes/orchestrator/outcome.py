@@ -71,6 +71,12 @@ def _find_failure(attempt: Attempt) -> str | None:
     if response.outcome is Outcome.UNKNOWN:
         if handler.has_closed:
             return None
+        if handler.silence is not None:
+            return (
+                f"The cloud function has died: for {handler.silence:.0f} s, it has stored neither "
+                "messages nor heartbeats. Its instance has ended, or has lost its memory, network "
+                "or credentials: see its logs. It may have done all or part of its work."
+            )
         return (
             f"The response of the cloud function was lost ({response.error}), and its messages do "
             "not say how it ended. It may have done all or part of its work: see its logs."

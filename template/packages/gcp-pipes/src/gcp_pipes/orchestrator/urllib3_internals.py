@@ -3,13 +3,20 @@
 `tests/orchestrator/test_urllib3_internals.py` fails if a new version of urllib3 changes them.
 """
 
+import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 
 _LONGEST_IDLE = 1.0  # seconds between two requests on a connection; gunicorn closes it after two
+
+
+_of_thread = threading.local()  # the connection that the thread's request uses
 
 
 class _Pool(HTTPConnectionPool):
@@ -28,6 +35,7 @@ class _Pool(HTTPConnectionPool):
         now = time.monotonic()
         if now - self._last_used.get(connection, now) > _LONGEST_IDLE:
             connection.close()  # the request opens it again
+        _of_thread.connection = connection
         return connection
 
     def _put_conn(self, conn: Any) -> None:
@@ -43,3 +51,26 @@ class _HTTPSPool(_Pool, HTTPSConnectionPool):
 def close_idle_connections(manager: PoolManager) -> None:
     """Let each pool of a manager close connections that have been idle for a second."""
     manager.pool_classes_by_scheme = {"http": _Pool, "https": _HTTPSPool}
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Let other threads interrupt the request that the block makes, which then loses its response.
+
+    Yields:
+        A function that interrupts it.
+    """
+    _of_thread.connection = None
+    variables = vars(_of_thread)
+
+    def interrupt() -> None:
+        connection = variables.get("connection")
+        if connection is not None and connection.sock is not None:
+            with suppress(OSError):  # it is closed already
+                # Not the method of a TLS socket, which another thread must not call.
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+    try:
+        yield interrupt
+    finally:
+        _of_thread.connection = None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 
-from gcp_pipes.orchestrator.call import TIME_TO_CANCEL, Attempt
+from gcp_pipes.orchestrator.call import Attempt
 
 Report = Callable[[], None]
 """Something to do in the step's own thread."""
@@ -40,7 +40,7 @@ class FanOut:
         call: Call,
         partition_keys: Sequence[str],
         *,
-        cancel: Callable[[], None],
+        cancel: Callable[[], float],
         max_in_flight: int,
     ) -> None:
         self._call = call
@@ -125,5 +125,4 @@ class FanOut:
     def _cancel(self) -> float:
         """Cancel the calls in flight, and make no further one; return until when to wait."""
         self.stop_submitting()
-        self._cancel_calls()
-        return time.monotonic() + TIME_TO_CANCEL
+        return self._cancel_calls() + time.monotonic()

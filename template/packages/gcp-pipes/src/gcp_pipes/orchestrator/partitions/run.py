@@ -19,7 +19,7 @@ def run_partitions(
     context: StepContext,
     call: Call,
     *,
-    cancel: Callable[[], None],
+    cancel: Callable[[], float],
     complete: Complete,
     max_in_flight: int,
 ) -> Iterator[PartitionEvent]:
@@ -28,7 +28,7 @@ def run_partitions(
     Args:
         context: The context of the assets.
         call: Calls the function for one partition.
-        cancel: Cancels the calls in flight.
+        cancel: Cancels the calls in flight; returns how many seconds to wait for them.
         complete: Returns what the function reported in a call.
         max_in_flight: How many calls are in flight at the same time, at most.
 

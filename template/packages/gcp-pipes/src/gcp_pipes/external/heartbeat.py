@@ -1,0 +1,132 @@
+"""Stores heartbeats for the calls in flight, which show Dagster that the function is alive.
+
+It is a separate program, started by `liveness.py`. A thread of the function could not do this:
+native code that holds the GIL stops all threads, and Dagster would give up a call that works.
+
+The function sends JSON objects, one a line: what is known of a call, by the call's `id`. The
+program answers with `{"id": ...}` if Dagster has cancelled the call.
+"""
+
+import functools
+import json
+import os
+import signal
+import ssl
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+_BODY = (  # of a multipart upload: the object's metadata, and its content, which is empty
+    b"--part\r\nContent-Type: application/json\r\n\r\n%s\r\n"
+    b"--part\r\nContent-Type: text/plain\r\n\r\n\r\n--part--\r\n"
+)
+_RETRY_INTERVAL = 1.0  # seconds, after a heartbeat that could not be stored
+
+
+class _Call(threading.Thread):
+    """Stores the heartbeats of one call, each as an empty object with the next number."""
+
+    def __init__(self, call: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._id: int = call["id"]
+        self._url: str = call["url"]
+        self._name: str = call["name"]
+        self._interval: float = call["interval"]
+        self._trusted: str = call["trusted"]
+        self._number = 1
+        self._may_be_stored: bool = call["is_resumed"]
+        self._has_ended = threading.Event()
+        self._due = 0.0
+        self.headers: dict[str, str] = {}
+        self.postpone()
+
+    def postpone(self) -> None:
+        """Wait, since the function has just stored messages, which show the same."""
+        self._due = time.monotonic() + self._interval
+
+    def end(self) -> None:
+        """Store no further heartbeat."""
+        self._has_ended.set()
+
+    def run(self) -> None:
+        """Store heartbeats until the call or the function has ended."""
+        while not self._has_ended.wait(max(self._due - time.monotonic(), 0.0)):
+            if time.monotonic() >= self._due:  # it may have been postponed
+                self._beat()
+
+    def _beat(self) -> None:
+        if os.getppid() != _FUNCTION:  # it has ended, and a child of it keeps the pipe open
+            os._exit(0)
+        try:
+            self._store()
+        except HTTPError as error:
+            if error.code != 412 and not _exists(error):
+                self._may_be_stored |= error.code >= 500
+                self._due = time.monotonic() + min(_RETRY_INTERVAL, self._interval)
+                return
+            self._due = 0.0  # the name is taken: store the next one at once
+            self._number += 1
+            if not self._may_be_stored:
+                self._may_be_stored = True  # say it once
+                sys.stdout.write(json.dumps({"id": self._id}) + "\n")
+                sys.stdout.flush()
+        except OSError:
+            self._may_be_stored = True
+            self._due = time.monotonic() + min(_RETRY_INTERVAL, self._interval)
+        else:
+            self.postpone()
+            self._number += 1
+            self._may_be_stored = False
+
+    def _store(self) -> None:
+        request = urllib.request.Request(  # noqa: S310  # the URL of Cloud Storage
+            self._url,
+            data=_BODY % json.dumps({"name": f"{self._name}{self._number}"}).encode(),
+            headers={**self.headers, "Content-Type": "multipart/related; boundary=part"},
+            method="POST",
+        )
+        tls = _tls(self._trusted)
+        urllib.request.urlopen(request, timeout=self._interval, context=tls).close()  # noqa: S310
+
+
+@functools.cache  # it takes long, and most calls end before their first heartbeat
+def _tls(trusted: str) -> ssl.SSLContext:
+    if Path(trusted).is_dir():
+        return ssl.create_default_context(capath=trusted)
+    return ssl.create_default_context(cafile=trusted)
+
+
+def _exists(error: HTTPError) -> bool:
+    """Whether a 403 says that the object exists, as for a chunk in `storage.py`."""
+    text = error.read().decode(errors="replace")
+    rights = ("storage.objects.delete", "storage.objects.get")
+    return error.code == 403 and any(right in text for right in rights)
+
+
+def main() -> None:
+    """Follow what the function sends, until it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # calls may still be in flight
+        signal.signal(number, signal.SIG_IGN)
+    calls: dict[int, _Call] = {}
+    for line in sys.stdin:
+        told = json.loads(line)
+        if told.get("ended"):
+            if told["id"] in calls:
+                calls.pop(told["id"]).end()
+            continue
+        if "url" in told:
+            calls[told["id"]] = _Call(told)
+            calls[told["id"]].start()
+        if call := calls.get(told["id"]):
+            call.headers = told.get("headers", call.headers)
+            if told.get("stored"):
+                call.postpone()
+
+
+if __name__ == "__main__":
+    _FUNCTION = os.getppid()
+    main()

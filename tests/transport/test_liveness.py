@@ -1,0 +1,227 @@
+"""Dagster knows soon whether a function is alive, and a silent task that it was cancelled."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from conftest import (
+    CLOUD_FUNCTION,
+    Materialize,
+    Run,
+    environment_without_pytest,
+    eventually,
+    serve,
+)
+from faults import (
+    FaultProxy,
+    Request,
+    Response,
+    cut,
+    cut_after,
+    fault_proxy,
+    is_upload,
+    respond,
+    respond_after,
+)
+from google.cloud import storage
+
+INTERVAL = 1.0  # seconds
+
+
+@pytest.fixture
+def beating(writes: FaultProxy) -> Iterator[FaultProxy]:
+    """The proxy of a function with an interval of a second between heartbeats."""
+    with (
+        serve(CLOUD_FUNCTION / "main.py", writes.url, HEARTBEAT_INTERVAL=str(INTERVAL)) as url,
+        fault_proxy(url) as proxy,
+    ):
+        yield proxy
+
+
+def heartbeats(run: Run) -> int:
+    """How many heartbeats were stored for a call."""
+    bucket, _, key_prefix = run.call["prefix"].removeprefix("gs://").partition("/")
+    return len(list(storage.Client().list_blobs(bucket, prefix=f"{key_prefix}heartbeats/")))
+
+
+def forward(request: Request) -> Response:
+    """Inject no fault."""
+    return request.forward()
+
+
+@pytest.mark.parametrize("silence", ["sleeps", "holds_the_gil"])
+def test_a_silent_task_is_alive(
+    silence: str, materialize: Materialize, beating: FaultProxy
+) -> None:
+    run = materialize(url=beating.url, **{silence: 4.5})
+
+    assert run.success
+    assert heartbeats(run) in (3, 4)  # one may be late
+
+
+def test_messages_postpone_the_heartbeat(materialize: Materialize, beating: FaultProxy) -> None:
+    run = materialize(url=beating.url, lines=15, pause=0.2)
+
+    assert run.success
+    assert heartbeats(run) == 0
+
+
+def test_a_function_that_dies_silently_fails_the_call(
+    materialize: Materialize, beating: FaultProxy
+) -> None:
+    started = time.monotonic()
+
+    run = materialize(url=beating.url, die=True, lines=1)
+
+    assert not run.success
+    assert "The cloud function has died" in run.failure
+    assert time.monotonic() - started < 10
+
+
+def hang(request: Request) -> Response:
+    """Keep the connection open after the server has cut it."""
+    response = request.forward()
+    time.sleep(60)
+    return response
+
+
+def test_a_function_that_dies_while_its_connection_stays_open_fails_the_call(
+    materialize: Materialize, beating: FaultProxy
+) -> None:
+    beating.fail(hang)
+    started = time.monotonic()
+
+    run = materialize(url=beating.url, die=True, lines=1)
+
+    assert not run.success
+    assert "The cloud function has died" in run.failure
+    assert time.monotonic() - started < 10
+
+
+def test_heartbeats_that_fail_for_a_while_do_no_harm(
+    materialize: Materialize, beating: FaultProxy, writes: FaultProxy
+) -> None:
+    of_messages = [forward, forward]  # `opened`, and what the function itself logs
+    writes.fail(*of_messages, respond(503), respond_after(500), cut, cut_after, when=is_upload)
+
+    run = materialize(url=beating.url, sleeps=4.5)
+
+    assert run.success
+    assert heartbeats(run) >= 1
+
+
+def test_the_process_that_stores_heartbeats_is_restarted(
+    materialize: Materialize, beating: FaultProxy
+) -> None:
+    def kill() -> None:
+        for process in psutil.Process().children(recursive=True):
+            if any(argument.endswith("/heartbeat.py") for argument in process.cmdline()):
+                process.kill()
+
+    killing = threading.Timer(1.5, kill)
+    killing.start()
+    run = materialize(url=beating.url, sleeps=4.5)
+    killing.join()
+
+    assert run.success
+    assert heartbeats(run) >= 2
+
+
+RUN = """
+import sys
+import dagster as dg
+from google.cloud import storage
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+bucket, url, forwards = sys.argv[1:]
+
+@dg.asset
+def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    reader = PipesCloudStorageMessageReader(bucket=bucket, client=storage.Client())
+    client = PipesCloudFunctionClient(reader, forward_termination=forwards == "True")
+    return client.run(
+        context=context, function_url=url, event={"task": "scripted", "lines": 1, "sleeps": 8}
+    ).get_materialize_result()
+
+dg.materialize([thing], instance=dg.DagsterInstance.get())
+"""
+
+
+@pytest.fixture
+def terminate(
+    tmp_path: Path, emulator: Mapping[str, str], beating: FaultProxy
+) -> Callable[[bool], str]:
+    """Terminates the run of a silent task."""
+
+    def terminate(forward_termination: bool) -> str:
+        (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+        arguments = [emulator["MESSAGES_BUCKET"], beating.url, str(forward_termination)]
+        with subprocess.Popen(
+            [sys.executable, "-c", RUN, *arguments],
+            env={**environment_without_pytest(), "DAGSTER_HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if "thing line 0" in line:
+                    break
+            process.send_signal(signal.SIGINT)
+            rest = process.stdout.read()
+            process.wait(30)
+        return rest
+
+    return terminate
+
+
+def test_a_silent_task_is_cancelled(terminate: Callable[[bool], str], beating: FaultProxy) -> None:
+    printed = terminate(True)
+
+    assert "TaskCancelledError" in printed
+    eventually(lambda: beating.in_flight == 0, 1)
+    assert beating.in_flight == 0
+
+
+def test_a_call_goes_on_if_termination_is_not_forwarded(
+    terminate: Callable[[bool], str], beating: FaultProxy
+) -> None:
+    printed = terminate(False)
+
+    assert "nterrupt" in printed
+    assert "TaskCancelledError" not in printed
+    assert len(beating.seen) == 1
+    assert beating.in_flight == 1
+
+
+def server_at(url: str) -> psutil.Process:
+    """The process of the Functions Framework that serves a function."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            if {f"--port={urlsplit(url).port}", "functions-framework"} <= {
+                Path(each).name for each in process.cmdline()
+            }:
+                return process
+    raise AssertionError(f"No function is served at {url}.")
+
+
+def test_a_task_whose_instance_ends_says_so(
+    materialize: Materialize, emulator: Mapping[str, str]
+) -> None:
+    source = CLOUD_FUNCTION / "main.py"
+    with serve(source, emulator["STORAGE_EMULATOR_HOST"]) as url, fault_proxy(url) as calls:
+        ending = threading.Timer(2.0, server_at(url).terminate)
+        ending.start()
+        run = materialize(url=calls.url, sleeps=30)
+        ending.join()
+
+    assert not run.success
+    assert "The task was interrupted: its instance of the function received SIGTERM" in run.failure
