@@ -202,7 +202,7 @@ def run_transport_tests(project: Path) -> None:
     """
     tests = TEMPLATE / "tests" / "transport"
     run("uv", "sync", cwd=project / "cloud_function")
-    for task in ("scripted", "tables", "unruly"):
+    for task in ("ledgered", "scripted", "tables", "unruly"):
         shutil.copy(tests / "functions" / f"{task}.py", project / "cloud_function" / "tasks")
     others = ("dagster-gcp[dataproc]", "psutil", "pytest-xdist", "types-psutil")
     environment = ("uv", "run", *(f"--with={name}" for name in others))

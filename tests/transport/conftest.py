@@ -10,12 +10,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
+import psutil
 import pytest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from faults import FaultProxy, fault_proxy
@@ -39,6 +41,18 @@ def serve(
     }
     with cloud_function(environment, port) as settings:
         yield settings["FUNCTION_URL"]
+
+
+def server_at(url: str) -> psutil.Process:
+    """The process of the Functions Framework that serves a function. Its children run the tasks."""
+    expected = {f"--port={urlsplit(url).port}", "functions-framework"}
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            command = {Path(each).name for each in process.cmdline()}
+            if expected <= command and "uv" not in command:
+                found.append(process)
+    return min(found, key=psutil.Process.create_time)  # its children have the same command
 
 
 @pytest.fixture(scope="session", autouse=True)

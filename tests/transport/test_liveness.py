@@ -6,19 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from conftest import (
-    CLOUD_FUNCTION,
     Materialize,
     Run,
     environment_without_pytest,
     eventually,
     serve,
+    server_at,
 )
 from faults import (
     FaultProxy,
@@ -31,7 +29,9 @@ from faults import (
     respond,
     respond_after,
 )
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from google.cloud import storage
+from local_cloud.cloud import CLOUD_FUNCTION
 
 INTERVAL = 1.0  # seconds
 
@@ -202,25 +202,23 @@ def test_a_call_goes_on_if_termination_is_not_forwarded(
     assert beating.in_flight == 1
 
 
-def server_at(url: str) -> psutil.Process:
-    """The process of the Functions Framework that serves a function."""
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-            if {f"--port={urlsplit(url).port}", "functions-framework"} <= {
-                Path(each).name for each in process.cmdline()
-            }:
-                return process
-    raise AssertionError(f"No function is served at {url}.")
-
-
 def test_a_task_whose_instance_ends_says_so(
-    materialize: Materialize, emulator: Mapping[str, str]
+    materialize: Materialize,
+    reader: PipesCloudStorageMessageReader,
+    emulator: Mapping[str, str],
 ) -> None:
+    client = PipesCloudFunctionClient(reader)
     source = CLOUD_FUNCTION / "main.py"
     with serve(source, emulator["STORAGE_EMULATOR_HOST"]) as url, fault_proxy(url) as calls:
-        ending = threading.Timer(2.0, server_at(url).terminate)
+
+        def end() -> None:
+            eventually(lambda: calls.in_flight == 1)
+            time.sleep(1.5)  # the task is running
+            server_at(url).terminate()
+
+        ending = threading.Thread(target=end)
         ending.start()
-        run = materialize(url=calls.url, sleeps=30)
+        run = materialize(url=calls.url, with_client=client, sleeps=30)
         ending.join()
 
     assert not run.success

@@ -124,6 +124,40 @@ def test_the_context_of_a_run_is_what_pipes_expects(instance: dg.DagsterInstance
     assert data["extras"] == {"a": 1}
 
 
+def test_engine_events_starts_and_errors_of_a_step_are_found(
+    instance: dg.DagsterInstance,
+) -> None:
+    starts: list[int] = []
+
+    @dg.asset(retry_policy=dg.RetryPolicy(max_retries=1))
+    def retried(context: dg.AssetExecutionContext) -> None:
+        step = context.op_execution_context
+        starts.append(dagster_internals.start_count(instance, step.run_id, "retried"))
+        metadata = {"answer": dg.MetadataValue.int(42)}
+        dagster_internals.report_engine_event(instance, step.run, "retried", "Noted", metadata)
+        if step.retry_number == 0:
+            raise ValueError
+
+    entries = instance.all_logs(materialize(instance, retried).run_id)
+    noted = [entry for entry in entries if entry.message == "Noted"]
+    [retry] = [
+        entry
+        for entry in entries
+        if entry.dagster_event_type == dg.DagsterEventType.STEP_UP_FOR_RETRY
+    ]
+
+    assert starts == [1, 2]
+    assert [entry.step_key for entry in noted] == ["retried"] * 2
+    assert dagster_internals.engine_event_metadata(noted[0])["answer"].value == 42
+    assert "ValueError" in dagster_internals.error_classes(retry)
+    assert dagster_internals.engine_event_metadata(retry) == {}
+    assert dagster_internals.error_classes(noted[0]) == []
+
+
+def test_an_instance_resumes_no_runs_by_default(instance: dg.DagsterInstance) -> None:
+    assert not dagster_internals.may_resume_runs(instance)
+
+
 def test_the_outputs_of_an_op_are_the_assets_and_checks_that_it_yields(
     instance: dg.DagsterInstance,
 ) -> None:

@@ -10,6 +10,7 @@ program answers with `{"id": ...}` if Dagster has cancelled the call.
 import functools
 import json
 import os
+import select
 import signal
 import ssl
 import sys
@@ -44,6 +45,16 @@ class _Call(threading.Thread):
         self.headers: dict[str, str] = {}
         self.postpone()
 
+    def start_if_due(self) -> None:
+        """Start the thread with the first heartbeat. Most calls end before."""
+        if self.seconds_left <= 0 and not self.is_alive():
+            self.start()
+
+    @property
+    def seconds_left(self) -> float:
+        """The seconds until the next heartbeat is due."""
+        return max(self._due - time.monotonic(), 0.0)
+
     def postpone(self) -> None:
         """Wait, since the function has just stored messages, which show the same."""
         self._due = time.monotonic() + self._interval
@@ -54,8 +65,8 @@ class _Call(threading.Thread):
 
     def run(self) -> None:
         """Store heartbeats until the call or the function has ended."""
-        while not self._has_ended.wait(max(self._due - time.monotonic(), 0.0)):
-            if time.monotonic() >= self._due:  # it may have been postponed
+        while not self._has_ended.wait(self.seconds_left):
+            if self.seconds_left == 0:  # it may have been postponed
                 self._beat()
 
     def _beat(self) -> None:
@@ -112,19 +123,31 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # calls may still be in flight
         signal.signal(number, signal.SIG_IGN)
     calls: dict[int, _Call] = {}
-    for line in sys.stdin:
-        told = json.loads(line)
+    rest = b""
+    while True:
+        waiting = [each.seconds_left for each in calls.values() if not each.is_alive()]
+        if select.select([sys.stdin], [], [], min(waiting, default=None))[0]:
+            received = os.read(sys.stdin.fileno(), 65_536)
+            if not received:
+                return
+            *lines, rest = (rest + received).split(b"\n")
+            for line in lines:
+                _follow(json.loads(line), calls)
+        for call in calls.values():
+            call.start_if_due()
+
+
+def _follow(told: dict[str, Any], calls: dict[int, _Call]) -> None:
+    """Do what the function tells of a call."""
+    number: int = told["id"]
+    if "url" in told:
+        calls[number] = _Call(told)
+    if call := calls.get(number):
+        call.headers = told.get("headers", call.headers)
+        if told.get("stored"):
+            call.postpone()
         if told.get("ended"):
-            if told["id"] in calls:
-                calls.pop(told["id"]).end()
-            continue
-        if "url" in told:
-            calls[told["id"]] = _Call(told)
-            calls[told["id"]].start()
-        if call := calls.get(told["id"]):
-            call.headers = told.get("headers", call.headers)
-            if told.get("stored"):
-                call.postpone()
+            calls.pop(number).end()
 
 
 if __name__ == "__main__":

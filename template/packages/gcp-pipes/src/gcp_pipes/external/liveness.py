@@ -30,6 +30,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from gcp_pipes.protocol import heartbeat_name
 
 _RENEWAL = 60.0  # seconds
+_MOST_TOLD = 10  # times in an interval, that messages were stored
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class Heartbeat:
         self.on_cancelled = on_cancelled
         self.has_started = False
         self._id = next(_ids)
-        self._renewed = time.monotonic()
+        self._interval = interval
+        self._renewed = self._told = time.monotonic()
         self.description: dict[str, Any] = {
             "url": f"{_api(client)}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
             "?uploadType=multipart&ifGenerationMatch=0",
@@ -80,7 +82,9 @@ class Heartbeat:
 
     def messages_stored(self) -> None:
         """Postpone the next heartbeat, since messages show the same."""
-        _process.send(self._id, stored=True)
+        if time.monotonic() - self._told > self._interval / _MOST_TOLD:
+            self._told = time.monotonic()
+            _process.send(self._id, stored=True)
 
     def maintain(self) -> None:
         """Once a minute, or if the process was killed, send it credentials that are valid now."""

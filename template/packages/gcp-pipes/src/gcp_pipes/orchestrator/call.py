@@ -29,6 +29,7 @@ from gcp_pipes.orchestrator.context import StepContext
 from gcp_pipes.orchestrator.dagster_internals import MessageHandler, metadata_map_from_external
 from gcp_pipes.orchestrator.event import request_body
 from gcp_pipes.orchestrator.http import CloudFunctionResponse, Outcome, invoke_cloud_function
+from gcp_pipes.orchestrator.step_calls import CallHandle, LoggedLines
 from gcp_pipes.orchestrator.urllib3_internals import interruptible
 from gcp_pipes.orchestrator.urls import is_loopback
 from gcp_pipes.protocol import (
@@ -46,19 +47,27 @@ _MARGIN = 10.0  # seconds that a response may come after the function's timeout
 _TIME_TO_START = 300.0  # seconds; Google Cloud stops waiting for an instance after 240
 _FIRST_DELAY = 0.5  # seconds before the first retry
 _MOST_BLOCKED = 10  # earlier attempts that a retry prevents from starting
+_OPENED = "[pipes] external process successfully opened dagster pipes."  # Dagster logs it
+_LEVELS = {name: number for number, name in LEVELS.items()}
 _CONFLICT = 409  # the function's response to a retry of an attempt that has started
 TIME_TO_CANCEL = 10.0  # seconds for the request that cancels, and then for the task to stop
 
 
 @runtime_checkable
-class FollowingReader(Protocol):
-    """A message reader that can read the messages of an earlier attempt."""
+class ReaderAnywhere(Protocol):
+    """A message reader that can read messages elsewhere, such as those of an earlier attempt."""
+
+    def get_params(self) -> PipesParams:
+        """Where the messages of a new call will be: it has a new `key_prefix`."""
+
+    def reading_at(self, params: PipesParams) -> dg.PipesMessageReader:
+        """A reader of the messages at another place."""
 
     def first_message(self, params: PipesParams) -> str | None:
-        """The method of the first message where `params` say; None without one."""
+        """The method of the first message there; None without one."""
 
-    def following(self, params: PipesParams) -> dg.PipesMessageReader:
-        """A reader that reads the messages there, instead of those of a new call."""
+    def age(self, params: PipesParams) -> float:
+        """How long ago the first message was stored there, in seconds."""
 
 
 class CloudFunctionMessageHandler(MessageHandler):
@@ -75,6 +84,8 @@ class CloudFunctionMessageHandler(MessageHandler):
         observations: The asset observations that the function reported.
         rejected: Why Dagster rejected messages, one text for each.
         lost: What is known of messages that were lost.
+        is_followed: Whether the messages are those of an earlier attempt.
+        logged: Lines that are in the log already; None if there are none.
         started: Set when the message `opened` or `closed` was received.
         finished: Set when the message `closed` was received, or the function counts as dead.
         silence: How long a dead function had shown no sign of life, in seconds; None for others.
@@ -96,6 +107,8 @@ class CloudFunctionMessageHandler(MessageHandler):
         self.observations: list[dg.AssetObservation] = []
         self.rejected: list[str] = []
         self.lost: list[str] = []
+        self.is_followed = False
+        self.logged: LoggedLines | None = None
         self.started = threading.Event()
         self.finished = threading.Event()
         self.has_closed = False
@@ -124,6 +137,13 @@ class CloudFunctionMessageHandler(MessageHandler):
         interval = (self.opened_extras or {}).get(HEARTBEAT_INTERVAL)
         return float(interval) if isinstance(interval, int | float) and interval > 0 else None
 
+    def call_to_cancel(self) -> Mapping[str, Any]:
+        """The call, for a request that cancels it."""
+        call = {**self.params, "next_chunk": self.chunk_count + 1}
+        if self.heartbeat_interval:
+            call["next_heartbeat"] = self.heartbeat_count + 1
+        return call
+
     def presume_dead(self, silence: float) -> None:
         """Wait no longer for a function that has shown no sign of life, and for its response.
 
@@ -135,19 +155,27 @@ class CloudFunctionMessageHandler(MessageHandler):
         if self.interrupt is not None:
             self.interrupt()
 
-    def first_message(self) -> str | None:
-        """The method of the first message, which may have been sent after all; None without one."""
-        if not isinstance(self._message_reader, FollowingReader):
+    def read_at(self, params: PipesParams) -> None:
+        """Read the messages at a certain place, such as those of an earlier attempt."""
+        if isinstance(self._message_reader, ReaderAnywhere):
+            self._message_reader = self._message_reader.reading_at(params)
+
+    def first_message(self, params: PipesParams) -> str | None:
+        """The method of the first message of an earlier attempt; None without one."""
+        if not isinstance(self._message_reader, ReaderAnywhere):
             return None
         try:
-            return self._message_reader.first_message(self.params)
-        except Exception:  # the call must not be retried; reading its messages reports the error
+            return self._message_reader.first_message(params)
+        except Exception:  # the call must not be made again; reading its messages reports the error
             return "opened"
 
-    def follow(self, other: "CloudFunctionMessageHandler") -> None:
-        """Read the messages of an attempt that another handler has stopped reading."""
-        if isinstance(self._message_reader, FollowingReader):
-            self._message_reader = self._message_reader.following(other.params)
+    def age(self, params: PipesParams) -> float:
+        """How long ago an earlier attempt has started, in seconds; 0 if that is unknown."""
+        try:
+            assert isinstance(self._message_reader, ReaderAnywhere)  # noqa: S101  # it has messages
+            return self._message_reader.age(params)
+        except Exception:  # as above
+            return 0.0
 
     def handle_message(self, message: PipesMessage) -> None:
         """Report the message to the run, and record what it says of the call."""
@@ -182,6 +210,8 @@ class CloudFunctionMessageHandler(MessageHandler):
         """Report the message to the run."""
         params = message["params"] or {}
         match message["method"]:
+            case "opened" if self._is_logged("INFO", _OPENED):
+                pass
             case "log":
                 self._log(_level(params.get("level")), params["message"])
             case "report_custom_message" if is_observation(params["payload"]):
@@ -195,6 +225,8 @@ class CloudFunctionMessageHandler(MessageHandler):
     def _log(self, level: str, text: str) -> None:
         """Log a line in the run. Lines above the limit go to the compute logs of the step."""
         self._log_lines += 1
+        if self._is_logged(level, text):
+            return
         if self._log_lines <= self._max_log_lines:
             self._context.log.log(level, text)
             return
@@ -205,6 +237,10 @@ class CloudFunctionMessageHandler(MessageHandler):
                 "`max_log_lines` of the client."
             )
         sys.stderr.write(f"{level} - {text}\n")
+
+    def _is_logged(self, level: str, text: str) -> bool:
+        """Whether a line is in the log already, from before the process of the step crashed."""
+        return self.logged is not None and self.logged.take(_LEVELS[level], text)
 
     def warn(self, text: str) -> None:
         """Log a warning in the run."""
@@ -245,6 +281,23 @@ class Attempt:
         )
 
 
+@dataclass(frozen=True)
+class EarlierAttempt:
+    """An attempt that may be running, or may start late.
+
+    Attributes:
+        number: The attempt's number, from 1.
+        params: Where its messages are.
+        response: Its response.
+        has_crashed: Whether the process that made it has crashed, in another execution of the step.
+    """
+
+    number: int
+    params: PipesParams
+    response: CloudFunctionResponse
+    has_crashed: bool = False
+
+
 class CloudFunctionCaller:
     """Makes the calls of one step; many can be in flight at the same time."""
 
@@ -277,6 +330,7 @@ class CloudFunctionCaller:
         event: bytes,
         context_data: PipesContextData,
         make_handler: Callable[[], CloudFunctionMessageHandler],
+        handle: CallHandle | None = None,
     ) -> Attempt:
         """Call the function, and wait until it finishes.
 
@@ -288,26 +342,37 @@ class CloudFunctionCaller:
         An attempt may start late, after Google has rejected its request. So before a retry, and
         before the call fails, we look for the first messages of such attempts. The retry prevents
         them from starting.
+
+        The same holds for attempts of an earlier execution of the step, whose process has crashed.
+        Only if they have failed is the call made again.
+
+        Args:
+            event: The event, as JSON.
+            context_data: The Pipes context.
+            make_handler: Makes the message handler of an attempt.
+            handle: The key prefixes of this call, and those of the same call in earlier executions
+                of the step; None if they are not recorded.
         """
         first_started = time.monotonic()
-        rejected: deque[Attempt] = deque(maxlen=_MOST_BLOCKED)
+        earlier = deque(_crashed_attempts(handle), maxlen=_MOST_BLOCKED)
+        if followed := self._follow_started(earlier, context_data, make_handler, handle):
+            return followed
         for number, delay in enumerate(_delays(self._retry_timeout / 4), start=1):
+            handler = make_handler()
+            if handle is not None:
+                handler.read_at(handle.params_of(number))
             attempt = self._attempt(
-                number,
-                uuid.uuid4().hex,
-                context_data,
-                make_handler(),
-                lambda session, trace: self._post(event, session, trace, rejected),
+                number, context_data, handler, lambda session: self._post(event, session, earlier)
             )
             is_blocked = (
                 attempt.response.status == _CONFLICT
                 and not attempt.handler.has_opened
-                and len(rejected) > 0
+                and len(earlier) > 0
             )
             if attempt.has_started and not is_blocked:
                 return attempt
             if attempt.response.may_start_late:
-                rejected.append(attempt)
+                earlier.append(EarlierAttempt(number, attempt.handler.params, attempt.response))
             may_retry = self._may_retry(first_started, delay)
             if may_retry:
                 if not is_blocked:
@@ -316,11 +381,11 @@ class CloudFunctionCaller:
                         f"{attempt.response.error} Retrying in {delay:.1f} s."
                     )
                 self._cancelled.wait(delay)
-            if started := self._find_started(rejected):
-                return self._follow(started, context_data, make_handler())
+            if followed := self._follow_started(earlier, context_data, make_handler, handle):
+                return followed
             if not may_retry:
                 break
-        self._send_cancellation([each.handler for each in rejected])
+        self._send_cancellation([{**each.params, "next_chunk": 1} for each in earlier])
         return attempt
 
     def cancel(self) -> float:
@@ -336,30 +401,23 @@ class CloudFunctionCaller:
             return 0.0
         with self._lock:
             handlers = list(self._in_flight)
-        self._send_cancellation(handlers)
+        self._cancel(handlers)
         return TIME_TO_CANCEL
 
-    def _send_cancellation(self, handlers: Sequence[CloudFunctionMessageHandler]) -> None:
+    def _cancel(self, handlers: Sequence[CloudFunctionMessageHandler]) -> None:
+        """Cancel calls, by their handlers."""
+        with self._lock:
+            self._can_be_cancelled |= any(each.can_be_cancelled for each in handlers)
+        self._send_cancellation([each.call_to_cancel() for each in handlers])
+
+    def _send_cancellation(self, calls: Sequence[Mapping[str, Any]]) -> None:
         """Cancel calls, also those that have not started yet.
 
         Only functions that are known to accept such a request get it. The right to call the
         function is enough.
         """
-        is_accepted = self._can_be_cancelled or any(each.can_be_cancelled for each in handlers)
-        if not handlers or not is_accepted:
+        if not calls or not self._can_be_cancelled:
             return
-        calls = [
-            {
-                **handler.params,
-                "next_chunk": handler.chunk_count + 1,
-                **(
-                    {"next_heartbeat": handler.heartbeat_count + 1}
-                    if handler.heartbeat_interval
-                    else {}
-                ),
-            }
-            for handler in handlers
-        ]
         response = invoke_cloud_function(
             self._http_session,
             url=self._function_url,
@@ -370,39 +428,66 @@ class CloudFunctionCaller:
         if response.error:
             self._context.log.warning(f"Could not cancel the cloud function: {response.error}")
 
-    def _find_started(self, rejected: deque[Attempt]) -> Attempt | None:
+    def _follow_started(
+        self,
+        earlier: deque[EarlierAttempt],
+        context_data: PipesContextData,
+        make_handler: Callable[[], CloudFunctionMessageHandler],
+        handle: CallHandle | None,
+    ) -> Attempt | None:
+        """Follow an earlier attempt that has started, until it has finished.
+
+        One of a process that has crashed is removed if it has failed, since the step is executed
+        again to do the work.
+        """
+        while started := self._find_started(earlier, make_handler()):
+            handler = make_handler()
+            if handle is not None:
+                handler.logged = handle.calls.logged
+            attempt = self._follow(started, context_data, handler)
+            if not (started.has_crashed and _has_failed(attempt)):
+                return attempt
+            earlier.remove(started)
+            handler.warn("The call that this step had made before has failed, so it is made again.")
+        return None
+
+    def _find_started(
+        self, earlier: deque[EarlierAttempt], handler: CloudFunctionMessageHandler
+    ) -> EarlierAttempt | None:
         """The attempt that has started after all. Those that cannot start any more are removed."""
-        for attempt in list(rejected):
+        for attempt in list(earlier):
             if self._cancelled.is_set():
                 return None
-            match attempt.handler.first_message():
+            match handler.first_message(attempt.params):
                 case "opened":
                     return attempt
                 case str():  # from a retry, or from a cancellation
-                    rejected.remove(attempt)
+                    earlier.remove(attempt)
         return None
 
     def _follow(
         self,
-        attempt: Attempt,
+        earlier: EarlierAttempt,
         context_data: PipesContextData,
         handler: CloudFunctionMessageHandler,
     ) -> Attempt:
-        """Read the messages of an attempt that has started late, until it has finished."""
-        handler.follow(attempt.handler)
-        error = f"Google responded {attempt.response.status}, but the function started later"
-        response = replace(attempt.response, outcome=Outcome.UNKNOWN, error=error, seconds=0.0)
-        return self._attempt(
-            attempt.number, attempt.trace, context_data, handler, lambda *_: response
-        )
+        """Read the messages of an earlier attempt, until it has finished."""
+        handler.read_at(earlier.params)
+        handler.is_followed = True
+        error = f"Google responded {earlier.response.status}, but the function started later"
+        seconds = 0.0
+        if earlier.has_crashed:
+            error = "The process of this step crashed after it had made this call"
+            seconds = handler.age(earlier.params)
+        response = replace(earlier.response, outcome=Outcome.UNKNOWN, error=error, seconds=seconds)
+        return self._attempt(earlier.number, context_data, handler, lambda _: response)
 
     def _attempt(
         self,
         number: int,
-        trace: str,
         context_data: PipesContextData,
         handler: CloudFunctionMessageHandler,
-        post: Callable[[dg.PipesSession, str], CloudFunctionResponse],
+        post: Callable[[dg.PipesSession], CloudFunctionResponse],
     ) -> Attempt:
         """Make one attempt, under a key prefix of its own, and read all its messages."""
         start = time.monotonic()
@@ -411,11 +496,11 @@ class CloudFunctionCaller:
             with self._open_session(context_data, handler) as session, self._track(handler):
                 try:
                     with interruptible() as handler.interrupt:
-                        response = post(session, trace)
+                        response = post(session)
                     if response.outcome is Outcome.UNKNOWN:
                         self._wait_for_messages(handler, response)
                     if handler.silence is not None:  # if it is alive after all, it has to stop
-                        self._send_cancellation([handler])
+                        self._cancel([handler])
                 except BaseException:  # the run is being terminated
                     handler.finished.wait(self.cancel())
                     raise
@@ -425,6 +510,7 @@ class CloudFunctionCaller:
         if response.status in (401, 403):
             auth_error = explain_auth_error(self._http_session, response.status)
         seconds = time.monotonic() - start
+        trace = _trace(session)
         attempt = Attempt(
             self._function_url, number, session, handler, response, trace, auth_error, seconds
         )
@@ -437,20 +523,20 @@ class CloudFunctionCaller:
         return attempt
 
     def _post(
-        self, event: bytes, session: dg.PipesSession, trace: str, rejected: Collection[Attempt]
+        self, event: bytes, session: dg.PipesSession, earlier: Collection[EarlierAttempt]
     ) -> CloudFunctionResponse:
         if self._cancelled.is_set():
             return CloudFunctionResponse(Outcome.NOT_STARTED, None, "The step was cancelled.", 0.0)
         parameters = {**session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self._timeout}
-        if rejected:
-            prefixes = [each.handler.params.get("key_prefix") for each in rejected]
+        if earlier:
+            prefixes = [each.params.get("key_prefix") for each in earlier]
             parameters[REPLACES_PARAMETER] = [prefix for prefix in prefixes if prefix]
         return invoke_cloud_function(
             self._http_session,
             url=self._function_url,
             data=request_body(event, parameters),
             headers={
-                "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
+                "traceparent": f"00-{_trace(session)}-{uuid.uuid4().hex[:16]}-00",
                 "Function-Execution-Id": session.context_data["run_id"],
             },
             timeout=self._timeout + _MARGIN,
@@ -495,9 +581,9 @@ class CloudFunctionCaller:
         time_to_start = min(time_to_finish, _MARGIN if is_local else _TIME_TO_START)
         if not handler.finished.is_set():
             handler.warn(
-                f"{_explain_lost(response)} The function may still be running, so it is not called "
-                f"again. Waiting up to {time_to_start:.0f} s for its first message, then up to "
-                f"{time_to_finish:.0f} s for it to finish."
+                f"{_explain_lost(response, handler)} The function may still be running, so it is "
+                f"not called again. Waiting up to {time_to_start:.0f} s for its first message, "
+                f"then up to {time_to_finish:.0f} s for it to finish."
             )
         if handler.started.wait(time_to_start):
             handler.finished.wait(time_to_finish)
@@ -511,9 +597,31 @@ class CloudFunctionCaller:
         return not self._cancelled.is_set() and (is_running or now + delay <= deadline)
 
 
-def _explain_lost(response: CloudFunctionResponse) -> str:
+def _crashed_attempts(handle: CallHandle | None) -> Iterator[EarlierAttempt]:
+    """The attempts of a call in earlier executions of the step that have crashed."""
+    response = CloudFunctionResponse(Outcome.UNKNOWN, None, None, 0.0)
+    for call in handle.crashed if handle else ():
+        for number in range(1, call.attempts + 1):
+            yield EarlierAttempt(number, call.params_of(number), response, has_crashed=True)
+
+
+def _has_failed(attempt: Attempt) -> bool:
+    """Whether a call that was followed has failed, died, or passed its deadline.
+
+    If its messages could not be read, that is unknown, and the step fails.
+    """
+    handler = attempt.handler
+    return handler.exception is not None or not (handler.has_closed or handler.lost)
+
+
+def _trace(session: dg.PipesSession) -> str:
+    """The ID of the trace of an attempt. It follows from the place of the messages."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, str(session.message_reader_params)).hex
+
+
+def _explain_lost(response: CloudFunctionResponse, handler: CloudFunctionMessageHandler) -> str:
     """Why only the messages of a call say how it ended."""
-    if response.status not in (None, 504):  # of an attempt that is followed
+    if handler.is_followed:
         return f"{response.error}."
     return f"Lost the connection after {response.seconds:.1f} s ({response.error})."
 

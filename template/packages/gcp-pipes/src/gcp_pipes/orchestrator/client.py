@@ -7,13 +7,19 @@ messages then decide whether the step succeeds (`outcome.py`).
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 import dagster as dg
 import requests
 from dagster_pipes import PipesContextData, PipesExtras
 
 from gcp_pipes.orchestrator.auth import CredentialsError, http_session
-from gcp_pipes.orchestrator.call import Attempt, CloudFunctionCaller, CloudFunctionMessageHandler
+from gcp_pipes.orchestrator.call import (
+    Attempt,
+    CloudFunctionCaller,
+    CloudFunctionMessageHandler,
+    ReaderAnywhere,
+)
 from gcp_pipes.orchestrator.context import (
     Context,
     StepContext,
@@ -23,7 +29,7 @@ from gcp_pipes.orchestrator.context import (
     for_partition,
     required_assets,
 )
-from gcp_pipes.orchestrator.dagster_internals import TreatAsResourceParam
+from gcp_pipes.orchestrator.dagster_internals import TreatAsResourceParam, is_called_directly
 from gcp_pipes.orchestrator.event import Event, EventError, serialize
 from gcp_pipes.orchestrator.message_reader import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.outcome import (
@@ -39,6 +45,7 @@ from gcp_pipes.orchestrator.partitions import (
 )
 from gcp_pipes.orchestrator.partitions.fan_out import Report
 from gcp_pipes.orchestrator.results import CompletedCall
+from gcp_pipes.orchestrator.step_calls import CallHandle, StepCalls, call_identity
 from gcp_pipes.orchestrator.urls import root_url
 
 _MUST_RETURN_RESULTS = (
@@ -106,8 +113,9 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         self._project = project
         self._audience = audience
         self._impersonate = impersonate
+        self._lock = threading.Lock()  # guards the attributes below
         self._sessions: dict[str, requests.Session] = {}
-        self._sessions_lock = threading.Lock()
+        self._calls: WeakKeyDictionary[StepContext, StepCalls] = WeakKeyDictionary()
 
     def run(  # type: ignore[override]  # the base class leaves the arguments open
         self,
@@ -153,6 +161,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             body,
             context_data,
             lambda: CloudFunctionMessageHandler(step, self._message_reader, self._max_log_lines),
+            self._handle(step, function_url, body, context_data, timeout),
         )
         completed = self._complete(step, attempt)
         for observation in attempt.handler.observations:
@@ -229,10 +238,12 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
         def call(key: str, enqueue: Callable[[Report], None]) -> Attempt:
             data = for_partition(step, context_data, key)
+            body = self._serialize(make_event(key), data)
             return caller.call(
-                self._serialize(make_event(key), data),
+                body,
                 data,
                 lambda: PartitionMessageHandler(step, reader, self._max_log_lines, key, enqueue),
+                self._handle(step, function_url, body, data, timeout),
             )
 
         return run_partitions(
@@ -245,7 +256,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
 
     def close(self) -> None:
         """Close the connections. A later call opens new ones."""
-        with self._sessions_lock:
+        with self._lock:
             while self._sessions:
                 self._sessions.popitem()[1].close()
 
@@ -270,6 +281,29 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         implicit = self.implicit_materializations
         return CompletedCall(context, attempt, metadata, implicit_materializations=implicit)
 
+    def _handle(
+        self,
+        context: StepContext,
+        function_url: str,
+        event: bytes,
+        context_data: PipesContextData,
+        timeout: float | None,
+    ) -> CallHandle | None:
+        """The handle of a call that is about to be made, by which a later execution finds it."""
+        reader = self._message_reader
+        if not isinstance(reader, ReaderAnywhere) or is_called_directly(context):
+            return None
+        with self._lock:
+            if context not in self._calls:
+                self._calls[context] = StepCalls(
+                    context,
+                    reader.get_params(),
+                    function_url=function_url,
+                    timeout=self._timeout if timeout is None else timeout,
+                )
+            calls = self._calls[context]
+        return calls.next_call(call_identity(function_url, event, context_data))
+
     def _make_caller(
         self,
         context: StepContext,
@@ -291,7 +325,7 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
         """The session for a function, with its connections and its token, shared by all calls."""
         key = root_url(function_url)
         try:
-            with self._sessions_lock:
+            with self._lock:
                 if key not in self._sessions:
                     self._sessions[key] = http_session(
                         function_url, audience=self._audience, impersonate=self._impersonate

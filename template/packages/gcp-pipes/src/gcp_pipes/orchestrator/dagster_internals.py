@@ -21,6 +21,7 @@ try:
     from dagster._core.definitions.partitions.utils import get_tags_from_multi_partition_key
     from dagster._core.definitions.resource_annotation import TreatAsResourceParam
     from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
+    from dagster._core.events import EngineEventData
     from dagster._core.execution.context.invocation import BaseDirectExecutionContext
     from dagster._core.execution.plan.execute_step import (
         _build_data_version_tags,
@@ -65,15 +66,20 @@ __all__ = [
     "YamlDocument",
     "YamlField",
     "build_external_execution_context_data",
+    "engine_event_metadata",
+    "error_classes",
     "find_defs_or_component_yaml",
     "is_called_directly",
     "is_checking_definitions",
     "keys_of_outputs",
     "materialization_tags",
+    "may_resume_runs",
     "metadata_map_from_external",
     "parse_yamls_with_source_position",
+    "report_engine_event",
     "resolution_error",
     "resolve_fields",
+    "start_count",
     "upstream_data_versions",
     "yaml_document",
     "yaml_documents",
@@ -171,6 +177,43 @@ def materialization_tags(
     if isinstance(partition_key, dg.MultiPartitionKey):
         tags.update(get_tags_from_multi_partition_key(partition_key))
     return tags
+
+
+def report_engine_event(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    step_key: str,
+    text: str,
+    metadata: Mapping[str, dg.MetadataValue],
+) -> None:
+    """Log an event that is no log line, in any thread."""
+    instance.report_engine_event(text, run, EngineEventData(metadata), step_key=step_key)
+
+
+def engine_event_metadata(entry: dg.EventLogEntry) -> Mapping[str, dg.MetadataValue]:
+    """The metadata of an engine event; empty for other events."""
+    data = entry.dagster_event and entry.dagster_event.event_specific_data
+    return data.metadata if isinstance(data, EngineEventData) else {}
+
+
+def error_classes(entry: dg.EventLogEntry) -> list[str]:
+    """The names of the classes of an event's error and its causes; empty without an error."""
+    error = getattr(entry.dagster_event and entry.dagster_event.event_specific_data, "error", None)
+    names = []
+    while error is not None:
+        names.append(str(error.cls_name))
+        error = error.cause
+    return names
+
+
+def may_resume_runs(instance: dg.DagsterInstance) -> bool:
+    """Whether Dagster's run monitoring resumes runs whose process is gone."""
+    return instance.run_monitoring_enabled and instance.run_monitoring_max_resume_run_attempts > 0
+
+
+def start_count(instance: dg.DagsterInstance, run_id: str, step_key: str) -> int:
+    """How often a step has been started in a run."""
+    return sum(each.attempts or 0 for each in instance.get_run_step_stats(run_id, [step_key]))
 
 
 class YamlDocument(NamedTuple):

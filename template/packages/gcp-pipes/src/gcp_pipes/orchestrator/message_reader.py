@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Self
 
 import dagster as dg
@@ -58,7 +59,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         self.client = client
         self.interval = interval
         self.first_interval = min(_FIRST_INTERVAL, interval)
-        self._followed: PipesParams | None = None
+        self._params: PipesParams | None = None  # None: each call gets new ones
         _keep_connections(client._http)  # not public, but Google's guides use it
 
     def for_many_calls(self, count: int) -> Self:
@@ -88,14 +89,29 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         chunk = self.download_messages_chunk(1, params)
         return None if chunk is None else str(json.loads(chunk.split("\n")[0]).get("method"))
 
-    def following(self, params: PipesParams) -> Self:
-        """The same reader for the messages of an earlier attempt, from the first one on.
+    def age(self, params: PipesParams) -> float:
+        """How long ago the first chunk was stored, in seconds.
 
         Args:
-            params: The attempt's parameters, from `get_params`.
+            params: The call's parameters, from `get_params`.
+
+        Raises:
+            google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the request, or
+                there is no chunk.
+        """
+        blob = self.client.bucket(params["bucket"]).blob(chunk_name(params["key_prefix"], 1))
+        blob.reload(timeout=_ATTEMPT_TIMEOUT, retry=_RETRY)
+        stored: datetime = blob.time_created
+        return max((datetime.now(UTC) - stored).total_seconds(), 0.0)
+
+    def reading_at(self, params: PipesParams) -> Self:
+        """The same reader for messages at another place, such as those of an earlier attempt.
+
+        Args:
+            params: The parameters of the message writer: `bucket` and `key_prefix`.
         """
         reader = copy.copy(self)
-        reader._followed = params
+        reader._params = params
         return reader
 
     @property
@@ -132,7 +148,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
 
     def get_params(self) -> PipesParams:
         """The bucket, and a new key prefix for the messages of one call."""
-        return self._followed or {"bucket": self.bucket, "key_prefix": uuid.uuid4().hex}
+        return self._params or {"bucket": self.bucket, "key_prefix": uuid.uuid4().hex}
 
     def download_messages_chunk(self, index: int, params: PipesParams) -> str | None:
         """The chunk's text, or None if the chunk does not exist (yet).

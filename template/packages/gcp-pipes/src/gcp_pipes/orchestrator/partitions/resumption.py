@@ -7,16 +7,14 @@ from typing import Any
 import dagster as dg
 
 from gcp_pipes.orchestrator.context import StepContext, required_assets
-from gcp_pipes.orchestrator.dagster_internals import is_called_directly
-
-_IS_RESUME_RETRY = "dagster/is_resume_retry"  # the tag of a run that was re-executed from failure
+from gcp_pipes.orchestrator.step_calls import earlier_run_ids
 
 
 def latest_evaluation(
     context: StepContext, key: dg.AssetCheckKey
 ) -> dg.AssetCheckEvaluation | None:
     """The evaluation of a check by an earlier attempt, for all partitions that it had calls for."""
-    for run_id in _attempts(context):
+    for run_id in reversed(earlier_run_ids(context)):
         events = context.instance.all_logs(
             run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
         )
@@ -34,7 +32,7 @@ def missing_partitions(context: StepContext) -> list[str]:
     An earlier attempt is one of the step, or a run that this one re-executes from failure.
     """
     done: dict[dg.AssetKey, set[str | None]] = defaultdict(set)
-    for run_id in _attempts(context):
+    for run_id in earlier_run_ids(context):
         for event in _materializations(context.instance, run_id):
             done[event.asset_key].add(event.partition)
     assets = required_assets(context) or context.selected_asset_keys
@@ -46,18 +44,6 @@ def missing_partitions(context: StepContext) -> list[str]:
             "partitions were materialized by an earlier attempt"
         )
     return missing
-
-
-def _attempts(context: StepContext) -> list[str]:
-    """The IDs of this run, if the step is retried, and of the runs that it re-executes."""
-    if is_called_directly(context):
-        return []
-    run_ids = [context.run.run_id] if context.retry_number else []
-    run: dg.DagsterRun | None = context.run
-    while run and run.parent_run_id and run.tags.get(_IS_RESUME_RETRY) == "true":
-        run_ids.append(run.parent_run_id)
-        run = context.instance.get_run_by_id(run.parent_run_id)
-    return run_ids
 
 
 def _materializations(
