@@ -127,7 +127,13 @@ def change_body(change: Callable[[bytes], bytes]) -> Fault:
 
 def is_upload(request: Request) -> bool:
     """Whether the function stores a chunk."""
-    return request.method == "POST" and request.path.startswith("/upload/")
+    is_stored = request.method == "POST" and request.path.startswith("/upload/")
+    return is_stored and not is_heartbeat(request)
+
+
+def is_heartbeat(request: Request) -> bool:
+    """Whether the function stores a heartbeat, perhaps of an earlier call that still runs."""
+    return request.path.endswith("&fields=name")
 
 
 class FaultProxy:

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread, Timer
+from threading import Event, Thread
 
 import pytest
 import requests
@@ -55,16 +55,23 @@ def test_a_connection_is_reused_unless_it_has_been_idle(ports: tuple[str, list[i
 
 
 def test_a_request_is_interrupted_by_another_thread() -> None:
+    has_ended = Event()
+
+    def interrupt_until_it_ends() -> None:
+        while not has_ended.wait(0.1):
+            interrupt()
+
     with (
         socket.create_server(("127.0.0.1", 0)) as server,  # it accepts, and never responds
         http_session("http://127.0.0.1") as session,
         interruptible() as interrupt,
     ):
-        timer = Timer(0.2, interrupt)
-        timer.start()
+        interrupting = Thread(target=interrupt_until_it_ends)
+        interrupting.start()
         with pytest.raises(requests.ConnectionError):
-            session.post(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=10)
-        timer.join()
+            session.post(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=60)
+        has_ended.set()
+        interrupting.join()
 
     interrupt()  # no effect: the request has ended
 

@@ -66,7 +66,7 @@ class Heartbeat:
         self._renewed = self._told = time.monotonic()
         self.description: dict[str, Any] = {
             "url": f"{_api(client)}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
-            "?uploadType=multipart&ifGenerationMatch=0",
+            "?uploadType=multipart&ifGenerationMatch=0&fields=name",
             "name": heartbeat_name(key_prefix, ""),
             "interval": interval,
             "trusted": os.environ.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH,
