@@ -72,7 +72,7 @@ def tell_process() -> int:
         return len(file.readlines())
 
 
-@dg.asset(retry_policy=dg.RetryPolicy(max_retries=2, delay=0.5))
+@dg.asset(retry_policy=dg.RetryPolicy(max_retries=20, delay=0.2))
 def one(context: dg.AssetExecutionContext, config: Settings) -> dg.MaterializeResult[None]:
     """One call, or several that are the same."""
     number = tell_process()

@@ -143,6 +143,13 @@ class Dagster:
         eventually(lambda: self.status(run_id) in ends, 60)
         return self.status(run_id)
 
+    def handles(self, run_id: str) -> int:
+        """How often a run has recorded where its calls store their messages."""
+        return sum(
+            " store their messages in " in (entry.message or "")
+            for entry in self.instance.all_logs(run_id)
+        )
+
     def lines(self, run_id: str) -> Counter[str]:
         """How often each line of the task is in the log of a run."""
         return Counter(
@@ -199,6 +206,17 @@ def test_a_step_that_is_killed_follows_its_call(dagster: Dagster) -> None:
     assert dagster.states() == ["ended"]
     assert dagster.lines(run_id) == lines("one", 8)
     assert dagster.materializations("one") == {None: 1}
+
+
+def test_a_step_that_is_killed_again_and_again_follows_its_call(dagster: Dagster) -> None:
+    run_id = dagster.launch("one", lines=28, pause=1.0)
+    for count in range(12):
+        eventually(lambda: dagster.handles(run_id) == count + 1)  # noqa: B023  # called here
+        dagster.kill_step()
+
+    assert dagster.wait(run_id) == "SUCCESS"
+    assert dagster.states() == ["ended"]
+    assert dagster.lines(run_id) == lines("one", 28)
 
 
 def test_a_call_that_ends_before_its_step_is_executed_again_is_not_made_again(

@@ -96,6 +96,7 @@ def test_a_call_is_the_same_if_it_does_the_same_work() -> None:
         return call_identity(url, event, data)
 
     assert identity() == identity(run_id="another run", job_name="another job", retry_number=3)
+    assert identity() == identity(extras={"run_tags": {"a": "b"}, "upstream_data_versions": {}})
     others = {
         identity(url="https://other"),
         identity(event=b'{"task": "people"}'),

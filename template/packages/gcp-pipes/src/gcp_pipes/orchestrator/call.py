@@ -8,8 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -354,7 +353,7 @@ class CloudFunctionCaller:
                 of the step; None if they are not recorded.
         """
         first_started = time.monotonic()
-        earlier = deque(_crashed_attempts(handle), maxlen=_MOST_BLOCKED)
+        earlier = list(_crashed_attempts(handle))
         if followed := self._follow_started(earlier, context_data, make_handler, handle):
             return followed
         for number, delay in enumerate(_delays(self._retry_timeout / 4), start=1):
@@ -362,7 +361,10 @@ class CloudFunctionCaller:
             if handle is not None:
                 handler.read_at(handle.params_of(number))
             attempt = self._attempt(
-                number, context_data, handler, lambda session: self._post(event, session, earlier)
+                number,
+                context_data,
+                handler,
+                lambda session, trace: self._post(event, session, trace, earlier),
             )
             is_blocked = (
                 attempt.response.status == _CONFLICT
@@ -373,6 +375,7 @@ class CloudFunctionCaller:
                 return attempt
             if attempt.response.may_start_late:
                 earlier.append(EarlierAttempt(number, attempt.handler.params, attempt.response))
+                _keep_latest(earlier)
             may_retry = self._may_retry(first_started, delay)
             if may_retry:
                 if not is_blocked:
@@ -385,7 +388,8 @@ class CloudFunctionCaller:
                 return followed
             if not may_retry:
                 break
-        self._send_cancellation([{**each.params, "next_chunk": 1} for each in earlier])
+        if self._forward_termination or not self._cancelled.is_set():
+            self._send_cancellation([{**each.params, "next_chunk": 1} for each in earlier])
         return attempt
 
     def cancel(self) -> float:
@@ -430,7 +434,7 @@ class CloudFunctionCaller:
 
     def _follow_started(
         self,
-        earlier: deque[EarlierAttempt],
+        earlier: list[EarlierAttempt],
         context_data: PipesContextData,
         make_handler: Callable[[], CloudFunctionMessageHandler],
         handle: CallHandle | None,
@@ -440,7 +444,7 @@ class CloudFunctionCaller:
         One of a process that has crashed is removed if it has failed, since the step is executed
         again to do the work.
         """
-        while started := self._find_started(earlier, make_handler()):
+        while started := self._find_started(earlier, make_handler):
             handler = make_handler()
             if handle is not None:
                 handler.logged = handle.calls.logged
@@ -452,13 +456,15 @@ class CloudFunctionCaller:
         return None
 
     def _find_started(
-        self, earlier: deque[EarlierAttempt], handler: CloudFunctionMessageHandler
+        self,
+        earlier: list[EarlierAttempt],
+        make_handler: Callable[[], CloudFunctionMessageHandler],
     ) -> EarlierAttempt | None:
         """The attempt that has started after all. Those that cannot start any more are removed."""
         for attempt in list(earlier):
             if self._cancelled.is_set():
                 return None
-            match handler.first_message(attempt.params):
+            match make_handler().first_message(attempt.params):
                 case "opened":
                     return attempt
                 case str():  # from a retry, or from a cancellation
@@ -480,14 +486,14 @@ class CloudFunctionCaller:
             error = "The process of this step crashed after it had made this call"
             seconds = handler.age(earlier.params)
         response = replace(earlier.response, outcome=Outcome.UNKNOWN, error=error, seconds=seconds)
-        return self._attempt(earlier.number, context_data, handler, lambda _: response)
+        return self._attempt(earlier.number, context_data, handler, lambda *_: response)
 
     def _attempt(
         self,
         number: int,
         context_data: PipesContextData,
         handler: CloudFunctionMessageHandler,
-        post: Callable[[dg.PipesSession], CloudFunctionResponse],
+        post: Callable[[dg.PipesSession, str], CloudFunctionResponse],
     ) -> Attempt:
         """Make one attempt, under a key prefix of its own, and read all its messages."""
         start = time.monotonic()
@@ -495,8 +501,9 @@ class CloudFunctionCaller:
         try:
             with self._open_session(context_data, handler) as session, self._track(handler):
                 try:
+                    trace = _trace(session.message_reader_params)
                     with interruptible() as handler.interrupt:
-                        response = post(session)
+                        response = post(session, trace)
                     if response.outcome is Outcome.UNKNOWN:
                         self._wait_for_messages(handler, response)
                     if handler.silence is not None:  # if it is alive after all, it has to stop
@@ -510,7 +517,6 @@ class CloudFunctionCaller:
         if response.status in (401, 403):
             auth_error = explain_auth_error(self._http_session, response.status)
         seconds = time.monotonic() - start
-        trace = _trace(session)
         attempt = Attempt(
             self._function_url, number, session, handler, response, trace, auth_error, seconds
         )
@@ -523,20 +529,24 @@ class CloudFunctionCaller:
         return attempt
 
     def _post(
-        self, event: bytes, session: dg.PipesSession, earlier: Collection[EarlierAttempt]
+        self,
+        event: bytes,
+        session: dg.PipesSession,
+        trace: str,
+        earlier: Sequence[EarlierAttempt],
     ) -> CloudFunctionResponse:
         if self._cancelled.is_set():
             return CloudFunctionResponse(Outcome.NOT_STARTED, None, "The step was cancelled.", 0.0)
         parameters = {**session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self._timeout}
         if earlier:
-            prefixes = [each.params.get("key_prefix") for each in earlier]
+            prefixes = [each.params.get("key_prefix") for each in earlier[-_MOST_BLOCKED:]]
             parameters[REPLACES_PARAMETER] = [prefix for prefix in prefixes if prefix]
         return invoke_cloud_function(
             self._http_session,
             url=self._function_url,
             data=request_body(event, parameters),
             headers={
-                "traceparent": f"00-{_trace(session)}-{uuid.uuid4().hex[:16]}-00",
+                "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
                 "Function-Execution-Id": session.context_data["run_id"],
             },
             timeout=self._timeout + _MARGIN,
@@ -605,6 +615,13 @@ def _crashed_attempts(handle: CallHandle | None) -> Iterator[EarlierAttempt]:
             yield EarlierAttempt(number, call.params_of(number), response, has_crashed=True)
 
 
+def _keep_latest(earlier: list[EarlierAttempt]) -> None:
+    """Forget the oldest attempts of this process. Those of others may be running."""
+    rejected = [each for each in earlier if not each.has_crashed]
+    for each in rejected[:-_MOST_BLOCKED]:
+        earlier.remove(each)
+
+
 def _has_failed(attempt: Attempt) -> bool:
     """Whether a call that was followed has failed, died, or passed its deadline.
 
@@ -614,9 +631,10 @@ def _has_failed(attempt: Attempt) -> bool:
     return handler.exception is not None or not (handler.has_closed or handler.lost)
 
 
-def _trace(session: dg.PipesSession) -> str:
-    """The ID of the trace of an attempt. It follows from the place of the messages."""
-    return uuid.uuid5(uuid.NAMESPACE_URL, str(session.message_reader_params)).hex
+def _trace(params: PipesParams) -> str:
+    """The ID of an attempt's trace. It follows from the key prefix: who follows a call knows it."""
+    key_prefix = params.get("key_prefix")
+    return (uuid.uuid5(uuid.NAMESPACE_URL, str(key_prefix)) if key_prefix else uuid.uuid4()).hex
 
 
 def _explain_lost(response: CloudFunctionResponse, handler: CloudFunctionMessageHandler) -> str:

@@ -49,13 +49,13 @@ _EVENT_TYPES = {
     dg.DagsterEventType.STEP_FAILURE,
     dg.DagsterEventType.STEP_UP_FOR_RETRY,
 }
-_IDENTITY = (  # what belongs to a call in its Pipes context: not the run, nor how often it is tried
+_IDENTITY = (  # what says in the Pipes context which work a call does, and not in which run
     "asset_keys",
     "code_version_by_asset_key",
     "partition_key",
     "partition_key_range",
-    "extras",
 )
+_OF_RUN = {"run_tags", "upstream_data_versions"}  # the extras that may be others in another run
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class StepCalls:
 
     def report_retry(self, name: str, attempt: int) -> None:
         """Say in the event log that a call is retried."""
-        text = f"Attempt {attempt} of a call of the cloud function"
+        text = f"Attempt {attempt} of the call {name}"
         self._report(text, {"call": name, "attempt": attempt}, {})
 
     def _report(
@@ -211,10 +211,10 @@ def call_identity(function_url: str, event: bytes, data: PipesContextData) -> st
         event: The event, as JSON.
         data: The Pipes context.
     """
-    context = json.dumps({name: data.get(name) for name in _IDENTITY}, sort_keys=True, default=str)
-    return hashlib.sha256(b"\0".join([function_url.encode(), event, context.encode()])).hexdigest()[
-        :16
-    ]
+    context = {name: data.get(name) for name in _IDENTITY}
+    context["extras"] = {k: v for k, v in (data["extras"] or {}).items() if k not in _OF_RUN}
+    text = json.dumps([function_url, context], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode() + event).hexdigest()[:16]
 
 
 def earlier_run_ids(context: StepContext) -> list[str]:

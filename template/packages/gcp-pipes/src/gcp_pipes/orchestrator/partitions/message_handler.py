@@ -48,7 +48,8 @@ class PartitionMessageHandler(CloudFunctionMessageHandler):
                 message = {**message, "params": {**params, "text": text}}
             case "report_custom_message" if not is_observation(params["payload"]):
                 text = f"[{self._partition_key}] Custom message: {params['payload']}"
-                self._context.log.info(text)
+                if not self._is_logged("INFO", text):
+                    self._context.log.info(text)
         super().report(message)
 
     def report_pipes_framework_exception(self, origin: str, exc_info: Any) -> None:
