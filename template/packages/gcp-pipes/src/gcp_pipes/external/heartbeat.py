@@ -39,7 +39,9 @@ class _Call(threading.Thread):
         self._interval: float = call["interval"]
         self._trusted: str = call["trusted"]
         self._number = 1
-        self._may_be_stored: bool = call["is_resumed"]
+        self._is_resumed: bool = call["is_resumed"]  # a killed process has stored others before
+        self._may_be_stored = self._is_resumed  # the next one
+        self._is_cancelled = False
         self._has_ended = threading.Event()
         self._due = 0.0
         self.headers: dict[str, str] = {}
@@ -81,17 +83,18 @@ class _Call(threading.Thread):
                 return
             self._due = 0.0  # the name is taken: store the next one at once
             self._number += 1
-            if not self._may_be_stored:
-                self._may_be_stored = True  # say it once
+            if not (self._may_be_stored or self._is_cancelled):
+                self._is_cancelled = True
                 sys.stdout.write(json.dumps({"id": self._id}) + "\n")
                 sys.stdout.flush()
+            self._may_be_stored &= self._is_resumed  # the names of a killed process are several
         except OSError:
             self._may_be_stored = True
             self._due = time.monotonic() + min(_RETRY_INTERVAL, self._interval)
         else:
             self.postpone()
             self._number += 1
-            self._may_be_stored = False
+            self._may_be_stored = self._is_resumed = False
 
     def _store(self) -> None:
         request = urllib.request.Request(  # noqa: S310  # the URL of Cloud Storage

@@ -449,8 +449,11 @@ class CloudFunctionCaller:
             if handle is not None:
                 handler.logged = handle.calls.logged
             attempt = self._follow(started, context_data, handler)
-            if not (started.has_crashed and _has_failed(attempt)):
+            is_over = not started.has_crashed or self._cancelled.is_set()
+            if is_over or not _must_be_made_again(attempt):
                 return attempt
+            if not (handler.has_closed or handler.silence):  # it may still be running
+                self._cancel([handler])
             earlier.remove(started)
             handler.warn("The call that this step had made before has failed, so it is made again.")
         return None
@@ -539,7 +542,8 @@ class CloudFunctionCaller:
             return CloudFunctionResponse(Outcome.NOT_STARTED, None, "The step was cancelled.", 0.0)
         parameters = {**session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self._timeout}
         if earlier:
-            prefixes = [each.params.get("key_prefix") for each in earlier[-_MOST_BLOCKED:]]
+            latest = sorted(earlier, key=lambda each: each.has_crashed)[-_MOST_BLOCKED:]
+            prefixes = [each.params.get("key_prefix") for each in latest]
             parameters[REPLACES_PARAMETER] = [prefix for prefix in prefixes if prefix]
         return invoke_cloud_function(
             self._http_session,
@@ -592,7 +596,7 @@ class CloudFunctionCaller:
         if not handler.finished.is_set():
             handler.warn(
                 f"{_explain_lost(response, handler)} The function may still be running, so it is "
-                f"not called again. Waiting up to {time_to_start:.0f} s for its first message, "
+                f"not called again now. Waiting up to {time_to_start:.0f} s for its first message, "
                 f"then up to {time_to_finish:.0f} s for it to finish."
             )
         if handler.started.wait(time_to_start):
@@ -622,7 +626,7 @@ def _keep_latest(earlier: list[EarlierAttempt]) -> None:
         earlier.remove(each)
 
 
-def _has_failed(attempt: Attempt) -> bool:
+def _must_be_made_again(attempt: Attempt) -> bool:
     """Whether a call that was followed has failed, died, or passed its deadline.
 
     If its messages could not be read, that is unknown, and the step fails.

@@ -232,6 +232,8 @@ class _Reading:
         self._next_number = 1
         self._has_closed = False
         self._last_sign = time.monotonic()  # of life
+        self._due: float | None = None  # when to look for the next heartbeat, after one on time
+        self._is_overdue = False
         self.call_has_returned = threading.Event()
         self.errors: list[str] = []
 
@@ -281,18 +283,28 @@ class _Reading:
                 self._read_available()
 
     def _read_heartbeats(self) -> bool:
-        """Look for heartbeats, if there should be new ones; return whether there are."""
+        """Look for a heartbeat, if there should be a new one; return whether there is."""
         handler = self._handler
         if not isinstance(handler, CloudFunctionMessageHandler) or not handler.heartbeat_interval:
             return False
-        due = self._last_sign + handler.heartbeat_interval + _TIME_TO_STORE
-        if time.monotonic() < due:
+        interval = handler.heartbeat_interval
+        due = self._due or self._last_sign + interval + _TIME_TO_STORE
+        is_caught_up = handler.heartbeat_count > 0 or not handler.is_followed
+        if time.monotonic() < due and is_caught_up:
             return False
         count = handler.heartbeat_count
         while self._reader.has_heartbeat(handler.heartbeat_count + 1, self._params):
             handler.heartbeat_count += 1
             self._last_sign = time.monotonic()
-        return handler.heartbeat_count > count
+            if not handler.is_followed:  # there can be no other one yet
+                break
+        if handler.heartbeat_count == count:
+            self._is_overdue = True
+            return False
+        # In step with the function: from look to look, the reader would fall behind.
+        self._due = None if self._is_overdue or handler.is_followed else due + interval
+        self._is_overdue = False
+        return True
 
     def _look_for_death(self) -> None:
         """Let the call fail if the function has shown no sign of life for too long."""
@@ -301,11 +313,14 @@ class _Reading:
             return
         silence = time.monotonic() - self._last_sign
         limit = _MOST_SILENT_INTERVALS * handler.heartbeat_interval
-        if silence > limit and handler.silence is None and not self._has_closed:
+        if silence <= limit or handler.silence is not None or self._has_closed:
+            return
+        if not self._read_heartbeats():  # there may be new ones, if reading has taken long
             handler.presume_dead(silence)
 
     def _handle(self, chunk: str) -> None:
         self._last_sign = time.monotonic()
+        self._due = None
         if isinstance(self._handler, CloudFunctionMessageHandler):
             self._handler.chunk_count += 1
         for line in chunk.split("\n"):

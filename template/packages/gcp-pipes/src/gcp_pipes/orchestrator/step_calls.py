@@ -35,7 +35,7 @@ from gcp_pipes.orchestrator.dagster_internals import (
 )
 
 _CALLS = "gcp_pipes/calls"  # in the metadata of the engine events
-_IS_RESUME_RETRY = "dagster/is_resume_retry"  # the tag of a run that was re-executed from failure
+_FROM_FAILURE = {"dagster/is_resume_retry", "dagster/is_asset_resume_retry"}  # tags of runs
 _MOST_PARENTS = 100  # runs, each re-executed from the one before
 _CRASHES = {  # the errors that Dagster records for a step whose process has ended
     "ChildProcessCrashException",
@@ -55,7 +55,7 @@ _IDENTITY = (  # what says in the Pipes context which work a call does, and not 
     "partition_key",
     "partition_key_range",
 )
-_OF_RUN = {"run_tags", "upstream_data_versions"}  # the extras that may be others in another run
+_OF_RUN = {"run_tags", "upstream_data_versions"}  # the extras that may differ between runs
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def earlier_run_ids(context: StepContext) -> list[str]:
         return []
     run_ids = [context.run_id] if _was_executed(context) else []
     run: dg.DagsterRun | None = context.run
-    while run and run.parent_run_id and run.tags.get(_IS_RESUME_RETRY) == "true":
+    while run and run.parent_run_id and any(run.tags.get(tag) == "true" for tag in _FROM_FAILURE):
         run_ids.insert(0, run.parent_run_id)
         if len(run_ids) > _MOST_PARENTS:
             break
@@ -264,7 +264,7 @@ def _crashed_executions(context: StepContext, step_key: str) -> list[_Execution]
 
 
 def _is_crash(entry: dg.EventLogEntry) -> bool:
-    """Whether a step failed since its process ended. In Kubernetes, Dagster records no error."""
+    """Whether a step failed because its process ended. In Kubernetes, Dagster records no error."""
     classes = error_classes(entry)
     return not classes or not _CRASHES.isdisjoint(classes)
 
