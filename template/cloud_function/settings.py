@@ -44,7 +44,7 @@ def function_timeout() -> float:
 def heartbeat_interval() -> float:
     """How long a call stores nothing, at most, in seconds: `HEARTBEAT_INTERVAL`, by default 15.
 
-    Dagster gives up a call whose function has stored nothing for two and a half intervals.
+    For Dagster, a function that has stored nothing for two and a half intervals is dead.
 
     Raises:
         SettingsError: The variable is not a positive number.

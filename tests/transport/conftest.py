@@ -4,9 +4,13 @@ These tests run in the orchestrator's environment of a rendered project: see
 rendered/test_transport.py.
 """
 
+import json
 import logging
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -228,6 +232,61 @@ def lines(count: int, asset: str = "thing") -> list[str]:
 def environment_without_pytest() -> dict[str, str]:
     """The environment variables without those of pytest."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+RUN = """
+import json, sys
+import dagster as dg
+from google.cloud import storage
+from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+
+bucket, url, event, forwards = sys.argv[1:]
+
+@dg.asset
+def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    reader = PipesCloudStorageMessageReader(bucket=bucket, client=storage.Client())
+    client = PipesCloudFunctionClient(reader, forward_termination=json.loads(forwards))
+    return client.run(
+        context=context, function_url=url, event={"task": "scripted", **json.loads(event)}
+    ).get_materialize_result()
+
+dg.materialize([thing], instance=dg.DagsterInstance.get())
+"""
+
+
+@pytest.fixture
+def interrupt(tmp_path: Path, emulator: Mapping[str, str]) -> Callable[..., str]:
+    """Interrupts a run in a process of its own, whose instance is in `tmp_path`."""
+
+    def interrupt(
+        url: str,
+        after: str,
+        *,
+        sent: signal.Signals = signal.SIGINT,
+        forward_termination: bool = True,
+        **event: Any,
+    ) -> str:
+        """Send the signal once a line is printed; return what is printed after that."""
+        (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+        bucket = emulator["MESSAGES_BUCKET"]
+        arguments = [bucket, url, json.dumps(event), json.dumps(forward_termination)]
+        with subprocess.Popen(
+            [sys.executable, "-c", RUN, *arguments],
+            env={**environment_without_pytest(), "DAGSTER_HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if after in line:
+                    break
+            process.send_signal(sent)
+            rest = process.stdout.read()
+            process.wait(30)
+        return rest
+
+    return interrupt
 
 
 DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2027-01-01")

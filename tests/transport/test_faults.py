@@ -1,19 +1,17 @@
 """Nothing is lost, and nothing is silently green: one test a fault."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import Materialize, environment_without_pytest, eventually, lines, run_asset, serve
+from conftest import Materialize, eventually, lines, run_asset, serve
 from faults import (
     FaultProxy,
     LateRequest,
@@ -664,44 +662,11 @@ def test_a_plain_request_before_between_and_during_calls_changes_nothing(
     assert second.success
 
 
-INTERRUPTED = """
-import sys
-import dagster as dg
-from google.cloud import storage
-from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
-
-bucket, url = sys.argv[1:]
-
-@dg.asset
-def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    reader = PipesCloudStorageMessageReader(bucket=bucket, client=storage.Client())
-    return PipesCloudFunctionClient(reader).run(
-        context=context, function_url=url, event={"task": "scripted", "lines": 100, "pause": 0.1}
-    ).get_materialize_result()
-
-dg.materialize([thing], instance=dg.DagsterInstance.get())
-"""
-
-
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_reported_as_interrupted_and_its_call_is_cancelled(
-    sent: signal.Signals, tmp_path: Path, emulator: Mapping[str, str], calls: FaultProxy
+    sent: signal.Signals, tmp_path: Path, interrupt: Callable[..., str], calls: FaultProxy
 ) -> None:
-    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, emulator["MESSAGES_BUCKET"], calls.url],
-        env={**environment_without_pytest(), "DAGSTER_HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "thing line 3" in line:
-                break
-        process.send_signal(sent)
-        rest = process.stdout.read()
-        process.wait(30)
+    rest = interrupt(calls.url, "thing line 3", sent=sent, lines=100, pause=0.1)
 
     deadline = time.monotonic() + 5
     while calls.in_flight and time.monotonic() < deadline:

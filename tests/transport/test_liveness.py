@@ -1,19 +1,14 @@
 """Dagster knows soon whether a function is alive, and a silent task that it was cancelled."""
 
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import psutil
 import pytest
 from conftest import (
     Materialize,
     Run,
-    environment_without_pytest,
     eventually,
     serve,
     server_at,
@@ -129,56 +124,8 @@ def test_the_process_that_stores_heartbeats_is_restarted(
     assert heartbeats(run) >= 2
 
 
-RUN = """
-import sys
-import dagster as dg
-from google.cloud import storage
-from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
-
-bucket, url, forwards = sys.argv[1:]
-
-@dg.asset
-def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    reader = PipesCloudStorageMessageReader(bucket=bucket, client=storage.Client())
-    client = PipesCloudFunctionClient(reader, forward_termination=forwards == "True")
-    return client.run(
-        context=context, function_url=url, event={"task": "scripted", "lines": 1, "sleeps": 8}
-    ).get_materialize_result()
-
-dg.materialize([thing], instance=dg.DagsterInstance.get())
-"""
-
-
-@pytest.fixture
-def terminate(
-    tmp_path: Path, emulator: Mapping[str, str], beating: FaultProxy
-) -> Callable[[bool], str]:
-    """Terminates the run of a silent task."""
-
-    def terminate(forward_termination: bool) -> str:
-        (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-        arguments = [emulator["MESSAGES_BUCKET"], beating.url, str(forward_termination)]
-        with subprocess.Popen(
-            [sys.executable, "-c", RUN, *arguments],
-            env={**environment_without_pytest(), "DAGSTER_HOME": str(tmp_path)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if "thing line 0" in line:
-                    break
-            process.send_signal(signal.SIGINT)
-            rest = process.stdout.read()
-            process.wait(30)
-        return rest
-
-    return terminate
-
-
-def test_a_silent_task_is_cancelled(terminate: Callable[[bool], str], beating: FaultProxy) -> None:
-    printed = terminate(True)
+def test_a_silent_task_is_cancelled(interrupt: Callable[..., str], beating: FaultProxy) -> None:
+    printed = interrupt(beating.url, "thing line 0", lines=1, sleeps=8)
 
     assert "TaskCancelledError" in printed
     eventually(lambda: beating.in_flight == 0, 1)
@@ -186,9 +133,9 @@ def test_a_silent_task_is_cancelled(terminate: Callable[[bool], str], beating: F
 
 
 def test_a_call_goes_on_if_termination_is_not_forwarded(
-    terminate: Callable[[bool], str], beating: FaultProxy
+    interrupt: Callable[..., str], beating: FaultProxy
 ) -> None:
-    printed = terminate(False)
+    printed = interrupt(beating.url, "thing line 0", forward_termination=False, lines=1, sleeps=8)
 
     assert "nterrupt" in printed
     assert "TaskCancelledError" not in printed

@@ -136,7 +136,7 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     for run_id in interrupted:
         console.print(
             f"run {run_id[:8]} was interrupted when Dagster ended, and is now canceled. To run it "
-            "again, re-execute it on the web page.",
+            "again, re-execute it from failure on the web page.",
             markup=False,
         )
     publish(servers["Dagster"], local)

@@ -28,7 +28,7 @@ from gcp_pipes.external.shutdown import when_ending
 from gcp_pipes.external.storage import create_object
 from gcp_pipes.protocol import CANCEL_PARAMETER, chunk_name, heartbeat_name
 
-_MOST_OBJECTS = 100  # that a call may store while it is being cancelled
+_MOST_OBJECTS = 100  # that a call may have stored, and Dagster has not read yet
 _TIMEOUT = 10.0  # seconds to wait for a response from Cloud Storage
 _TIME_TO_STOP = 1.0  # seconds, for the exception to be raised in the task
 _TIME_TO_FINISH = 3.0  # seconds, of the ten between SIGTERM and the end of the instance

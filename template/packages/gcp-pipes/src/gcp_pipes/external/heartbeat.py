@@ -1,9 +1,9 @@
 """Stores heartbeats for the calls in flight, which show Dagster that the function is alive.
 
 It is a separate program, started by `liveness.py`. A thread of the function could not do this:
-native code that holds the GIL stops all threads, and Dagster would give up a call that works.
+native code that holds the GIL stops all threads, and for Dagster, a call that works would be dead.
 
-The function sends JSON objects, one a line: what is known of a call, by the call's `id`. The
+The function sends JSON objects, one a line: updates of a call, which has an `id`. The
 program answers with `{"id": ...}` if Dagster has cancelled the call.
 """
 
@@ -140,16 +140,16 @@ def main() -> None:
             call.start_if_due()
 
 
-def _follow(told: dict[str, Any], calls: dict[int, _Call]) -> None:
-    """Do what the function tells of a call."""
-    number: int = told["id"]
-    if "url" in told:
-        calls[number] = _Call(told)
+def _follow(update: dict[str, Any], calls: dict[int, _Call]) -> None:
+    """Apply what the function has sent about a call."""
+    number: int = update["id"]
+    if "url" in update:
+        calls[number] = _Call(update)
     if call := calls.get(number):
-        call.headers = told.get("headers", call.headers)
-        if told.get("stored"):
+        call.headers = update.get("headers", call.headers)
+        if update.get("stored"):
             call.postpone()
-        if told.get("ended"):
+        if update.get("ended"):
             calls.pop(number).end()
 
 

@@ -30,7 +30,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from gcp_pipes.protocol import heartbeat_name
 
 _RENEWAL = 60.0  # seconds
-_MOST_TOLD = 10  # times in an interval, that messages were stored
+_MOST_UPDATES = 10  # in an interval, which say that messages were stored
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Heartbeat:
         self.has_started = False
         self._id = next(_ids)
         self._interval = interval
-        self._renewed = self._told = time.monotonic()
+        self._renewed = self._updated = time.monotonic()
         self.description: dict[str, Any] = {
             "url": f"{_api(client)}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
             "?uploadType=multipart&ifGenerationMatch=0&fields=name",
@@ -82,8 +82,8 @@ class Heartbeat:
 
     def messages_stored(self) -> None:
         """Postpone the next heartbeat, since messages show the same."""
-        if time.monotonic() - self._told > self._interval / _MOST_TOLD:
-            self._told = time.monotonic()
+        if time.monotonic() - self._updated > self._interval / _MOST_UPDATES:
+            self._updated = time.monotonic()
             _process.send(self._id, stored=True)
 
     def maintain(self) -> None:
@@ -118,13 +118,13 @@ class _HeartbeatProcess:
         """Let the process store the heartbeats of a call."""
         headers = call.headers()
         with self._lock:
-            self._tell_of(number, call, headers, is_resumed=False)
+            self._send_call(number, call, headers, is_resumed=False)
             self._calls[number] = call
 
-    def send(self, number: int, **told: object) -> None:
-        """Tell the process something about a call."""
+    def send(self, number: int, **update: object) -> None:
+        """Send the process an update of a call."""
         with self._lock, suppress(OSError):
-            self._send({"id": number, **told})
+            self._send({"id": number, **update})
 
     def remove(self, number: int) -> None:
         """Let the process forget a call."""
@@ -137,11 +137,11 @@ class _HeartbeatProcess:
         process = self._process
         return process is not None and process.poll() is None
 
-    def _send(self, told: dict[str, object]) -> None:
+    def _send(self, update: dict[str, object]) -> None:
         if not self.is_running():
             self._start()
         assert self._process is not None and self._process.stdin is not None  # noqa: S101, PT018
-        self._process.stdin.write(json.dumps(told) + "\n")
+        self._process.stdin.write(json.dumps(update) + "\n")
         self._process.stdin.flush()
 
     def _start(self) -> None:
@@ -154,13 +154,13 @@ class _HeartbeatProcess:
             target=self._receive, args=(process,), name="pipes-heartbeat", daemon=True
         ).start()
         for number, call in self._calls.items():
-            self._tell_of(number, call, call.headers(), is_resumed=True)
+            self._send_call(number, call, call.headers(), is_resumed=True)
 
-    def _tell_of(
+    def _send_call(
         self, number: int, call: Heartbeat, headers: dict[str, str], *, is_resumed: bool
     ) -> None:
-        told = {"id": number, **call.description, "headers": headers, "is_resumed": is_resumed}
-        self._send(told)
+        update = {"id": number, **call.description, "headers": headers, "is_resumed": is_resumed}
+        self._send(update)
 
     def _receive(self, process: "subprocess.Popen[str]") -> None:
         """Pass on which calls were cancelled, until the process ends."""

@@ -11,8 +11,8 @@ Each message also has a `number`, from 1, so the reader notices missing and dupl
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import StringIO
 from typing import IO, Self
 
@@ -165,7 +165,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
     def _upload_until_closing(self) -> None:
         # Forwarding what this thread logs would make one more message for each failed upload.
         # Errors are raised in the thread of the task.
-        with not_forwarded(), suppress(MessagesNotStoredError), self._alive():
+        with not_forwarded(), suppress(MessagesNotStoredError):
             while True:
                 with self._state:
                     self._state.wait_for(
@@ -176,16 +176,6 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
                 self._upload_waiting()
                 if self._heartbeat is not None:
                     self._heartbeat.maintain()
-
-    @contextmanager
-    def _alive(self) -> Iterator[None]:
-        """Store no further heartbeat after an error: nothing else may close the channel."""
-        try:
-            yield
-        except MessagesNotStoredError:
-            if self._heartbeat is not None:
-                self._heartbeat.stop()
-            raise
 
     def _upload_waiting(self) -> None:
         """Store all waiting messages as one chunk. After an error, store no more."""
@@ -200,6 +190,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             try:
                 self._store("\n".join(lines))
             except Exception as error:
+                if self._heartbeat is not None:  # nothing else may close the channel
+                    self._heartbeat.stop()
                 with self._state:
                     self._upload_error = error
                     self._state.notify_all()
@@ -292,8 +284,8 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         bucket: The only bucket to write to: requests with another bucket are rejected. None allows
             any bucket.
         interval: How long a message waits for its upload, at most, in seconds.
-        heartbeat_interval: How long nothing is stored, at most, in seconds. Dagster gives up a call
-            whose function has stored nothing for two and a half intervals.
+        heartbeat_interval: How long nothing is stored, at most, in seconds. For Dagster, a function
+            that has stored nothing for two and a half intervals is dead.
     """
 
     def __init__(

@@ -285,9 +285,11 @@ class _Reading:
     def _read_heartbeats(self) -> bool:
         """Look for a heartbeat, if there should be a new one; return whether there is."""
         handler = self._handler
-        if not isinstance(handler, CloudFunctionMessageHandler) or not handler.heartbeat_interval:
+        if not isinstance(handler, CloudFunctionMessageHandler):
             return False
         interval = handler.heartbeat_interval
+        if interval is None:
+            return False
         due = self._due or self._last_sign + interval + _TIME_TO_STORE
         is_caught_up = handler.heartbeat_count > 0 or not handler.is_followed
         if time.monotonic() < due and is_caught_up:

@@ -108,9 +108,9 @@ class StepCalls:
     ) -> None:
         self._instance = context.instance
         self._run = context.run
-        self._step_key = context.get_step_execution_context().step.key
+        self._step_key = _step_key(context)
         self._execution = _Execution(context.run_id, params)
-        self._crashed = _crashed_executions(context, self._step_key)
+        self._crashed = _crashed_executions(context)
         crashed_here = [each for each in self._crashed if each.run_id == context.run_id]
         self.logged = _logged_lines(context, crashed_here[0].recorded) if crashed_here else None
         self._lock = threading.Lock()  # guards the attribute below
@@ -195,7 +195,7 @@ class LoggedLines:
 
 
 def _logged_lines(context: StepContext, since: float) -> LoggedLines:
-    step_key = context.get_step_execution_context().step.key
+    step_key = _step_key(context)
     return LoggedLines(
         (int(entry.level), entry.user_message)
         for entry in context.instance.all_logs(context.run_id)
@@ -237,14 +237,20 @@ def earlier_run_ids(context: StepContext) -> list[str]:
 
 def _was_executed(context: StepContext) -> bool:
     """Whether the step was executed before in this run."""
-    if context.retry_number > 0 or not may_resume_runs(context.instance):
-        return context.retry_number > 0
-    step_key = context.get_step_execution_context().step.key
-    return start_count(context.instance, context.run_id, step_key) > 1
+    if context.retry_number > 0:
+        return True
+    if not may_resume_runs(context.instance):
+        return False
+    return start_count(context.instance, context.run_id, _step_key(context)) > 1
 
 
-def _crashed_executions(context: StepContext, step_key: str) -> list[_Execution]:
+def _step_key(context: StepContext) -> str:
+    return context.get_step_execution_context().step.key
+
+
+def _crashed_executions(context: StepContext) -> list[_Execution]:
     """The earlier executions of the step that have crashed since it last failed."""
+    step_key = _step_key(context)
     found: list[_Execution] = []
     for run_id in earlier_run_ids(context):
         before_start = list(found)

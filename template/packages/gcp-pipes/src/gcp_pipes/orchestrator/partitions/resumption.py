@@ -35,6 +35,8 @@ def missing_partitions(context: StepContext) -> list[str]:
     for run_id in earlier_run_ids(context):
         for event in _materializations(context.instance, run_id):
             done[event.asset_key].add(event.partition)
+    if not done:
+        return list(context.partition_keys)
     assets = required_assets(context) or context.selected_asset_keys
     # With SQLite, a crash can leave an event in the log of its run, but not in that of its asset.
     recorded = [done[key] & context.instance.get_materialized_partitions(key) for key in assets]
