@@ -1,6 +1,7 @@
 """Requests that cancel calls, as Dagster sends them when a run is terminated."""
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -92,3 +93,31 @@ def test_an_invalid_request_to_cancel_is_rejected(
 
     assert response.status_code == 400
     assert "is not a call with messages in gs://" in response.json["error"]
+
+
+def test_all_other_calls_are_cancelled_if_one_cannot_be(
+    web: FlaskClient, bucket: storage.Bucket, key_prefix: str
+) -> None:
+    for number in range(1, 101):
+        bucket.blob(f"{key_prefix}/{number}.json").upload_from_string("")
+    calls = [
+        {"bucket": bucket.name, "key_prefix": prefix, "next_chunk": 1}
+        for prefix in (key_prefix, *(f"{key_prefix}-{number}" for number in range(50)))
+    ]
+
+    response = web.post("/", json={"DAGSTER_PIPES_CANCEL": calls})
+
+    assert response.status_code == 409
+    assert f"{key_prefix}/1.json and the 99 objects after it exist" in response.json["error"]
+    stored = {blob.name for blob in bucket.client.list_blobs(bucket, prefix=f"{key_prefix}-")}
+    assert stored == {f"{key_prefix}-{number}/1.json" for number in range(50)}
+
+
+def test_a_task_is_not_stopped_while_it_acquires_a_lock_of_the_logging_module(
+    web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
+) -> None:
+    response = web.post("/", json=make_event(task="locking", DAGSTER_PIPES_TIMEOUT=0.3))
+
+    assert response.status_code == 500
+    assert read_messages()[-1]["params"]["exception"]["name"] == "TaskTimeoutError"
+    assert not sys.modules["tasks.locking"].locked.locked()

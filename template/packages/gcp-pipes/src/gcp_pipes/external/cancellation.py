@@ -11,17 +11,19 @@ import contextvars
 import ctypes
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, Conflict
 
 from gcp_pipes.external.message_writer import PipesCloudStorageMessageWriter, warning_chunk
 from gcp_pipes.external.shutdown import when_ending
@@ -29,7 +31,10 @@ from gcp_pipes.external.storage import create_object
 from gcp_pipes.protocol import CANCEL_PARAMETER, chunk_name, heartbeat_name
 
 _MOST_OBJECTS = 100  # that a call may have stored, and Dagster has not read yet
+_MOST_REQUESTS = 20  # that cancel calls, at the same time
 _TIMEOUT = 10.0  # seconds to wait for a response from Cloud Storage
+_TIME_TO_UNLOCK = 0.5  # seconds, for the task to leave code that holds locks
+_LOCKING = {"gcp_pipes", "logging", "queue", "threading"}  # packages of such code
 _TIME_TO_STOP = 1.0  # seconds, for the exception to be raised in the task
 _TIME_TO_FINISH = 3.0  # seconds, of the ten between SIGTERM and the end of the instance
 
@@ -95,18 +100,33 @@ def cancel_calls(event: Mapping[str, Any], bucket: storage.Bucket) -> None:
         bucket: The messages bucket.
 
     Raises:
-        BadRequest: The list contains something else.
+        BadRequest: The list contains something else. Nothing was cancelled.
+        Conflict: A call could not be cancelled. All others were, also with the errors below.
+        google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected a request.
+        google.api_core.exceptions.RetryError: It failed until the time limit.
     """
-    for call in event[CANCEL_PARAMETER]:
-        match call:
-            case {"bucket": bucket.name, "key_prefix": str(key_prefix), "next_chunk": int(chunk)}:
-                _create_next(bucket, partial(chunk_name, key_prefix), chunk)
-                if heartbeat := call.get("next_heartbeat"):
-                    _create_next(bucket, partial(heartbeat_name, key_prefix), heartbeat)
-            case _:
-                raise BadRequest(
-                    f"{call!r:.200} is not a call with messages in gs://{bucket.name}."
-                )
+    calls = event[CANCEL_PARAMETER]
+    for call in calls:
+        _check_call(call, bucket)
+    with ThreadPoolExecutor(_MOST_REQUESTS) as executor:
+        cancelling = [executor.submit(_cancel_call, call, bucket) for call in calls]
+    for each in cancelling:
+        each.result()
+
+
+def _check_call(call: object, bucket: storage.Bucket) -> None:
+    match call:
+        case {"bucket": bucket.name, "key_prefix": str(), "next_chunk": int()}:
+            pass
+        case _:
+            raise BadRequest(f"{call!r:.200} is not a call with messages in gs://{bucket.name}.")
+
+
+def _cancel_call(call: Mapping[str, Any], bucket: storage.Bucket) -> None:
+    key_prefix = call["key_prefix"]
+    _create_next(bucket, partial(chunk_name, key_prefix), call["next_chunk"])
+    if heartbeat := call.get("next_heartbeat"):
+        _create_next(bucket, partial(heartbeat_name, key_prefix), heartbeat)
 
 
 def _create_next(bucket: storage.Bucket, name: Callable[[int], str], expected: int) -> None:
@@ -119,6 +139,10 @@ def _create_next(bucket: storage.Bucket, name: Callable[[int], str], expected: i
         except PreconditionFailed:  # the call has stored more than Dagster has read
             continue
         return
+    raise Conflict(
+        f"gs://{bucket.name}/{name(expected)} and the {_MOST_OBJECTS - 1} objects after it exist: "
+        "the call stores faster than it can be cancelled."
+    )
 
 
 def run_task(
@@ -187,6 +211,7 @@ class _RunningTask:
 
     def stop(self, reason: TaskStoppedError) -> None:
         """Raise the reason in the task. If the task does not notice, make it the task's error."""
+        self._wait_while_locking()
         thread = ctypes.c_ulong(self._thread.ident or 0)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(type(reason)))
         self._thread.join(_TIME_TO_STOP)
@@ -206,11 +231,30 @@ class _RunningTask:
         except TaskStoppedError:  # raised after the task had ended
             pass
 
+    def _wait_while_locking(self) -> None:
+        """Wait while the task runs code that holds locks, such as `Condition.__enter__`.
+
+        An exception that is raised there may leave a lock locked. After each pause this thread has
+        the interpreter for some milliseconds, so the task is still where it was found when the
+        exception is raised.
+        """
+        deadline = time.monotonic() + _TIME_TO_UNLOCK
+        while time.monotonic() < deadline:
+            time.sleep(0.001)
+            modules = (str(frame.f_globals.get("__name__")) for frame in self._frames())
+            if _LOCKING.isdisjoint(module.partition(".")[0] for module in modules):
+                return
+
     def _stack(self) -> TracebackType | None:
         """Where the task is, as the traceback of an exception that it would raise there."""
-        frame = sys._current_frames().get(self._thread.ident or 0)
         traceback = None
-        while frame is not None and frame.f_code is not _RunningTask._run.__code__:
+        for frame in self._frames():
             traceback = TracebackType(traceback, frame, frame.f_lasti, frame.f_lineno)
-            frame = frame.f_back
         return traceback
+
+    def _frames(self) -> Iterator[FrameType]:
+        """Where the task is, the innermost frame first."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        while frame is not None and frame.f_code is not _RunningTask._run.__code__:
+            yield frame
+            frame = frame.f_back

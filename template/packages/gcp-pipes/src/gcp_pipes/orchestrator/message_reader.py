@@ -7,6 +7,7 @@ a `number`, which shows whether any is missing or was stored twice.
 
 import copy
 import json
+import math
 import re
 import sys
 import threading
@@ -33,7 +34,7 @@ _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  
 _FIRST_INTERVAL = 0.005  # seconds, doubled with each request up to the interval of the reader
 _INTERVAL_PER_CALL = 0.1  # seconds, with many calls in flight: so there are ten requests a second
 _MOST_CONNECTIONS = 1_000  # kept to Cloud Storage, one for each call in flight
-_LONGEST_INTERVAL = 30.0  # seconds, however many calls are in flight
+_LONGEST_INTERVAL = 20.0  # seconds, however many calls are in flight
 _MOST_SILENT_INTERVALS = 2.5  # without a sign of life, until the function counts as dead
 _TIME_TO_STORE = 1.0  # seconds for a heartbeat that is due
 _MOST_ERRORS = 10  # reported of one call: all messages often have the same
@@ -227,6 +228,8 @@ class _Reading:
         self._reader = reader
         self._params = params
         self._handler = handler
+        # None for a handler of Dagster's, which knows of no heartbeats.
+        self._call = handler if isinstance(handler, CloudFunctionMessageHandler) else None
         self._place = f"gs://{params['bucket']}/{params['key_prefix']}/"
         self._next_chunk = 1
         self._next_number = 1
@@ -243,7 +246,7 @@ class _Reading:
         has_logged_error = False
         interval = self._reader.first_interval
         while not (self._has_closed or is_last_request):
-            is_last_request = self.call_has_returned.wait(interval)
+            is_last_request = self.call_has_returned.wait(min(interval, self._time_to_live()))
             interval = min(2 * interval, self._reader.interval)
             try:
                 if is_last_request or not self._read_heartbeats():
@@ -284,12 +287,10 @@ class _Reading:
 
     def _read_heartbeats(self) -> bool:
         """Look for a heartbeat, if there should be a new one; return whether there is."""
-        handler = self._handler
-        if not isinstance(handler, CloudFunctionMessageHandler):
+        handler = self._call
+        if handler is None or handler.heartbeat_interval is None:
             return False
         interval = handler.heartbeat_interval
-        if interval is None:
-            return False
         due = self._due or self._last_sign + interval + _TIME_TO_STORE
         is_caught_up = handler.heartbeat_count > 0 or not handler.is_followed
         if time.monotonic() < due and is_caught_up:
@@ -310,21 +311,25 @@ class _Reading:
 
     def _look_for_death(self) -> None:
         """Let the call fail if the function has shown no sign of life for too long."""
-        handler = self._handler
-        if not isinstance(handler, CloudFunctionMessageHandler) or not handler.heartbeat_interval:
+        if self._call is None or self._has_closed or self._time_to_live() > 0:
             return
         silence = time.monotonic() - self._last_sign
-        limit = _MOST_SILENT_INTERVALS * handler.heartbeat_interval
-        if silence <= limit or handler.silence is not None or self._has_closed:
-            return
         if not self._read_heartbeats():  # there may be new ones, if reading has taken long
-            handler.presume_dead(silence)
+            self._call.presume_dead(silence)
+
+    def _time_to_live(self) -> float:
+        """How long the function may show no sign of life until it counts as dead, in seconds."""
+        handler = self._call
+        if handler is None or handler.heartbeat_interval is None or handler.silence is not None:
+            return math.inf
+        limit = _MOST_SILENT_INTERVALS * handler.heartbeat_interval
+        return max(self._last_sign + limit - time.monotonic(), 0.0)
 
     def _handle(self, chunk: str) -> None:
         self._last_sign = time.monotonic()
         self._due = None
-        if isinstance(self._handler, CloudFunctionMessageHandler):
-            self._handler.chunk_count += 1
+        if self._call is not None:
+            self._call.chunk_count += 1
         for line in chunk.split("\n"):
             try:
                 message = json.loads(line)
