@@ -34,7 +34,7 @@ _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  
 _FIRST_INTERVAL = 0.005  # seconds, doubled with each request up to the interval of the reader
 _INTERVAL_PER_CALL = 0.1  # seconds, with many calls in flight: so there are ten requests a second
 _MOST_CONNECTIONS = 1_000  # kept to Cloud Storage, one for each call in flight
-_LONGEST_INTERVAL = 20.0  # seconds, however many calls are in flight
+_LONGEST_INTERVAL = 15.0  # seconds, however many calls are in flight
 _MOST_SILENT_INTERVALS = 2.5  # without a sign of life, until the function counts as dead
 _TIME_TO_STORE = 1.0  # seconds for a heartbeat that is due
 _MOST_ERRORS = 10  # reported of one call: all messages often have the same
@@ -304,8 +304,10 @@ class _Reading:
         if handler.heartbeat_count == count:
             self._is_overdue = True
             return False
-        # In step with the function: from look to look, the reader would fall behind.
-        self._due = None if self._is_overdue or handler.is_followed else due + interval
+        self._due = None
+        if not (self._is_overdue or handler.is_followed):
+            # In step with the function: from look to look, the reader would fall behind.
+            self._last_sign, self._due = due, due + interval
         self._is_overdue = False
         return True
 
