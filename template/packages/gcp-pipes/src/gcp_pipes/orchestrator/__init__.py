@@ -7,8 +7,10 @@ from gcp_pipes.orchestrator.client import (
 from gcp_pipes.orchestrator.code_references import code_references
 from gcp_pipes.orchestrator.message_reader import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.outcome import PipesCloudFunctionError
+from gcp_pipes.orchestrator.plain_call import CloudFunctionAnswer
 
 __all__ = [
+    "CloudFunctionAnswer",
     "PipesCloudFunctionClient",
     "PipesCloudFunctionError",
     "PipesCloudFunctionEventContextInjector",

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import random
 import re
 import sys
 import threading
@@ -27,7 +26,13 @@ from gcp_pipes.orchestrator.auth import explain_auth_error
 from gcp_pipes.orchestrator.context import StepContext
 from gcp_pipes.orchestrator.dagster_internals import MessageHandler, metadata_map_from_external
 from gcp_pipes.orchestrator.event import request_body
-from gcp_pipes.orchestrator.http import CloudFunctionResponse, Outcome, invoke_cloud_function
+from gcp_pipes.orchestrator.http import (
+    CloudFunctionResponse,
+    Outcome,
+    invoke_cloud_function,
+    retry_delays,
+    trace_headers,
+)
 from gcp_pipes.orchestrator.step_calls import CallHandle, LoggedLines
 from gcp_pipes.orchestrator.urllib3_internals import interruptible
 from gcp_pipes.orchestrator.urls import is_loopback
@@ -44,7 +49,6 @@ from gcp_pipes.protocol import (
 
 _MARGIN = 10.0  # seconds that a response may come after the function's timeout
 _TIME_TO_START = 300.0  # seconds; Google Cloud stops waiting for an instance after 240
-_FIRST_DELAY = 0.5  # seconds before the first retry
 _MOST_BLOCKED = 10  # earlier attempts that a retry prevents from starting
 _OPENED = "[pipes] external process successfully opened dagster pipes."  # Dagster logs it
 _LEVELS = {name: number for number, name in LEVELS.items()}
@@ -356,7 +360,7 @@ class CloudFunctionCaller:
         earlier = list(_crashed_attempts(handle))
         if followed := self._follow_started(earlier, context_data, make_handler, handle):
             return followed
-        for number, delay in enumerate(_delays(self._retry_timeout / 4), start=1):
+        for number, delay in enumerate(retry_delays(self._retry_timeout / 4), start=1):
             handler = make_handler()
             if handle is not None:
                 handler.read_at(handle.params_of(number))
@@ -549,10 +553,7 @@ class CloudFunctionCaller:
             self._http_session,
             url=self._function_url,
             data=request_body(event, parameters),
-            headers={
-                "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
-                "Function-Execution-Id": session.context_data["run_id"],
-            },
+            headers=trace_headers(trace, session.context_data["run_id"]),
             timeout=self._timeout + _MARGIN,
         )
 
@@ -646,14 +647,6 @@ def _explain_lost(response: CloudFunctionResponse, handler: CloudFunctionMessage
     if handler.is_followed:
         return f"{response.error}."
     return f"Lost the connection after {response.seconds:.1f} s ({response.error})."
-
-
-def _delays(longest: float) -> Iterator[float]:
-    """Seconds to wait before each retry: exponential backoff with jitter."""
-    delay = _FIRST_DELAY
-    while True:
-        yield delay * random.uniform(0.5, 1.0)  # noqa: S311  # nothing to keep secret
-        delay = max(min(2 * delay, longest), _FIRST_DELAY)
 
 
 def _level(name: str | None) -> str:

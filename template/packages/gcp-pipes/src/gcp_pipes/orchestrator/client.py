@@ -35,6 +35,7 @@ from gcp_pipes.orchestrator.message_reader import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.outcome import (
     PipesCloudFunctionError,
     describe,
+    details,
     find_problem,
     summarize,
 )
@@ -44,6 +45,7 @@ from gcp_pipes.orchestrator.partitions import (
     run_partitions,
 )
 from gcp_pipes.orchestrator.partitions.fan_out import Report
+from gcp_pipes.orchestrator.plain_call import CloudFunctionAnswer, call_plain_function
 from gcp_pipes.orchestrator.results import CompletedCall
 from gcp_pipes.orchestrator.step_calls import CallHandle, StepCalls, call_identity
 from gcp_pipes.orchestrator.urls import root_url
@@ -254,13 +256,53 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             max_in_flight=max_in_flight,
         )
 
+    def call(
+        self,
+        *,
+        context: Context,
+        function_url: str,
+        event: Event,
+        timeout: float | None = None,
+        retry_timeout: float | None = None,
+    ) -> CloudFunctionAnswer:
+        """Call a function that knows nothing of Pipes, in any language, and wait for its response.
+
+        A status of 2xx is success. Only a call that cannot have started is retried: one that could
+        not connect, or that Google rejected with 429, since no instance was free. If the run is
+        terminated, the function goes on.
+
+        Args:
+            context: The context of the asset, the asset check, or the op.
+            function_url: The function's URL. A request to https carries an identity token.
+            event: The body of the request: a JSON object. Nothing is added to it.
+            timeout: As for the client, for this call. The function does not learn of it.
+            retry_timeout: As for the client, for this call.
+
+        Returns:
+            What the function responded. Return it from an asset by `.get_materialize_result()`.
+
+        Raises:
+            PipesCloudFunctionError: The event could not be sent, the function could not be called,
+                its status is not 2xx, or its response was lost.
+        """
+        step = context.op_execution_context
+        return call_plain_function(
+            step,
+            self._http_session(function_url),
+            function_url,
+            self._serialize(event, None),
+            timeout=self._timeout if timeout is None else timeout,
+            retry_timeout=self._retry_timeout if retry_timeout is None else retry_timeout,
+            project=self._project,
+        )
+
     def close(self) -> None:
         """Close the connections. A later call opens new ones."""
         with self._lock:
             while self._sessions:
                 self._sessions.popitem()[1].close()
 
-    def _serialize(self, event: Event, context_data: PipesContextData) -> bytes:
+    def _serialize(self, event: Event, context_data: PipesContextData | None) -> bytes:
         is_in_body = isinstance(self._context_injector, dg.PipesEnvContextInjector)
         try:
             return serialize(event, context_data if is_in_body else None)
@@ -277,7 +319,9 @@ class PipesCloudFunctionClient(dg.PipesClient, TreatAsResourceParam):
             implicit_materializations=self.implicit_materializations,
         )
         if problem:
-            raise PipesCloudFunctionError(f"{problem}\n\n{summarize(attempt)}", metadata=metadata)
+            raise PipesCloudFunctionError(
+                f"{problem}\n\n{summarize(details(attempt))}", metadata=metadata
+            )
         implicit = self.implicit_materializations
         return CompletedCall(context, attempt, metadata, implicit_materializations=implicit)
 

@@ -1,10 +1,13 @@
 """The HTTP request that calls a cloud function, and what its response means."""
 
+import json
+import random
 import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -16,9 +19,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ProxyError
 
+from gcp_pipes.orchestrator.redaction import redact
 from gcp_pipes.orchestrator.urllib3_internals import close_idle_connections
 
 _CONNECT_TIMEOUT = 10.0  # seconds
+_FIRST_DELAY = 0.5  # seconds before the first retry
 _MOST_CONNECTIONS = 1_000  # kept for further calls, to one host
 _ERROR_TEXT_LIMIT = 2_000  # characters
 _SIGN_IN = (
@@ -62,12 +67,14 @@ class CloudFunctionResponse:
         status: The HTTP status; None if there was no response.
         error: What went wrong; None for a status of 2xx.
         seconds: How long the request took.
+        body: The body of a response of 2xx.
     """
 
     outcome: Outcome
     status: int | None
     error: str | None
     seconds: float
+    body: bytes = b""
 
     @property
     def may_start_late(self) -> bool:
@@ -114,9 +121,39 @@ def invoke_cloud_function(
     except ValueError as error:  # requests parses the target even if it does not follow it
         problem = f"the target of a redirect could not be parsed: {error}."
         return CloudFunctionResponse(Outcome.FINISHED, None, problem, time.monotonic() - started)
-    status = response.status_code
-    error_text = None if 200 <= status < 300 else _error_text(response)
-    return CloudFunctionResponse(_outcome(response), status, error_text, time.monotonic() - started)
+    is_ok = 200 <= response.status_code < 300
+    return CloudFunctionResponse(
+        _outcome(response),
+        response.status_code,
+        None if is_ok else _error_text(response),
+        time.monotonic() - started,
+        response.content if is_ok else b"",
+    )
+
+
+def trace_headers(trace: str, run_id: str) -> dict[str, str]:
+    """The headers by which Google Cloud finds what a function logs of a request.
+
+    Args:
+        trace: The ID of the request's trace: 32 hexadecimal digits.
+        run_id: The ID of the Dagster run.
+    """
+    return {
+        "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
+        "Function-Execution-Id": run_id,
+    }
+
+
+def retry_delays(longest: float) -> Iterator[float]:
+    """Seconds to wait before each retry: exponential backoff with jitter.
+
+    Args:
+        longest: The longest delay in seconds.
+    """
+    delay = _FIRST_DELAY
+    while True:
+        yield delay * random.uniform(0.5, 1.0)  # noqa: S311  # nothing to keep secret
+        delay = max(min(2 * delay, longest), _FIRST_DELAY)
 
 
 def _outcome(response: requests.Response) -> Outcome:
@@ -163,8 +200,18 @@ def _error_text(response: requests.Response) -> str:
         return f"{response.reason} ({challenge})."
     if response.text.lstrip().startswith("<"):
         return f"{response.reason}."
-    text = _function_error(response) or response.text[:_ERROR_TEXT_LIMIT]
+    text = _function_error(response) or _redacted(response.text)[:_ERROR_TEXT_LIMIT]
     return text or f"{response.reason}."
+
+
+def _redacted(text: str) -> str:
+    """The text of a response; if it is JSON, without secrets."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    redacted = redact(value)
+    return text if redacted == value else json.dumps(redacted, ensure_ascii=False)
 
 
 def is_redirect(status: int | None) -> bool:

@@ -1,6 +1,6 @@
 """Whether a call of a cloud function succeeded, and the metadata of the call."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote, urlencode
 
 import dagster as dg
@@ -81,12 +81,15 @@ def _find_failure(attempt: Attempt) -> str | None:
             f"The response of the cloud function was lost ({response.error}), and its messages do "
             "not say how it ended. It may have done all or part of its work: see its logs."
         )
-    if response.error is not None:
-        status = f"responded {response.status}" if response.status else "could not be reached"
-        return (
-            f"The cloud function {status}: {response.error} {attempt.auth_error or _hint(response)}"
-        )
-    return None
+    return explain_response(response, attempt.auth_error)
+
+
+def explain_response(response: CloudFunctionResponse, auth_error: str | None) -> str | None:
+    """What went wrong by a response, or without one, and what to do; None for a status of 2xx."""
+    if response.error is None:
+        return None
+    status = f"responded {response.status}" if response.status else "could not be reached"
+    return f"The cloud function {status}: {response.error} {auth_error or _hint(response)}"
 
 
 def _hint(response: CloudFunctionResponse) -> str:
@@ -206,15 +209,26 @@ def _first_line(exception: PipesException) -> str:
 
 def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:
     """The metadata of a call, however it ended: its duration, a table, and a link to its logs."""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in details(attempt).items())
+    return call_metadata(
+        details(attempt),
+        attempt.response.seconds,
+        logs_url(
+            project, attempt.function_url, attempt.trace, attempt.session.context_data["run_id"]
+        ),
+    )
+
+
+def call_metadata(
+    details: Mapping[str, str], seconds: float, logs: str | None
+) -> dict[str, dg.MetadataValue]:
+    """The metadata of a call: its duration, a table of its details, and a link to its logs."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in details.items())
     metadata: dict[str, dg.MetadataValue] = {
-        "cloud_function_seconds": dg.MetadataValue.float(round(attempt.response.seconds, 3)),
+        "cloud_function_seconds": dg.MetadataValue.float(round(seconds, 3)),
         "cloud_function_call": dg.MetadataValue.md(f"| call | |\n| --- | --- |\n{rows}"),
     }
-    if project is not None and not is_loopback(attempt.function_url):
-        run_id = attempt.session.context_data["run_id"]
-        url = logs_url(project, attempt.trace, run_id)
-        metadata["cloud_function_logs"] = dg.MetadataValue.url(url)
+    if logs is not None:
+        metadata["cloud_function_logs"] = dg.MetadataValue.url(logs)
     return metadata
 
 
@@ -235,17 +249,19 @@ def details(attempt: Attempt) -> dict[str, str]:
     return values
 
 
-def summarize(attempt: Attempt) -> str:
+def summarize(details: Mapping[str, str]) -> str:
     """What is known of a call, with one value in each line."""
-    return "\n".join(f"{name}: {value}" for name, value in details(attempt).items())
+    return "\n".join(f"{name}: {value}" for name, value in details.items())
 
 
-def logs_url(project: str, trace: str, run_id: str) -> str:
-    """The page of Cloud Logging with what the function logged of a call.
+def logs_url(project: str | None, function_url: str, trace: str, run_id: str) -> str | None:
+    """The page of Cloud Logging with what the function logged of a call; None on this machine.
 
     Google may give the request another trace than that of the call, so the page also finds it by
     the run, which the function adds to what it logs during the call.
     """
+    if project is None or is_loopback(function_url):
+        return None
     by_trace, by_run = f"projects/{project}/traces/{trace}", f'labels.dagster_run_id="{run_id}"'
     query = quote(f'trace="{by_trace}" OR {by_run}', safe="")
     return (

@@ -8,7 +8,12 @@ import dagster as dg
 from gcp_pipes.orchestrator.call import Attempt
 from gcp_pipes.orchestrator.context import StepContext, assets_of_step, is_observable
 from gcp_pipes.orchestrator.dagster_internals import NO_FURTHER_EVENT
-from gcp_pipes.orchestrator.outcome import PipesCloudFunctionError, find_missing_results, summarize
+from gcp_pipes.orchestrator.outcome import (
+    PipesCloudFunctionError,
+    details,
+    find_missing_results,
+    summarize,
+)
 
 Result = dg.MaterializeResult[Any] | dg.ObserveResult | dg.AssetCheckResult
 """What an asset or an asset check yields."""
@@ -55,7 +60,7 @@ class CompletedCall(dg.PipesClientCompletedInvocation):
         implicit = implicit_materializations and self._allows_implicit
         if problem := find_missing_results(self._context, self._handler, implicit):
             raise PipesCloudFunctionError(
-                f"{problem}\n\n{summarize(self._attempt)}", metadata=self.metadata
+                f"{problem}\n\n{summarize(details(self._attempt))}", metadata=self.metadata
             )
         results = tuple(  # an asset may return it: Dagster accepts no list there
             result

@@ -1,0 +1,180 @@
+"""Calls a function that knows nothing of Pipes, in any language: its response is the result."""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+import requests
+
+from gcp_pipes.orchestrator.auth import explain_auth_error
+from gcp_pipes.orchestrator.context import StepContext
+from gcp_pipes.orchestrator.http import (
+    CloudFunctionResponse,
+    Outcome,
+    invoke_cloud_function,
+    retry_delays,
+    trace_headers,
+)
+from gcp_pipes.orchestrator.outcome import (
+    PipesCloudFunctionError,
+    call_metadata,
+    explain_response,
+    logs_url,
+    summarize,
+)
+from gcp_pipes.orchestrator.redaction import redact
+
+_MOST_VALUES = 100  # of an answer, in metadata
+_LARGEST_VALUE = 10_000  # characters of a value in metadata, as JSON
+
+
+@dataclass(frozen=True)
+class CloudFunctionAnswer:
+    """What a function without Pipes responded.
+
+    Attributes:
+        value: The body of the response: the value of its JSON; text, if it is not JSON; None, if it
+            is empty.
+        metadata: The same as metadata, for the event log, and the duration of the call, a table,
+            and a link to the function's logs. Of a JSON object, each member is an entry. Values
+            whose name is that of a secret are hidden, and long ones are cut.
+    """
+
+    value: Any
+    metadata: Mapping[str, dg.MetadataValue]
+
+    def get_materialize_result(
+        self, asset_key: dg.AssetKey | str | None = None
+    ) -> dg.MaterializeResult[None]:
+        """The result for an asset to return.
+
+        Args:
+            asset_key: The asset. Required if the step has several.
+        """
+        return dg.MaterializeResult(asset_key=asset_key, metadata=self.metadata)
+
+
+def call_plain_function(
+    context: StepContext,
+    http_session: requests.Session,
+    function_url: str,
+    body: bytes,
+    *,
+    timeout: float,
+    retry_timeout: float,
+    project: str | None,
+) -> CloudFunctionAnswer:
+    """Post an event, until the function responds.
+
+    Args:
+        context: The context of the step.
+        http_session: The session for the function, with its credentials.
+        function_url: The function's URL.
+        body: The event, as JSON.
+        timeout: How long to wait for the response, in seconds.
+        retry_timeout: How long a call that cannot have started is retried, in seconds.
+        project: The Google Cloud project of the function, for the link to its logs.
+
+    Raises:
+        PipesCloudFunctionError: The response is not 2xx, or was lost.
+    """
+    started = time.monotonic()
+    trace = uuid.uuid4().hex
+    for attempt, delay in enumerate(retry_delays(retry_timeout / 4), start=1):
+        response = invoke_cloud_function(
+            http_session,
+            url=function_url,
+            data=body,
+            headers=trace_headers(trace, context.run_id),
+            timeout=timeout,
+        )
+        is_in_time = time.monotonic() + delay <= started + retry_timeout
+        if not (_cannot_have_started(response) and is_in_time):
+            break
+        context.log.warning(
+            f"Attempt {attempt} did not reach the cloud function: {response.error} Retrying in "
+            f"{delay:.1f} s."
+        )
+        time.sleep(delay)
+    details = {
+        "url": function_url,
+        "status": "none" if response.status is None else str(response.status),
+        "attempts": str(attempt),
+        "seconds": f"{response.seconds:.3f}",
+        "trace": trace,
+    }
+    logs = logs_url(project, function_url, trace, context.run_id)
+    metadata = call_metadata(details, response.seconds, logs)
+    if problem := _find_problem(http_session, response):
+        raise PipesCloudFunctionError(f"{problem}\n\n{summarize(details)}", metadata=metadata)
+    answer = _parse(response.body)
+    return CloudFunctionAnswer(answer, {**_as_metadata(answer), **metadata})
+
+
+def _cannot_have_started(response: CloudFunctionResponse) -> bool:
+    """Whether a request surely has not reached the function: no connection, or no free instance.
+
+    Other than that, 500, 502 and 503 may come from an instance that has ended in mid-call. The
+    messages of Pipes would say whether it had started.
+    """
+    return response.outcome is Outcome.NOT_STARTED and not response.may_start_late
+
+
+def _find_problem(http_session: requests.Session, response: CloudFunctionResponse) -> str | None:
+    if response.outcome is Outcome.UNKNOWN:
+        return (
+            f"The response of the cloud function was lost ({response.error}). It may have done all "
+            "or part of its work, so it is not called again: see its logs."
+        )
+    auth_error = None
+    if response.status in (401, 403):
+        auth_error = explain_auth_error(http_session, response.status)
+    return explain_response(response, auth_error)
+
+
+def _parse(body: bytes) -> Any:
+    """The value of JSON, or text; None for an empty body."""
+    text = body.decode(errors="replace")
+    try:
+        return json.loads(text, parse_constant=str) if text else None
+    except (ValueError, RecursionError):
+        return text
+
+
+def _as_metadata(answer: Any) -> dict[str, dg.MetadataValue]:
+    if answer is None:
+        return {}
+    values = answer if isinstance(answer, dict) else {"response": answer}
+    shown = dict(list(values.items())[:_MOST_VALUES])
+    metadata = {name: _metadata_value(redact(value, name)) for name, value in shown.items()}
+    if len(values) > len(shown):
+        metadata["further values"] = dg.MetadataValue.int(len(values) - len(shown))
+    return metadata
+
+
+def _metadata_value(value: Any) -> dg.MetadataValue:
+    """A value of JSON as metadata of its type."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(text) > _LARGEST_VALUE:
+        return dg.MetadataValue.text(
+            f"{text[:_LARGEST_VALUE]} … (the first {_LARGEST_VALUE} of {len(text)} characters)"
+        )
+    match value:
+        case bool():
+            return dg.MetadataValue.bool(value)
+        case int():
+            return dg.MetadataValue.int(value)
+        case float():
+            return dg.MetadataValue.float(value)
+        case None:
+            return dg.MetadataValue.null()
+        case str() if re.fullmatch(r"https?://\S+", value):
+            return dg.MetadataValue.url(value)
+        case str():
+            return dg.MetadataValue.text(value)
+    return dg.MetadataValue.json(value)
