@@ -248,10 +248,11 @@ class _Reading:
         while not (self._has_closed or is_last_request):
             is_last_request = self.call_has_returned.wait(min(interval, self._time_to_live()))
             interval = min(2 * interval, self._reader.interval)
+            asked = time.monotonic()
             try:
                 if is_last_request or not self._read_heartbeats():
                     self._read_available()
-                    self._look_for_death()
+                    self._look_for_death(asked)
                 if is_last_request and not self._has_closed:
                     self._read_after_gaps()
             except Exception as error:
@@ -311,8 +312,15 @@ class _Reading:
         self._is_overdue = False
         return True
 
-    def _look_for_death(self) -> None:
-        """Let the call fail if the function has shown no sign of life for too long."""
+    def _look_for_death(self, asked: float) -> None:
+        """Let the call fail if the function has shown no sign of life for too long.
+
+        Args:
+            asked: When the latest request to Cloud Storage was made. While Cloud Storage does not
+                respond, the function may be unable to store anything.
+        """
+        if self._last_sign < asked:
+            self._last_sign += time.monotonic() - asked
         if self._call is None or self._has_closed or self._time_to_live() > 0:
             return
         silence = time.monotonic() - self._last_sign
