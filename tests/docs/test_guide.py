@@ -99,12 +99,15 @@ def test_the_page_lists_the_settings_that_the_code_reads() -> None:
 
 def test_the_page_lists_the_metadata_that_the_code_reports() -> None:
     orchestrator = GCP_PIPES / "orchestrator"
-    name = re.compile(
-        r"cloud_function_\w+|table_(location|version|size_bytes|files)|preview|dagster/\w+"
+    name = re.compile(r"table_(location|version|size_bytes|files)|preview|dagster/\w+")
+    suffix = re.compile(r"_[a-z]+")  # of what is called
+    [what] = re.findall(
+        r'^    what = "(.+)"$', (orchestrator / "cloud_function.py").read_text(), re.M
     )
     partitions = re.compile(r"failed_partitions|partitions_\w+")
     of_calls = texts(orchestrator / "outcome.py", GCP_PIPES / "external" / "written_table.py")
     found = set(filter(name.fullmatch, of_calls))
+    found |= {f"{what.replace(' ', '_')}{each}" for each in filter(suffix.fullmatch, of_calls)}
     found |= set(filter(partitions.fullmatch, texts(orchestrator / "partitions" / "results.py")))
 
     assert first_cells("metadata.md") == found

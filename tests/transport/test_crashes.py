@@ -299,6 +299,27 @@ def test_a_call_whose_function_was_killed_too_is_made_again(
     assert dagster.materializations("one") == {None: 1}
 
 
+def test_a_call_that_is_known_to_be_dead_is_not_followed_again(
+    dagster: Dagster, emulator: Mapping[str, str]
+) -> None:
+    storage_url = emulator["STORAGE_EMULATOR_HOST"]
+    with serve(CLOUD_FUNCTION / "main.py", storage_url, HEARTBEAT_INTERVAL="1") as url:
+        dagster.url = url
+        run_id = dagster.launch("one", lines=6, pause=1.0)
+        eventually(lambda: dagster.states() == ["started"])
+        for worker in server_at(url).children():
+            worker.kill()
+        dagster.kill_step()
+        eventually(lambda: dagster.states() == ["started", "started"])
+
+        dagster.kill_step()
+
+        assert dagster.wait(run_id) == "SUCCESS"
+    assert dagster.states() == ["started", "ended"]
+    texts = [entry.user_message for entry in dagster.instance.all_logs(run_id)]
+    assert sum("has failed, so it is made again" in text for text in texts) == 1
+
+
 def test_identical_calls_are_distinguished(dagster: Dagster) -> None:
     run_id = dagster.launch("one", count=3, lines=1, pause=2.0)
     eventually(lambda: dagster.states() == ["ended", "started"])

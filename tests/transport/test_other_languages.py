@@ -103,8 +103,8 @@ def test_an_exception_of_the_function_fails_the_step_with_its_stack(
     run = run_asset(words)
 
     assert not run.success
-    assert "event.text.split is not a function" in run.failure
-    assert "index.js:" in run.failure
+    assert "raised an exception: TypeError: event.text.split is not a function\n" in run.failure
+    assert re.search(r"index\.js:\d+:\d+\)\n.*TypeError: event.text", run.failure, re.DOTALL)
 
 
 def test_a_retry_prevents_an_earlier_attempt_from_starting(

@@ -104,6 +104,10 @@ def test_the_function_receives_the_event_and_nothing_else(call: Call) -> None:
         ({"text": "Done."}, "Done."),
         ({"text": "[" * 100_000}, "[" * 10_000 + " … (the first 10000 of 100000 characters)"),
         ({"text": '{"rows": NaN'}, '{"rows": NaN'),
+        ({"text": "[" * 600 + "]" * 600}, "JSON that is too deep to be shown"),
+        ({"text": "\ufeff3"}, 3),
+        ({"text": '"half a pair: \\ud800"'}, "half a pair: ?"),
+        ({"text": "[1e400, NaN]"}, ["1e400", "NaN"]),
     ],
 )
 def test_an_answer_that_is_no_json_object_is_metadata_too(
@@ -128,9 +132,39 @@ def test_a_large_answer_is_cut(call: Call) -> None:
     run = call(answer={"long": list(range(10_000)), **answer})
 
     assert str(run.metadata["long"]).endswith("(the first 10000 of 58890 characters)")
-    assert run.metadata["further values"] == 21
+    assert run.metadata["response/further values"] == 21
     assert run.metadata["value 098"] == 98
     assert "value 099" not in run.metadata
+
+
+def test_names_with_a_meaning_for_dagster_or_the_client_are_changed(call: Call) -> None:
+    answer = {
+        "__source_asset_observation__": True,
+        "dagster/row_count": "three",
+        "cloud_function_seconds": 3,
+        "x" * 300: 1,
+    }
+
+    run = call(answer=answer)
+
+    assert run.success
+    assert run.metadata["response/__source_asset_observation__"] is True
+    assert run.metadata["response/dagster/row_count"] == "three"
+    assert run.metadata["response/cloud_function_seconds"] == 3
+    assert run.metadata["x" * 200] == 1
+
+
+def test_an_error_that_is_too_deep_is_text(call: Call) -> None:
+    run = call(text="[" * 600 + "]" * 600, status=400)
+
+    assert "The cloud function responded 400: [[[[" in run.failure
+
+
+def test_a_429_of_the_function_itself_is_not_retried(call: Call, plain: FaultProxy) -> None:
+    run = call(answer={"error": "too many orders"}, status=429)
+
+    assert "The cloud function responded 429: too many orders" in run.failure
+    assert len(plain.seen) == 1
 
 
 def test_secrets_are_not_in_the_event_log(call: Call) -> None:
@@ -139,6 +173,7 @@ def test_secrets_are_not_in_the_event_log(call: Call) -> None:
         "rows": 3,
         "accounts": [{"user": "me", "Password": "abc-2"}],
         "apiKey": "abc-3",
+        "credentials": {"value": ["abc-4"]},
         "tokens": 7,
     }
 

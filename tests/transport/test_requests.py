@@ -19,9 +19,9 @@ from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMe
 from gcp_pipes.orchestrator.event import EventError, request_body, serialize
 from gcp_pipes.orchestrator.http import (
     CloudFunctionAdapter,
-    Outcome,
     invoke_cloud_function,
 )
+from gcp_pipes.orchestrator.launcher import Outcome
 from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage

@@ -108,7 +108,7 @@ def test_all_other_calls_are_cancelled_if_one_cannot_be(
     response = web.post("/", json={"DAGSTER_PIPES_CANCEL": calls})
 
     assert response.status_code == 409
-    assert f"{key_prefix}/1.json and the 99 objects after it exist" in response.json["error"]
+    assert f"{key_prefix}/1.json and the 99 objects after it exist" in response.get_json()["error"]
     stored = {blob.name for blob in bucket.client.list_blobs(bucket, prefix=f"{key_prefix}-")}
     assert stored == {f"{key_prefix}-{number}/1.json" for number in range(50)}
 

@@ -22,7 +22,7 @@ DATA: PipesContextData = {
 
 
 def step_calls(context: dg.OpExecutionContext) -> StepCalls:
-    return StepCalls(context, PARAMS, function_url="https://function", timeout=60)
+    return StepCalls(context, PARAMS, target="https://function", timeout=60)
 
 
 def test_the_handle_of_a_call_is_in_the_event_log_before_the_call(
@@ -38,7 +38,7 @@ def test_the_handle_of_a_call_is_in_the_event_log_before_the_call(
         ]
         metadata = event.engine_event_data.metadata
         assert metadata["prefix"].value == "gs://messages/0123/"
-        assert metadata["function"].value == "https://function"
+        assert metadata["target"].value == "https://function"
         assert metadata["timeout (s)"].value == 60
         assert metadata["attempt"].value == 1
 
@@ -71,7 +71,7 @@ def test_a_step_that_failed_has_no_calls_to_follow(
 ) -> None:
     @dg.op(retry_policy=dg.RetryPolicy(max_retries=1))
     def call(context: dg.OpExecutionContext) -> None:
-        assert step_calls(context).next_call("a").crashed == []
+        assert list(step_calls(context).next_call("a").crashed) == []
         if context.retry_number == 0:
             raise error("The call has failed.")
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from gcp_pipes.components.checked_component import CheckedComponent, checked, omit_template
 from gcp_pipes.components.yaml_errors import MustBe, Place, did_you_mean, nearest, wrong_value
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudFunctionError
-from gcp_pipes.orchestrator.client import log_custom_messages
 from gcp_pipes.orchestrator.code_references import CLOUD_FUNCTION, link_to, task_reference
+from gcp_pipes.orchestrator.external_client import log_custom_messages
 from gcp_pipes.orchestrator.urls import find_url, url_variable
 
 

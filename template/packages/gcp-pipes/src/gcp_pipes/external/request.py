@@ -1,6 +1,7 @@
 """Reads requests, opens their Pipes contexts, and turns errors into responses."""
 
 import functools
+import json
 import logging
 import re
 import time
@@ -82,7 +83,8 @@ def open_pipes(
     several requests at the same time.
 
     Args:
-        event: The request's body, with the parameters that the Pipes client added.
+        event: The request's body, with the parameters that the Pipes client added. Elsewhere than
+            in a function, `os.environ`.
         message_writer: Writes the messages to Dagster.
 
     Raises:
@@ -96,7 +98,11 @@ def open_pipes(
         if REPLACES_PARAMETER in event and isinstance(
             message_writer, PipesCloudStorageMessageWriter
         ):
-            message_writer.block(params_loader.load_messages_params(), event[REPLACES_PARAMETER])
+            replaces = event[REPLACES_PARAMETER]
+            message_writer.block(
+                params_loader.load_messages_params(),
+                json.loads(replaces) if isinstance(replaces, str) else replaces,
+            )
         return PipesCloudFunctionContext(params_loader, PipesDefaultContextLoader(), message_writer)
     except MessagesNotStoredError:
         raise

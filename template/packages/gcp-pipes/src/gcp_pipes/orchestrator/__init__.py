@@ -4,16 +4,24 @@ from gcp_pipes.orchestrator.client import (
     PipesCloudFunctionClient,
     PipesCloudFunctionEventContextInjector,
 )
+from gcp_pipes.orchestrator.cloud_function import PipesCloudFunctionError
 from gcp_pipes.orchestrator.code_references import code_references
+from gcp_pipes.orchestrator.external_client import PipesExternalClient
+from gcp_pipes.orchestrator.launcher import Ending, Launch, Launcher, Outcome, PipesCallError
 from gcp_pipes.orchestrator.message_reader import PipesCloudStorageMessageReader
-from gcp_pipes.orchestrator.outcome import PipesCloudFunctionError
 from gcp_pipes.orchestrator.plain_call import CloudFunctionAnswer
 
 __all__ = [
     "CloudFunctionAnswer",
+    "Ending",
+    "Launch",
+    "Launcher",
+    "Outcome",
+    "PipesCallError",
     "PipesCloudFunctionClient",
     "PipesCloudFunctionError",
     "PipesCloudFunctionEventContextInjector",
     "PipesCloudStorageMessageReader",
+    "PipesExternalClient",
     "code_references",
 ]

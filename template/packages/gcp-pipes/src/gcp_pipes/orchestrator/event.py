@@ -1,7 +1,7 @@
 """Serializes the event of a call, once for all its attempts, as the body of the request."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dagster_pipes import PipesContextData, encode_param
@@ -28,8 +28,8 @@ def serialize(event: Event, context_data: PipesContextData | None) -> bytes:
     Raises:
         EventError: An input is not JSON serializable, or the body is too large for Google Cloud.
     """
-    inputs = {name: _serialize_input(name, value) for name, value in event.items()}
-    body = b"{" + b", ".join(inputs.values()) + b"}"
+    inputs = _serialize_inputs(event)
+    body = _object(inputs.values())
     context_size = 0 if context_data is None else len(encode_param({"data": context_data}))
     size = len(body) + context_size + _MESSAGE_PARAMETERS
     if size > _LARGEST_BODY:
@@ -44,6 +44,18 @@ def serialize(event: Event, context_data: PipesContextData | None) -> bytes:
     return body
 
 
+def to_json(event: Event) -> bytes:
+    """The event as JSON.
+
+    Args:
+        event: The inputs of the task.
+
+    Raises:
+        EventError: An input is not JSON serializable.
+    """
+    return _object(_serialize_inputs(event).values())
+
+
 def request_body(event: bytes, parameters: Mapping[str, object]) -> bytes:
     """The body of a request: the event and the parameters of Pipes.
 
@@ -52,8 +64,15 @@ def request_body(event: bytes, parameters: Mapping[str, object]) -> bytes:
         parameters: The names and values of the parameters.
     """
     added = json.dumps(parameters).encode()
-    members = [part for part in (event[1:-1], added[1:-1]) if part]
+    return _object(part for part in (event[1:-1], added[1:-1]) if part)
+
+
+def _object(members: Iterable[bytes]) -> bytes:
     return b"{" + b", ".join(members) + b"}"
+
+
+def _serialize_inputs(event: Event) -> dict[str, bytes]:
+    return {name: _serialize_input(name, value) for name, value in event.items()}
 
 
 def _serialize_input(name: str, value: object) -> bytes:

@@ -1,15 +1,13 @@
 """The HTTP request that calls a cloud function, and what its response means."""
 
 import json
-import random
 import re
 import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 from urllib.parse import urljoin
 
@@ -19,13 +17,19 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ProxyError
 
+from gcp_pipes.orchestrator.launcher import Ending, Outcome
 from gcp_pipes.orchestrator.redaction import redact
 from gcp_pipes.orchestrator.urllib3_internals import close_idle_connections
 
 _CONNECT_TIMEOUT = 10.0  # seconds
-_FIRST_DELAY = 0.5  # seconds before the first retry
 _MOST_CONNECTIONS = 1_000  # kept for further calls, to one host
 _ERROR_TEXT_LIMIT = 2_000  # characters
+_HINTS = {
+    None: "Check that FUNCTION_URL is the function's own URL and that the function is running.",
+    404: "Check that FUNCTION_URL is the function's own URL and that the function is deployed.",
+    429: "The function has no free instance: raise its maximum of instances or its concurrency.",
+}
+_REDIRECTED = "Redirects are not followed: set FUNCTION_URL to the function's own https URL."
 _SIGN_IN = (
     "That is a Google sign-in page: Identity-Aware Proxy, or another sign-in, protects the URL "
     "that was called."
@@ -48,38 +52,40 @@ _KEEPALIVE_OPTIONS = [
 ]
 
 
-class Outcome(Enum):
-    """What the response to a request says of the call, or the lack of a response."""
-
-    FINISHED = "The function has finished."
-    NOT_STARTED = "The function did not start. The request can be retried."
-    UNKNOWN = (
-        "The response was lost. The function may be running, or have finished, or not started."
-    )
-
-
 @dataclass(frozen=True)
-class CloudFunctionResponse:
+class CloudFunctionResponse(Ending):
     """How a request to a cloud function ended.
 
     Attributes:
-        outcome: What that means for the call.
         status: The HTTP status; None if there was no response.
-        error: What went wrong; None for a status of 2xx.
-        seconds: How long the request took.
         body: The body of a response of 2xx.
     """
 
-    outcome: Outcome
-    status: int | None
-    error: str | None
-    seconds: float
+    status: int | None = None
     body: bytes = b""
 
     @property
-    def may_start_late(self) -> bool:
-        """Whether a function that did not start may have the request, and start after all."""
-        return self.outcome is Outcome.NOT_STARTED and self.status in (500, 502, 503)
+    def late_start(self) -> str:
+        """What happened, if it has started after all."""
+        return f"Google responded {self.status}, but the function started later"
+
+    def explain(self, what: str) -> str | None:
+        """What went wrong by the response, or without one, and what to do; None for 2xx."""
+        if self.error is None:
+            return None
+        status = f"responded {self.status}" if self.status else "could not be reached"
+        return f"The {what} {status}: {self.error} {self.hint or self._hint()}"
+
+    def details(self) -> dict[str, str]:
+        """The status."""
+        return {"status": "none" if self.status is None else str(self.status)}
+
+    def _hint(self) -> str:
+        if _is_redirect(self.status):
+            return _REDIRECTED
+        if self.may_start_late:
+            return "The function could not start, or its instance crashed: see its logs."
+        return _HINTS.get(self.status, "See its logs.")
 
 
 class CloudFunctionAdapter(HTTPAdapter):
@@ -114,20 +120,25 @@ def invoke_cloud_function(
         )
     except requests.RequestException as error:
         outcome = Outcome.NOT_STARTED if _never_connected(error) else Outcome.UNKNOWN
-        return CloudFunctionResponse(outcome, None, str(error), time.monotonic() - started)
+        return CloudFunctionResponse(outcome, str(error), time.monotonic() - started)
     except GoogleAuthError as error:  # an expired or refused token could not be replaced
         problem = f"could not get an identity token: {error}"
-        return CloudFunctionResponse(Outcome.NOT_STARTED, None, problem, time.monotonic() - started)
+        return CloudFunctionResponse(Outcome.NOT_STARTED, problem, time.monotonic() - started)
     except ValueError as error:  # requests parses the target even if it does not follow it
         problem = f"the target of a redirect could not be parsed: {error}."
-        return CloudFunctionResponse(Outcome.FINISHED, None, problem, time.monotonic() - started)
-    is_ok = 200 <= response.status_code < 300
+        return CloudFunctionResponse(Outcome.FINISHED, problem, time.monotonic() - started)
+    status, outcome = response.status_code, _outcome(response)
+    is_ok = 200 <= status < 300
     return CloudFunctionResponse(
-        _outcome(response),
-        response.status_code,
+        outcome,
         None if is_ok else _error_text(response),
         time.monotonic() - started,
-        response.content if is_ok else b"",
+        # The function may have the request. 429 comes from Google, which had no instance for it.
+        may_start_late=outcome is Outcome.NOT_STARTED and status in (500, 502, 503),
+        is_conflict=status == 409,
+        is_refused=status in (401, 403, 404) or _is_redirect(status),
+        status=status,
+        body=response.content if is_ok else b"",
     )
 
 
@@ -144,18 +155,6 @@ def trace_headers(trace: str, run_id: str) -> dict[str, str]:
     }
 
 
-def retry_delays(longest: float) -> Iterator[float]:
-    """Seconds to wait before each retry: exponential backoff with jitter.
-
-    Args:
-        longest: The longest delay in seconds.
-    """
-    delay = _FIRST_DELAY
-    while True:
-        yield delay * random.uniform(0.5, 1.0)  # noqa: S311  # nothing to keep secret
-        delay = max(min(2 * delay, longest), _FIRST_DELAY)
-
-
 def _outcome(response: requests.Response) -> Outcome:
     """What a response means. 429, 503 and 504 come from Google's front end.
 
@@ -163,6 +162,8 @@ def _outcome(response: requests.Response) -> Outcome:
     for a request: https://cloud.google.com/run/docs/troubleshooting#500
     """
     match response.status_code:
+        case 429 if "json" in response.headers.get("Content-Type", ""):
+            return Outcome.FINISHED  # the function's own
         case 429 | 503:
             return Outcome.NOT_STARTED
         case 504:
@@ -177,7 +178,7 @@ def _function_error(response: requests.Response) -> str | None:
     """The error in a response of the function itself: `{"error": "..."}`."""
     try:
         error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return error if isinstance(error, str) else None
 
@@ -194,7 +195,7 @@ def _error_text(response: requests.Response) -> str:
 
     Google's front end sends a page of HTML, and the reason why it rejects a token in a header.
     """
-    if is_redirect(response.status_code):
+    if _is_redirect(response.status_code):
         return _redirect_text(response)
     if challenge := response.headers.get("WWW-Authenticate"):
         return f"{response.reason} ({challenge})."
@@ -208,13 +209,13 @@ def _redacted(text: str) -> str:
     """The text of a response; if it is JSON, without secrets."""
     try:
         value = json.loads(text)
+        redacted = redact(value)
+        return text if redacted == value else json.dumps(redacted, ensure_ascii=False)
     except (ValueError, RecursionError):
         return text
-    redacted = redact(value)
-    return text if redacted == value else json.dumps(redacted, ensure_ascii=False)
 
 
-def is_redirect(status: int | None) -> bool:
+def _is_redirect(status: int | None) -> bool:
     """Whether a status is a redirect, which does not come from the function."""
     return status is not None and 300 <= status < 400
 

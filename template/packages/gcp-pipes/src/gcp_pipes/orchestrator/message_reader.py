@@ -1,4 +1,4 @@
-"""Reads Pipes messages from a Cloud Storage bucket, where the cloud function writes them.
+"""Reads Pipes messages from a Cloud Storage bucket, where tasks write them.
 
 The layout is that of `dagster_pipes.PipesBlobStoreMessageWriter`: chunks `<key_prefix>/1.json`,
 `<key_prefix>/2.json` and so on, each with one JSON message a line. The messages of `gcp_pipes` have
@@ -26,7 +26,7 @@ from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import DEFAULT_POOLSIZE, BaseAdapter, HTTPAdapter
 
-from gcp_pipes.orchestrator.call import CloudFunctionMessageHandler
+from gcp_pipes.orchestrator.messages import CallMessageHandler
 from gcp_pipes.protocol import MESSAGE_NUMBER, chunk_name, heartbeat_name
 
 _ATTEMPT_TIMEOUT = 30.0  # seconds to wait for a response from Cloud Storage
@@ -35,13 +35,13 @@ _FIRST_INTERVAL = 0.005  # seconds, doubled with each request up to the interval
 _INTERVAL_PER_CALL = 0.1  # seconds, with many calls in flight: so there are ten requests a second
 _MOST_CONNECTIONS = 1_000  # kept to Cloud Storage, one for each call in flight
 _LONGEST_INTERVAL = 15.0  # seconds, however many calls are in flight
-_MOST_SILENT_INTERVALS = 2.5  # without a sign of life, until the function counts as dead
+_MOST_SILENT_INTERVALS = 2.5  # without a sign of life, until the task counts as dead
 _TIME_TO_STORE = 1.0  # seconds for a heartbeat that is due
 _MOST_ERRORS = 10  # reported of one call: all messages often have the same
 
 
 class PipesCloudStorageMessageReader(dg.PipesMessageReader):
-    """Reads the messages of a cloud function into a Dagster run.
+    """Reads the messages of tasks into a Dagster run.
 
     One reader serves any number of calls, also at the same time: each has its own key prefix and
     its own thread. The reader needs `roles/storage.objectViewer` on the bucket:
@@ -49,7 +49,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
     instead of 404 for a chunk that is not there yet.
 
     Args:
-        bucket: Name of the bucket that the function writes messages to, without `gs://`.
+        bucket: Name of the bucket that the task writes messages to, without `gs://`.
         client: The Cloud Storage client. It keeps its connections until it is closed.
         interval: Longest time, in seconds, between two requests for the next chunk while the
             function runs. When the call has returned, the rest is read at once.
@@ -117,7 +117,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
 
     @property
     def expected_writer_count(self) -> int:
-        """One: a call runs one function. The base class says so too, but warns each time."""
+        """One: a call runs one task. The base class says so too, but warns each time."""
         return 1
 
     @contextmanager
@@ -211,7 +211,7 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
     def no_messages_debug_text(self) -> str:
         """What to check if no message was received."""
         return (
-            f"The messages bucket is gs://{self.bucket}. The function must open Pipes with "
+            f"The messages bucket is gs://{self.bucket}. The task must open Pipes with "
             "PipesCloudStorageMessageWriter, and needs roles/storage.objectCreator on the bucket."
         )
 
@@ -229,7 +229,7 @@ class _Reading:
         self._params = params
         self._handler = handler
         # None for a handler of Dagster's, which knows of no heartbeats.
-        self._call = handler if isinstance(handler, CloudFunctionMessageHandler) else None
+        self._call = handler if isinstance(handler, CallMessageHandler) else None
         self._place = f"gs://{params['bucket']}/{params['key_prefix']}/"
         self._next_chunk = 1
         self._next_number = 1
@@ -256,7 +256,7 @@ class _Reading:
                 if is_last_request and not self._has_closed:
                     self._read_after_gaps()
             except Exception as error:
-                self._last_sign = time.monotonic()  # the function may not be able to store any
+                self._last_sign = time.monotonic()  # the task may not be able to store any
                 text = (
                     f"Could not read {self._place}{self._next_chunk}.json: {error}. Dagster needs "
                     "roles/storage.objectViewer on the bucket."
@@ -307,17 +307,17 @@ class _Reading:
             return False
         self._due = None
         if not (self._is_overdue or handler.is_followed):
-            # In step with the function: from look to look, the reader would fall behind.
+            # In step with the task: from look to look, the reader would fall behind.
             self._last_sign, self._due = due, due + interval
         self._is_overdue = False
         return True
 
     def _look_for_death(self, asked: float) -> None:
-        """Let the call fail if the function has shown no sign of life for too long.
+        """Let the call fail if the task has shown no sign of life for too long.
 
         Args:
             asked: When the latest request to Cloud Storage was made. While Cloud Storage does not
-                respond, the function may be unable to store anything.
+                respond, the task may be unable to store anything.
         """
         if self._last_sign < asked:
             self._last_sign += time.monotonic() - asked
@@ -328,7 +328,7 @@ class _Reading:
             self._call.presume_dead(silence)
 
     def _time_to_live(self) -> float:
-        """How long the function may show no sign of life until it counts as dead, in seconds."""
+        """How long the task may show no sign of life until it counts as dead, in seconds."""
         handler = self._call
         if handler is None or handler.heartbeat_interval is None or handler.silence is not None:
             return math.inf

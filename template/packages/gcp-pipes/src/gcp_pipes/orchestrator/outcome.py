@@ -1,12 +1,11 @@
-"""Whether a call of a cloud function succeeded, and the metadata of the call."""
+"""Whether a call succeeded, and the metadata of the call."""
 
 from collections.abc import Iterable, Mapping
-from urllib.parse import quote, urlencode
 
 import dagster as dg
 from dagster_pipes import PipesException
 
-from gcp_pipes.orchestrator.call import Attempt, CloudFunctionMessageHandler
+from gcp_pipes.orchestrator.call import Attempt
 from gcp_pipes.orchestrator.context import (
     StepContext,
     assets_of_step,
@@ -14,25 +13,8 @@ from gcp_pipes.orchestrator.context import (
     is_observable,
     required_assets,
 )
-from gcp_pipes.orchestrator.http import CloudFunctionResponse, Outcome, is_redirect
-from gcp_pipes.orchestrator.urls import is_loopback
-
-_HINTS = {
-    None: "Check that FUNCTION_URL is the function's own URL and that the function is running.",
-    404: "Check that FUNCTION_URL is the function's own URL and that the function is deployed.",
-    429: "The function has no free instance: raise its maximum of instances or its concurrency.",
-}
-
-_REDIRECTED = "Redirects are not followed: set FUNCTION_URL to the function's own https URL."
-
-_LOST = (
-    "Messages of the cloud function were lost. Check that nothing but the function writes to the "
-    "messages bucket, and that nothing but its lifecycle rule deletes from it."
-)
-
-
-class PipesCloudFunctionError(dg.Failure):
-    """A call of a cloud function failed. It fails the step."""
+from gcp_pipes.orchestrator.launcher import Outcome
+from gcp_pipes.orchestrator.messages import CallMessageHandler
 
 
 def find_problem(
@@ -50,84 +32,74 @@ def find_problem(
     problems = [failure] if failure else []
     problems += attempt.handler.rejected
     if attempt.handler.lost:
-        problems += [*([] if failure else [_LOST]), *attempt.handler.lost]
+        what = attempt.launcher.what
+        lost = (
+            f"Messages of the {what} were lost. Check that nothing but the {what} writes to the "
+            "messages bucket, and that nothing but its lifecycle rule deletes from it."
+        )
+        problems += [*([] if failure else [lost]), *attempt.handler.lost]
     if problems:
         return "\n\n".join(problems)
-    if silence := _find_silence(attempt.handler, no_messages_hint):
+    if silence := _find_silence(attempt, no_messages_hint):
         return silence
     if not may_make_results(context) and (
-        missing := find_missing_results(context, attempt.handler, implicit_materializations)
+        missing := find_missing_results(context, attempt, implicit_materializations)
     ):
         return missing
-    return _find_undeclared_checks(context, attempt.handler)
+    return _find_undeclared_checks(context, attempt)
 
 
 def _find_failure(attempt: Attempt) -> str | None:
-    """What went wrong, by the function's messages or by its response."""
-    handler, response = attempt.handler, attempt.response
+    """What went wrong, by the messages or by what the launcher knows."""
+    handler, ending, what = attempt.handler, attempt.ending, attempt.launcher.what
     if handler.exception is not None:
-        summary = f"The cloud function raised an exception: {_first_line(handler.exception)}"
+        summary = f"The {what} raised an exception: {_first_line(handler.exception)}"
         return f"{summary}\n\n{format_pipes_exception(handler.exception)}"
-    if response.outcome is Outcome.UNKNOWN:
-        if handler.has_closed:
-            return None
-        if handler.silence is not None:
-            return (
-                f"The cloud function has died: for {handler.silence:.0f} s, it has stored neither "
-                "messages nor heartbeats. Its instance has ended, or has lost its memory, network "
-                "or credentials: see its logs. It may have done all or part of its work."
-            )
+    if handler.silence is not None and not handler.has_closed:
         return (
-            f"The response of the cloud function was lost ({response.error}), and its messages do "
-            "not say how it ended. It may have done all or part of its work: see its logs."
+            f"The {what} has died: for {handler.silence:.0f} s, it has stored neither messages nor "
+            "heartbeats. Its instance has ended, or has lost its memory, network or credentials: "
+            "see its logs. It may have done all or part of its work."
         )
-    return explain_response(response, attempt.auth_error)
-
-
-def explain_response(response: CloudFunctionResponse, auth_error: str | None) -> str | None:
-    """What went wrong by a response, or without one, and what to do; None for a status of 2xx."""
-    if response.error is None:
+    if ending.outcome is not Outcome.UNKNOWN:
+        return ending.explain(what)
+    if handler.has_closed:
         return None
-    status = f"responded {response.status}" if response.status else "could not be reached"
-    return f"The cloud function {status}: {response.error} {auth_error or _hint(response)}"
+    return (
+        f"The response of the {what} was lost ({ending.error}), and its messages do not say how it "
+        "ended. It may have done all or part of its work: see its logs."
+    )
 
 
-def _hint(response: CloudFunctionResponse) -> str:
-    """What to do about a response, or about no response."""
-    if is_redirect(response.status):
-        return _REDIRECTED
-    if response.may_start_late:
-        return "The function could not start, or its instance crashed: see its logs."
-    return _HINTS.get(response.status, "See its logs.")
-
-
-def _find_silence(handler: CloudFunctionMessageHandler, no_messages_hint: str) -> str | None:
-    """Which message of the function is missing, `opened` or `closed`."""
-    if not handler.has_opened:
-        return f"The cloud function responded, but sent no message. {no_messages_hint}"
-    if not handler.has_closed:
+def _find_silence(attempt: Attempt, no_messages_hint: str) -> str | None:
+    """Which message is missing, `opened` or `closed`."""
+    what = attempt.launcher.what
+    if not attempt.handler.has_opened:
+        return f"The {what} has ended, but sent no message. {no_messages_hint}"
+    if not attempt.handler.has_closed:
         return (
-            "The cloud function responded, but did not close its Pipes context. Use `with "
+            f"The {what} has ended, but did not close its Pipes context. Use `with "
             "open_pipes(...)` there."
         )
     return None
 
 
 def may_make_results(context: StepContext) -> bool:
-    """Whether the step's own code may make its results, and the function need not report them.
+    """Whether the step's own code may make its results, and the task need not report them.
 
     It may make an observation, and the evaluation of a check that is a step of its own. A
-    materialization is the function's own work.
+    materialization is the task's own work.
     """
     return is_observable(context) or not assets_of_step(context)
 
 
 def find_missing_results(
     context: StepContext,
-    handler: CloudFunctionMessageHandler,
+    attempt: Attempt,
     implicit_materializations: bool,
 ) -> str | None:
-    """Why the results of the step are incomplete, or None if the function reported all."""
+    """Why the results of the step are incomplete, or None if the task reported all."""
+    handler, what = attempt.handler, attempt.launcher.what
     results = handler.get_reported_results()
     assets = {each.asset_key for each in results if isinstance(each, dg.MaterializeResult)}
     if is_observable(context):
@@ -136,37 +108,36 @@ def find_missing_results(
     if missing_assets and not implicit_materializations:
         if is_observable(context):
             return (
-                f"The cloud function did not report {_names(missing_assets)} as observed. Call "
+                f"The {what} did not report {_names(missing_assets)} as observed. Call "
                 "`report_asset_observation` of `gcp_pipes` in the task, or yield an ObserveResult "
                 "of your own."
             )
         return (
-            f"The cloud function did not report {_names(missing_assets)} as materialized. Call "
+            f"The {what} did not report {_names(missing_assets)} as materialized. Call "
             "`pipes.report_asset_materialization` in the task."
         )
     if missing_checks := checks_of_step(context) - _reported_checks(handler):
         return (
-            f"The cloud function did not report the check {_names(missing_checks)}. Call "
+            f"The {what} did not report the check {_names(missing_checks)}. Call "
             "`pipes.report_asset_check` in the task."
         )
     return None
 
 
-def _find_undeclared_checks(
-    context: StepContext, handler: CloudFunctionMessageHandler
-) -> str | None:
+def _find_undeclared_checks(context: StepContext, attempt: Attempt) -> str | None:
     if not context.has_assets_def:
         return None
-    if undeclared := {key for key in _reported_checks(handler) if not _is_declared(context, key)}:
+    reported = _reported_checks(attempt.handler)
+    if undeclared := {key for key in reported if not _is_declared(context, key)}:
         return (
-            f"The cloud function reported the check {_names(undeclared)}, which the asset does "
-            "not declare. Add it to the asset's `check_specs`, or to the component's `checks`."
+            f"The {attempt.launcher.what} reported the check {_names(undeclared)}, which the asset "
+            "does not declare. Add it to the asset's `check_specs`, or to the component's `checks`."
         )
     return None
 
 
-def _reported_checks(handler: CloudFunctionMessageHandler) -> set[dg.AssetCheckKey]:
-    """The checks that the function reported."""
+def _reported_checks(handler: CallMessageHandler) -> set[dg.AssetCheckKey]:
+    """The checks that the task reported."""
     results = handler.get_reported_results()
     return {check_key(each) for each in results if isinstance(each, dg.AssetCheckResult)}
 
@@ -190,9 +161,8 @@ def _names(keys: Iterable[dg.AssetKey | dg.AssetCheckKey | None]) -> str:
 
 
 def is_unreachable(attempt: Attempt) -> bool:
-    """True if the function is unreachable or rejects our credentials."""
-    status = attempt.response.status
-    return not attempt.has_started or status in (401, 403, 404) or is_redirect(status)
+    """Whether further calls would fail, too: nothing is there, or it rejects our credentials."""
+    return not attempt.has_started or attempt.ending.is_refused
 
 
 def reason(attempt: Attempt, problem: str) -> str:
@@ -207,28 +177,28 @@ def _first_line(exception: PipesException) -> str:
     return f"{lines[-1]}, in {lines[0]}" if lines[0].startswith('File "') else lines[0]
 
 
-def describe(attempt: Attempt, project: str | None) -> dict[str, dg.MetadataValue]:
+def describe(attempt: Attempt) -> dict[str, dg.MetadataValue]:
     """The metadata of a call, however it ended: its duration, a table, and a link to its logs."""
     return call_metadata(
+        attempt.launcher.what,
         details(attempt),
-        attempt.response.seconds,
-        logs_url(
-            project, attempt.function_url, attempt.trace, attempt.session.context_data["run_id"]
-        ),
+        attempt.ending.seconds,
+        attempt.launcher.logs_url(attempt.trace, attempt.session.context_data["run_id"]),
     )
 
 
 def call_metadata(
-    details: Mapping[str, str], seconds: float, logs: str | None
+    what: str, details: Mapping[str, str], seconds: float, logs: str | None
 ) -> dict[str, dg.MetadataValue]:
-    """The metadata of a call: its duration, a table of its details, and a link to its logs."""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in details.items())
+    """The metadata of a call of something: its duration, a table, and a link to its logs."""
+    name = what.lower().replace(" ", "_")
+    rows = "\n".join(f"| {row} | {value} |" for row, value in details.items())
     metadata: dict[str, dg.MetadataValue] = {
-        "cloud_function_seconds": dg.MetadataValue.float(round(seconds, 3)),
-        "cloud_function_call": dg.MetadataValue.md(f"| call | |\n| --- | --- |\n{rows}"),
+        f"{name}_seconds": dg.MetadataValue.float(round(seconds, 3)),
+        f"{name}_call": dg.MetadataValue.md(f"| call | |\n| --- | --- |\n{rows}"),
     }
     if logs is not None:
-        metadata["cloud_function_logs"] = dg.MetadataValue.url(logs)
+        metadata[f"{name}_logs"] = dg.MetadataValue.url(logs)
     return metadata
 
 
@@ -236,10 +206,10 @@ def details(attempt: Attempt) -> dict[str, str]:
     """What is known of a call, as text by name."""
     handler = attempt.handler
     values = {
-        "url": attempt.function_url,
-        "status": "none" if attempt.response.status is None else str(attempt.response.status),
+        attempt.launcher.target_kind: attempt.launcher.target,
+        **attempt.ending.details(),
         "attempts": str(attempt.number),
-        "seconds": f"{attempt.response.seconds:.3f}",
+        "seconds": f"{attempt.ending.seconds:.3f}",
         "total seconds": f"{attempt.seconds:.3f}",
         "messages": f"{handler.message_count} in {handler.chunk_count} chunks",
         "trace": attempt.trace,
@@ -252,22 +222,6 @@ def details(attempt: Attempt) -> dict[str, str]:
 def summarize(details: Mapping[str, str]) -> str:
     """What is known of a call, with one value in each line."""
     return "\n".join(f"{name}: {value}" for name, value in details.items())
-
-
-def logs_url(project: str | None, function_url: str, trace: str, run_id: str) -> str | None:
-    """The page of Cloud Logging with what the function logged of a call; None on this machine.
-
-    Google may give the request another trace than that of the call, so the page also finds it by
-    the run, which the function adds to what it logs during the call.
-    """
-    if project is None or is_loopback(function_url):
-        return None
-    by_trace, by_run = f"projects/{project}/traces/{trace}", f'labels.dagster_run_id="{run_id}"'
-    query = quote(f'trace="{by_trace}" OR {by_run}', safe="")
-    return (
-        f"https://console.cloud.google.com/logs/query;query={query}"
-        f"?{urlencode({'project': project})}"
-    )
 
 
 def format_pipes_exception(exception: PipesException) -> str:

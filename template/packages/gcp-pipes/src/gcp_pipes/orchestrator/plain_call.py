@@ -1,6 +1,7 @@
 """Calls a function that knows nothing of Pipes, in any language: its response is the result."""
 
 import json
+import math
 import re
 import time
 import uuid
@@ -11,25 +12,26 @@ from typing import Any
 import dagster as dg
 import requests
 
-from gcp_pipes.orchestrator.auth import explain_auth_error
+from gcp_pipes.orchestrator.cloud_function import (
+    CloudFunctionLauncher,
+    PipesCloudFunctionError,
+    explain_rejection,
+    logs_url,
+)
 from gcp_pipes.orchestrator.context import StepContext
+from gcp_pipes.orchestrator.event import Event, EventError, serialize
 from gcp_pipes.orchestrator.http import (
     CloudFunctionResponse,
-    Outcome,
     invoke_cloud_function,
-    retry_delays,
     trace_headers,
 )
-from gcp_pipes.orchestrator.outcome import (
-    PipesCloudFunctionError,
-    call_metadata,
-    explain_response,
-    logs_url,
-    summarize,
-)
+from gcp_pipes.orchestrator.launcher import Outcome, retry_delays
+from gcp_pipes.orchestrator.outcome import call_metadata, summarize
 from gcp_pipes.orchestrator.redaction import redact
 
+_WHAT = CloudFunctionLauncher.what
 _MOST_VALUES = 100  # of an answer, in metadata
+_LONGEST_NAME = 200  # characters of a name in metadata
 _LARGEST_VALUE = 10_000  # characters of a value in metadata, as JSON
 
 
@@ -63,7 +65,7 @@ def call_plain_function(
     context: StepContext,
     http_session: requests.Session,
     function_url: str,
-    body: bytes,
+    event: Event,
     *,
     timeout: float,
     retry_timeout: float,
@@ -75,14 +77,19 @@ def call_plain_function(
         context: The context of the step.
         http_session: The session for the function, with its credentials.
         function_url: The function's URL.
-        body: The event, as JSON.
+        event: The body of the request: a JSON object.
         timeout: How long to wait for the response, in seconds.
         retry_timeout: How long a call that cannot have started is retried, in seconds.
         project: The Google Cloud project of the function, for the link to its logs.
 
     Raises:
-        PipesCloudFunctionError: The response is not 2xx, or was lost.
+        PipesCloudFunctionError: The event could not be sent, or the response is not 2xx or was
+            lost.
     """
+    try:
+        body = serialize(event, None)
+    except EventError as error:
+        raise PipesCloudFunctionError(str(error), allow_retries=False) from error
     started = time.monotonic()
     trace = uuid.uuid4().hex
     for attempt, delay in enumerate(retry_delays(retry_timeout / 4), start=1):
@@ -97,19 +104,19 @@ def call_plain_function(
         if not (_cannot_have_started(response) and is_in_time):
             break
         context.log.warning(
-            f"Attempt {attempt} did not reach the cloud function: {response.error} Retrying in "
+            f"Attempt {attempt} did not reach the {_WHAT}: {response.error} Retrying in "
             f"{delay:.1f} s."
         )
         time.sleep(delay)
     details = {
         "url": function_url,
-        "status": "none" if response.status is None else str(response.status),
+        **response.details(),
         "attempts": str(attempt),
         "seconds": f"{response.seconds:.3f}",
         "trace": trace,
     }
     logs = logs_url(project, function_url, trace, context.run_id)
-    metadata = call_metadata(details, response.seconds, logs)
+    metadata = call_metadata(_WHAT, details, response.seconds, logs)
     if problem := _find_problem(http_session, response):
         raise PipesCloudFunctionError(f"{problem}\n\n{summarize(details)}", metadata=metadata)
     answer = _parse(response.body)
@@ -119,8 +126,8 @@ def call_plain_function(
 def _cannot_have_started(response: CloudFunctionResponse) -> bool:
     """Whether a request surely has not reached the function: no connection, or no free instance.
 
-    Other than that, 500, 502 and 503 may come from an instance that has ended in mid-call. The
-    messages of Pipes would say whether it had started.
+    500, 502 and 503 may come from an instance that has ended in mid-call. With Pipes, the messages
+    would say whether it had started.
     """
     return response.outcome is Outcome.NOT_STARTED and not response.may_start_late
 
@@ -128,33 +135,52 @@ def _cannot_have_started(response: CloudFunctionResponse) -> bool:
 def _find_problem(http_session: requests.Session, response: CloudFunctionResponse) -> str | None:
     if response.outcome is Outcome.UNKNOWN:
         return (
-            f"The response of the cloud function was lost ({response.error}). It may have done all "
+            f"The response of the {_WHAT} was lost ({response.error}). It may have done all "
             "or part of its work, so it is not called again: see its logs."
         )
-    auth_error = None
-    if response.status in (401, 403):
-        auth_error = explain_auth_error(http_session, response.status)
-    return explain_response(response, auth_error)
+    return explain_rejection(http_session, response).explain(_WHAT)
 
 
 def _parse(body: bytes) -> Any:
     """The value of JSON, or text; None for an empty body."""
-    text = body.decode(errors="replace")
     try:
-        return json.loads(text, parse_constant=str) if text else None
+        return json.loads(body, parse_float=_finite, parse_constant=str) if body else None
     except (ValueError, RecursionError):
-        return text
+        return body.decode("utf-8-sig", errors="replace")
+
+
+def _finite(text: str) -> float | str:
+    """A number; text, if it is too large for one: JSON has no infinity."""
+    number = float(text)
+    return number if math.isfinite(number) else text
 
 
 def _as_metadata(answer: Any) -> dict[str, dg.MetadataValue]:
     if answer is None:
         return {}
-    values = answer if isinstance(answer, dict) else {"response": answer}
-    shown = dict(list(values.items())[:_MOST_VALUES])
-    metadata = {name: _metadata_value(redact(value, name)) for name, value in shown.items()}
+    values = _printable(answer)
+    if not isinstance(values, dict):
+        values = {"response": values}
+    shown = list(values.items())[:_MOST_VALUES]
+    metadata = {_metadata_name(name): _metadata_value(value) for name, value in shown}
     if len(values) > len(shown):
-        metadata["further values"] = dg.MetadataValue.int(len(values) - len(shown))
+        metadata["response/further values"] = dg.MetadataValue.int(len(values) - len(shown))
     return metadata
+
+
+def _printable(answer: Any) -> Any:
+    """The answer without secrets, and without what no page could show."""
+    try:
+        text = json.dumps(redact(answer), ensure_ascii=False)
+        return json.loads(text.encode(errors="replace"))  # without half of a surrogate pair
+    except RecursionError:
+        return "JSON that is too deep to be shown"
+
+
+def _metadata_name(name: str) -> str:
+    """The name of a value in metadata. Dagster and the client give some names a meaning."""
+    is_reserved = re.match(r"__|dagster/|cloud_function_", name)
+    return f"response/{name}"[:_LONGEST_NAME] if is_reserved else name[:_LONGEST_NAME]
 
 
 def _metadata_value(value: Any) -> dg.MetadataValue:

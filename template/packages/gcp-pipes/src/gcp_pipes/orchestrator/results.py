@@ -9,7 +9,6 @@ from gcp_pipes.orchestrator.call import Attempt
 from gcp_pipes.orchestrator.context import StepContext, assets_of_step, is_observable
 from gcp_pipes.orchestrator.dagster_internals import NO_FURTHER_EVENT
 from gcp_pipes.orchestrator.outcome import (
-    PipesCloudFunctionError,
     details,
     find_missing_results,
     summarize,
@@ -20,7 +19,7 @@ Result = dg.MaterializeResult[Any] | dg.ObserveResult | dg.AssetCheckResult
 
 
 class CompletedCall(dg.PipesClientCompletedInvocation):
-    """What the function reported in a call that succeeded.
+    """What the task reported in a call that succeeded.
 
     Args:
         context: The context of the asset, the asset check, or the op.
@@ -51,15 +50,15 @@ class CompletedCall(dg.PipesClientCompletedInvocation):
         An observation is in the event log already. Its result only marks the asset as observed.
 
         Args:
-            implicit_materializations: Whether to include assets that the function did not report,
+            implicit_materializations: Whether to include assets that the task did not report,
                 if the client allows that, too.
 
         Raises:
-            PipesCloudFunctionError: The function did not report all results of the step.
+            PipesCallError: The task did not report all results of the step.
         """
         implicit = implicit_materializations and self._allows_implicit
-        if problem := find_missing_results(self._context, self._handler, implicit):
-            raise PipesCloudFunctionError(
+        if problem := find_missing_results(self._context, self._attempt, implicit):
+            raise self._attempt.launcher.error(
                 f"{problem}\n\n{summarize(details(self._attempt))}", metadata=self.metadata
             )
         results = tuple(  # an asset may return it: Dagster accepts no list there
@@ -82,7 +81,7 @@ class CompletedCall(dg.PipesClientCompletedInvocation):
         )
 
     def _observe_results(self) -> list[dg.ObserveResult]:
-        """A result for each asset of the step that the function observed."""
+        """A result for each asset of the step that the task observed."""
         observed = {each.asset_key: each for each in self._handler.observations}
         return [
             dg.ObserveResult(

@@ -4,7 +4,8 @@ All calls of one execution of a step store their messages under a common key pre
 says which, before the first call; another one says so before each retry of a call. The key prefix
 of a call is made from the common one, from what is called, and from the number of the attempt. So
 if the process crashes and Dagster executes the step again, the calls that were made are found, also
-those for a thousand partitions, and are followed instead of made again (`call.py`).
+those for a thousand partitions, and are followed instead of made again (`call.py`). If one that is
+followed has failed or died, an engine event says so, too: no further execution follows it.
 
 A step that failed for another reason, such as a call that failed, is executed from scratch.
 
@@ -17,7 +18,7 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,10 +88,19 @@ class _Execution:
     params: PipesParams
     recorded: float = 0.0  # the time of its first engine event
     attempts: dict[str, int] = field(default_factory=dict)  # of the calls that were retried
+    over: set[str] = field(default_factory=set)  # key prefixes of attempts that have failed or died
 
     def call(self, name: str) -> Call:
         prefix = f"{self.params['key_prefix']}/{name}"
         return Call({**self.params, "key_prefix": prefix}, self.attempts.get(name, 1))
+
+    def followable(self, name: str) -> Iterator[tuple[int, PipesParams]]:
+        """The attempts of a call that are not known to have failed or died."""
+        call = self.call(name)
+        for attempt in range(1, call.attempts + 1):
+            params = call.params_of(attempt)
+            if params["key_prefix"] not in self.over:
+                yield attempt, params
 
 
 class StepCalls:
@@ -99,12 +109,12 @@ class StepCalls:
     Args:
         context: The context of the step.
         params: What the message reader sends, with a new key prefix.
-        function_url: The function's URL, for the event log.
+        target: What is called, such as a URL, for the event log.
         timeout: The timeout of a call in seconds, for the event log.
     """
 
     def __init__(
-        self, context: StepContext, params: PipesParams, *, function_url: str, timeout: float
+        self, context: StepContext, params: PipesParams, *, target: str, timeout: float
     ) -> None:
         self._instance = context.instance
         self._run = context.run
@@ -117,11 +127,11 @@ class StepCalls:
         self._counts: Counter[str] = Counter()
         place = f"gs://{params.get('bucket')}/{params['key_prefix']}/"
         self._report(
-            f"Calls of {function_url} store their messages in {place}",
+            f"Calls of {target} store their messages in {place}",
             {},
             {
                 "prefix": dg.MetadataValue.text(place),
-                "function": dg.MetadataValue.url(function_url),
+                "target": dg.MetadataValue.text(target),
                 "timeout (s)": dg.MetadataValue.float(float(timeout)),
                 "attempt": dg.MetadataValue.int(context.retry_number + 1),
             },
@@ -142,14 +152,24 @@ class StepCalls:
         """A call of this execution."""
         return self._execution.call(name)
 
-    def crashed(self, name: str) -> list[Call]:
-        """The same call in earlier executions that have crashed, the latest last."""
-        return [each.call(name) for each in self._crashed]
+    def crashed(self, name: str) -> Iterator[tuple[int, PipesParams]]:
+        """The attempts of the same call in earlier executions that have crashed, the latest last.
+
+        For each, its number, and where its messages are. Those that are known to have failed or
+        died are left out.
+        """
+        for execution in self._crashed:
+            yield from execution.followable(name)
 
     def report_retry(self, name: str, attempt: int) -> None:
         """Say in the event log that a call is retried."""
         text = f"Attempt {attempt} of the call {name}"
         self._report(text, {"call": name, "attempt": attempt}, {})
+
+    def report_over(self, params: PipesParams) -> None:
+        """Say in the event log that an attempt of an earlier execution has failed or died."""
+        key_prefix = params["key_prefix"]
+        self._report(f"The call with the messages {key_prefix} is over", {"over": key_prefix}, {})
 
     def _report(
         self, text: str, data: Mapping[str, Any], metadata: Mapping[str, dg.MetadataValue]
@@ -168,8 +188,8 @@ class CallHandle:
     name: str
 
     @property
-    def crashed(self) -> list[Call]:
-        """The call in earlier executions of the step that have crashed, the latest last."""
+    def crashed(self) -> Iterator[tuple[int, PipesParams]]:
+        """The attempts in earlier executions of the step that have crashed, the latest last."""
         return self.calls.crashed(self.name)
 
     def params_of(self, attempt: int) -> PipesParams:
@@ -203,17 +223,17 @@ def _logged_lines(context: StepContext, since: float) -> LoggedLines:
     )
 
 
-def call_identity(function_url: str, event: bytes, data: PipesContextData) -> str:
+def call_identity(target: str, event: bytes, data: PipesContextData) -> str:
     """What is called: calls with the same identity do the same work.
 
     Args:
-        function_url: The function's URL.
+        target: What is called, such as a URL.
         event: The event, as JSON.
         data: The Pipes context.
     """
     context = {name: data.get(name) for name in _IDENTITY}
     context["extras"] = {k: v for k, v in (data["extras"] or {}).items() if k not in _OF_RUN}
-    text = json.dumps([function_url, context], sort_keys=True, default=str)
+    text = json.dumps([target, context], sort_keys=True, default=str)
     return hashlib.sha256(text.encode() + event).hexdigest()[:16]
 
 
@@ -283,5 +303,8 @@ def _add(found: list[_Execution], entry: dg.EventLogEntry) -> None:
             for execution in found:
                 if execution.params == params:
                     execution.attempts[name] = attempt
+        case {"over": str(key_prefix)}:
+            for execution in found:
+                execution.over.add(key_prefix)
         case {"params": {"key_prefix": str()} as params}:
             found.append(_Execution(entry.run_id, params, entry.timestamp))

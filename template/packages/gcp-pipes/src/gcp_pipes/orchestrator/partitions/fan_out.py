@@ -18,7 +18,7 @@ Report = Callable[[], None]
 """Something to do in the step's own thread."""
 
 Call = Callable[[str, Callable[[Report], None]], Attempt]
-"""Calls the function for a partition; the second argument takes reports."""
+"""Makes the call for a partition; the second argument takes reports."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 import dagster as dg
 from dagster_pipes import PipesMessage
 
-from gcp_pipes.orchestrator.call import CloudFunctionMessageHandler, is_observation
 from gcp_pipes.orchestrator.context import StepContext
+from gcp_pipes.orchestrator.messages import CallMessageHandler, is_observation
 
 
-class PartitionMessageHandler(CloudFunctionMessageHandler):
+class PartitionMessageHandler(CallMessageHandler):
     """The message handler of one partition's call, while others are in flight in the same step.
 
     Its reports are enqueued for the step's own thread, and each text begins with the partition key.

@@ -105,7 +105,7 @@ class PartitionResults:
             reasons[_MOST_REASONS:] = [f"{more} more: see the log."]
         rest = (
             f"{len(self._succeeded)} succeeded. A retry of the step, or a re-execution from "
-            "failure, does not call the function for them again."
+            "failure, does not call for them again."
         )
         return "\n".join([f"{counts}.", *reasons, rest])
 

@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator
 
 from gcp_pipes.orchestrator.call import Attempt
 from gcp_pipes.orchestrator.context import StepContext
-from gcp_pipes.orchestrator.outcome import PipesCloudFunctionError, is_unreachable, reason
+from gcp_pipes.orchestrator.launcher import PipesCallError
+from gcp_pipes.orchestrator.outcome import is_unreachable, reason
 from gcp_pipes.orchestrator.partitions.fan_out import Call, FanOut, FinishedCall
 from gcp_pipes.orchestrator.partitions.results import PartitionEvent, PartitionResults
 from gcp_pipes.orchestrator.partitions.resumption import missing_partitions
 from gcp_pipes.orchestrator.results import CompletedCall
 
 Complete = Callable[[Attempt], CompletedCall]
-"""Returns what the function reported in a call, or raises the error that the call failed with."""
+"""Returns what the task reported in a call, or raises the error that the call failed with."""
 
 
 def run_partitions(
@@ -22,18 +23,20 @@ def run_partitions(
     cancel: Callable[[], float],
     complete: Complete,
     max_in_flight: int,
+    error: type[PipesCallError],
 ) -> Iterator[PartitionEvent]:
-    """Call the function for each partition that is not materialized yet, and yield the events.
+    """Make a call for each partition that is not materialized yet, and yield the events.
 
     Args:
         context: The context of the assets.
-        call: Calls the function for one partition.
+        call: Makes the call for one partition.
         cancel: Cancels the calls in flight; returns how many seconds to wait for them.
-        complete: Returns what the function reported in a call.
+        complete: Returns what the task reported in a call.
         max_in_flight: How many calls are in flight at the same time, at most.
+        error: The class of the error if partitions failed.
 
     Raises:
-        PipesCloudFunctionError: Partitions failed.
+        PipesCallError: Partitions failed.
     """
     keys = missing_partitions(context)
     results = PartitionResults(context, keys)
@@ -44,7 +47,7 @@ def run_partitions(
             fan_out.stop_submitting()
     yield from results.conclude()
     if results.problem:
-        raise PipesCloudFunctionError(results.problem, metadata=results.metadata)
+        raise error(results.problem, metadata=results.metadata)
 
 
 def _events(
@@ -52,7 +55,7 @@ def _events(
 ) -> Iterator[PartitionEvent]:
     """The events of a partition, or none if its call failed."""
     key, outcome = finished.partition_key, finished.outcome
-    if isinstance(outcome, PipesCloudFunctionError):  # the event could not be sent
+    if isinstance(outcome, PipesCallError):  # the event could not be sent
         results.fail(key, str(outcome), str(outcome))
         return
     if isinstance(outcome, Exception):
@@ -62,7 +65,7 @@ def _events(
         return
     try:
         reported = complete(outcome).get_results()
-    except PipesCloudFunctionError as error:
+    except PipesCallError as error:
         results.fail(key, str(error), reason(outcome, str(error)))
         return
     yield from results.succeed(key, reported, outcome.handler.observations)
