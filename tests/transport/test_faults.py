@@ -201,6 +201,35 @@ def test_an_upload_whose_response_is_lost_is_stored_once(
     assert run.lines == lines(3)
 
 
+def test_a_call_is_made_again_if_the_response_to_its_first_upload_is_lost(
+    materialize: Materialize, writes: FaultProxy
+) -> None:
+    writes.fail(cut_after, when=is_upload)
+
+    run = materialize(lines=3)
+
+    assert run.success
+    assert run.lines == lines(3)
+    assert run.call["attempts"] == "2"
+    assert "ERROR" not in dict(run.logged)
+
+
+def test_a_late_attempt_whose_first_upload_fails_does_not_start(
+    materialize: Materialize, calls: FaultProxy, writes: FaultProxy
+) -> None:
+    late = LateRequest(503)
+    calls.fail(late)
+    run = materialize(lines=3)
+    writes.fail(respond(503), when=is_upload)
+
+    late.arrive()
+
+    assert run.success
+    assert late.response is not None
+    assert late.response.status == 503
+    assert b"not known whether a retry has replaced this attempt" in late.response.body
+
+
 def test_uploads_that_all_fail_make_the_request_fail(
     materialize: Materialize, writes: FaultProxy, calls: FaultProxy
 ) -> None:

@@ -21,6 +21,9 @@ HEARTBEAT_INTERVAL = "heartbeat_interval"
 FUNCTION_NAME = "function_name"
 """In the extras of the message `opened`: the name of the function, if it knows its name."""
 
+NOT_STARTED = "NotStartedError"
+"""The name of the exception in the message `closed` of an attempt that has done nothing."""
+
 MESSAGE_NUMBER = "number"
 """In each message: its number, from 1. A gap shows that a message was lost."""
 

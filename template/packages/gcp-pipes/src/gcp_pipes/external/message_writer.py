@@ -39,6 +39,7 @@ from gcp_pipes.protocol import (
     FUNCTION_NAME,
     HEARTBEAT_INTERVAL,
     MESSAGE_NUMBER,
+    NOT_STARTED,
     chunk_name,
 )
 
@@ -51,6 +52,14 @@ _RETRY = DEFAULT_RETRY.with_timeout(60.0).with_delay(initial=0.1, maximum=5.0)  
 
 class MessagesNotStoredError(DagsterPipesError):
     """Messages to Dagster could not be stored. The call fails, since Dagster cannot see it."""
+
+
+class NotStartedError(MessagesNotStoredError):
+    """It is not known whether this attempt may start, so it has done nothing. Dagster calls again.
+
+    The first chunk exists, and who has stored it is unknown: this attempt, in an upload whose
+    response was lost, or a retry that replaces this attempt.
+    """
 
 
 class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
@@ -192,6 +201,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             except Exception as error:
                 if self._heartbeat is not None:  # nothing else may close the channel
                     self._heartbeat.stop()
+                if isinstance(error, NotStartedError):
+                    self._say_not_started(error)
                 with self._state:
                     self._upload_error = error
                     self._state.notify_all()
@@ -224,6 +235,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         Raises:
             google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the chunk.
             google.api_core.exceptions.RetryError: It failed until the time limit.
+            NotStartedError: Somebody else may have stored the first chunk.
         """
         text = payload.read()
         failed_attempts: list[Exception] = []
@@ -235,6 +247,23 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             # After a failed attempt, the object exists because that attempt stored it.
             if not failed_attempts:
                 raise
+            if index == 1:  # or because a retry of the call has created it
+                raise NotStartedError(
+                    "It is not known whether a retry has replaced this attempt, since an upload "
+                    f"of its first messages failed ({failed_attempts[-1]}). It does nothing."
+                ) from failed_attempts[-1]
+
+    def _say_not_started(self, error: NotStartedError) -> None:
+        """Let Dagster know, if it reads these messages, that it has to call again."""
+        exception = {"message": str(error), "stack": [], "cause": None, "context": None}
+        closed = {
+            PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
+            "method": "closed",
+            "params": {"exception": {**exception, "name": NOT_STARTED}},
+            MESSAGE_NUMBER: 2,
+        }
+        with suppress(Exception):  # the response says the same
+            self.upload_messages_chunk(StringIO(json.dumps(closed)), 2)
 
     def block(self) -> None:
         """Store the first chunk, so that the attempt cannot store its own, and does not start.
@@ -259,6 +288,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             self._raise_upload_error()
 
     def _raise_upload_error(self) -> None:
+        if isinstance(self._upload_error, NotStartedError):
+            raise self._upload_error
         if isinstance(self._upload_error, PreconditionFailed):
             raise MessagesNotStoredError(
                 f"gs://{self._bucket.name}/{chunk_name(self._key_prefix, self._chunk_count)} "

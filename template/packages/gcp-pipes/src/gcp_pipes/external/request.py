@@ -24,6 +24,7 @@ from gcp_pipes.external.deadline import request_timer, set_ready
 from gcp_pipes.external.logs import log_request
 from gcp_pipes.external.message_writer import (
     MessagesNotStoredError,
+    NotStartedError,
     PipesCloudStorageMessageWriter,
 )
 from gcp_pipes.external.shutdown import is_ending
@@ -92,6 +93,7 @@ def open_pipes(
             message writer or another bucket.
         Conflict: An earlier attempt of this call has started.
         MessagesNotStoredError: The first message could not be stored.
+        NotStartedError: A retry may have replaced this attempt.
     """
     params_loader = PipesMappingParamsLoader(event)
     try:
@@ -132,8 +134,8 @@ def trace_id(request: flask.Request) -> str:
 def errors_as_json(handler: Handler) -> Handler:
     """Respond to errors with `{"error": ...}`, and status 400, 409, 500 or 503.
 
-    That is 400 for `BadRequest`, 409 for `Conflict`, and 500 for all others. Once this instance is
-    ending, it responds 503, since another one can handle the request.
+    That is 400 for `BadRequest`, 409 for `Conflict`, 503 for `NotStartedError`, and 500 for all
+    others. Once this instance is ending, it responds 503, since another one can handle the request.
 
     The start and the end of each request are logged, and the traceback of an unexpected error, but
     nothing else about the request. Dagster receives the traceback if the error left the `with`
@@ -155,6 +157,9 @@ def errors_as_json(handler: Handler) -> Handler:
             _logger.info("The request started")
             try:
                 response = handler(request)
+            except NotStartedError as error:
+                _logger.warning("The request was not handled: see the response")
+                return {"error": str(error)}, 503
             except (BadRequest, Conflict) as error:
                 _logger.warning("The request was rejected: see the response")
                 return {"error": error.description}, error.code

@@ -46,7 +46,7 @@ class Attempt:
     @property
     def has_started(self) -> bool:
         """Whether the task may have run. The message `opened` is sent before it runs."""
-        return (
+        return not self.handler.did_not_start and (
             self.ending.outcome is not Outcome.NOT_STARTED
             or self.handler.has_opened
             or bool(self.handler.lost)
@@ -144,7 +144,7 @@ class Caller:
                     return attempt
                 # Perhaps since an earlier attempt has started, which not all places can say.
                 return self._follow_started(earlier, context_data, make_handler, handle) or attempt
-            if attempt.ending.may_start_late:
+            if attempt.ending.may_start_late and not attempt.handler.did_not_start:
                 earlier.append(EarlierAttempt(number, attempt.handler.params, attempt.ending))
                 _keep_latest(earlier)
             may_retry = self._may_retry(first_started, delay)
@@ -213,6 +213,9 @@ class Caller:
             if handle is not None:
                 handler.logged = handle.calls.logged
             attempt = self._follow(started, context_data, handler)
+            if handler.did_not_start:
+                earlier.remove(started)
+                continue
             is_over = not started.has_crashed or self._cancelled.is_set()
             if is_over or not _must_be_made_again(attempt):
                 return attempt

@@ -18,6 +18,7 @@ from gcp_pipes.protocol import (
     CAN_BE_CANCELLED,
     HEARTBEAT_INTERVAL,
     LEVELS,
+    NOT_STARTED,
     OBSERVATION,
     nearest_level,
 )
@@ -54,6 +55,7 @@ class CallMessageHandler(MessageHandler):
         opened_extras: The extras of the message `opened`; None before it is received.
         has_closed: Whether the message `closed` was received.
         exception: The exception in the message `closed`, or None.
+        did_not_start: Whether the message `closed` says that the task did not run.
         observations: The asset observations that the task reported.
         rejected: Why Dagster rejected messages, one text for each.
         lost: What is known of messages that were lost.
@@ -85,6 +87,7 @@ class CallMessageHandler(MessageHandler):
         self.started = threading.Event()
         self.finished = threading.Event()
         self.has_closed = False
+        self.did_not_start = False
         self.silence: float | None = None
         self.interrupt: Callable[[], None] | None = None
 
@@ -164,6 +167,7 @@ class CallMessageHandler(MessageHandler):
             self.started.set()
         elif message["method"] == "closed":
             self.exception = _exception(params.get("exception"))
+            self.did_not_start = _did_not_start(params)
             self.has_closed = True
             self.started.set()
             self.finished.set()
@@ -184,6 +188,8 @@ class CallMessageHandler(MessageHandler):
         params = message["params"] or {}
         match message["method"]:
             case "opened" if self._is_logged("INFO", _OPENED):
+                pass
+            case "closed" if _did_not_start(params):  # the response says so, too
                 pass
             case "log":
                 self._log(_level(params.get("level")), params["message"])
@@ -218,6 +224,11 @@ class CallMessageHandler(MessageHandler):
     def warn(self, text: str) -> None:
         """Log a warning in the run."""
         self._context.log.warning(text)
+
+
+def _did_not_start(params: Mapping[str, Any]) -> bool:
+    exception = _exception(params.get("exception"))
+    return exception is not None and exception["name"] == NOT_STARTED
 
 
 def _exception(reported: Any) -> PipesException | None:
