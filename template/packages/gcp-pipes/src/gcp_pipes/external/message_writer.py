@@ -255,11 +255,11 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
 
     def _say_not_started(self, error: NotStartedError) -> None:
         """Let Dagster know, if it reads these messages, that it has to call again."""
-        exception = {"message": str(error), "stack": [], "cause": None, "context": None}
+        exception: dict[str, object] = {"message": str(error), "stack": [], "name": NOT_STARTED}
         closed = {
             PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
             "method": "closed",
-            "params": {"exception": {**exception, "name": NOT_STARTED}},
+            "params": {"exception": {**exception, "cause": None, "context": None}},
             MESSAGE_NUMBER: 2,
         }
         with suppress(Exception):  # the response says the same
