@@ -224,6 +224,14 @@ def table(markdown: str) -> dict[str, str]:
     return dict(re.findall(r"^\| (.+?) \| (.+?) \|$", markdown, re.MULTILINE))
 
 
+def write_files_of(guide: str, folder: Path) -> None:
+    """Write the files that a guide shows, which have their names as titles, into a folder."""
+    page = Path(__file__).parents[2] / "docs" / "guides" / guide
+    titled = re.compile(r'^```\w+ title="(\S+)"\n(.+?)^```$', re.DOTALL | re.MULTILINE)
+    for name, text in titled.findall(page.read_text()):
+        (folder / name).write_text(text)
+
+
 def lines(count: int, asset: str = "thing") -> list[str]:
     """What the task `scripted` logs."""
     return [f"{asset} line {number}" for number in range(count)]

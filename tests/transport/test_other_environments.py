@@ -1,7 +1,6 @@
 """The launcher of processes of the guide: the same rules as for functions."""
 
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +9,10 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from conftest import Run, days, eventually, run_asset
+from conftest import Run, days, eventually, run_asset, write_files_of
 from gcp_pipes.orchestrator import PipesCloudStorageMessageReader, PipesExternalClient
 from local_cloud.cloud import CLOUD_FUNCTION
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "other-environments.md"
 PYTHON = CLOUD_FUNCTION / ".venv" / "bin" / "python"  # where the package for tasks is installed
 
 Work = Callable[..., dg.AssetsDefinition]
@@ -24,10 +22,7 @@ Work = Callable[..., dg.AssetsDefinition]
 def guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The module of the guide."""
     folder = tmp_path_factory.mktemp("processes")
-    for name, text in re.findall(
-        r'^```\w+ title="(\S+)"\n(.+?)^```$', GUIDE.read_text(), re.DOTALL | re.MULTILINE
-    ):
-        (folder / name).write_text(text)
+    write_files_of("other-environments.md", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         import process_launcher  # type: ignore[import-not-found]

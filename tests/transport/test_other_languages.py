@@ -10,11 +10,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import requests
-from conftest import eventually, run_asset
+from conftest import eventually, run_asset, write_files_of
 from faults import FaultProxy, LateRequest, fault_proxy
 from gcp_pipes.orchestrator import PipesCloudFunctionClient
-
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "other-functions.md"
 
 pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 
@@ -23,10 +21,7 @@ pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files in the guide, and their packages."""
     folder = tmp_path_factory.mktemp("nodejs")
-    for name, text in re.findall(
-        r'^```\w+ title="(\S+)"\n(.+?)^```$', GUIDE.read_text(), re.DOTALL | re.MULTILINE
-    ):
-        (folder / name).write_text(text)
+    write_files_of("other-functions.md", folder)
     subprocess.run(
         ["npm", "install", "--no-audit", "--no-fund", "--silent"], cwd=folder, check=True
     )

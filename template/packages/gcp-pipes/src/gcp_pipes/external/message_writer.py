@@ -235,7 +235,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         Raises:
             google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the chunk.
             google.api_core.exceptions.RetryError: It failed until the time limit.
-            NotStartedError: Somebody else may have stored the first chunk.
+            NotStartedError: A retry of the call may have stored the first chunk.
         """
         text = payload.read()
         failed_attempts: list[Exception] = []

@@ -2,7 +2,7 @@
 
 A call opens a Pipes session, launches the work with the Dagster context, and reads messages until
 it has ended (`call.py`). What the launcher knows and the messages then decide whether the step
-succeeds (`outcome.py`). A subclass says where the work runs: it makes a `Launcher`.
+succeeds (`outcome.py`). Where the work runs is up to the launcher (`launcher.py`).
 """
 
 import threading

@@ -55,7 +55,6 @@ class CallMessageHandler(MessageHandler):
         opened_extras: The extras of the message `opened`; None before it is received.
         has_closed: Whether the message `closed` was received.
         exception: The exception in the message `closed`, or None.
-        did_not_start: Whether the message `closed` says that the task did not run.
         observations: The asset observations that the task reported.
         rejected: Why Dagster rejected messages, one text for each.
         lost: What is known of messages that were lost.
@@ -87,7 +86,6 @@ class CallMessageHandler(MessageHandler):
         self.started = threading.Event()
         self.finished = threading.Event()
         self.has_closed = False
-        self.did_not_start = False
         self.silence: float | None = None
         self.interrupt: Callable[[], None] | None = None
 
@@ -101,6 +99,11 @@ class CallMessageHandler(MessageHandler):
     def has_opened(self) -> bool:
         """Whether the message `opened` was received."""
         return self.opened_extras is not None
+
+    @property
+    def did_not_start(self) -> bool:
+        """Whether the message `closed` says that the task did not run."""
+        return _is_not_started(self.exception)
 
     @property
     def can_be_cancelled(self) -> bool:
@@ -167,7 +170,6 @@ class CallMessageHandler(MessageHandler):
             self.started.set()
         elif message["method"] == "closed":
             self.exception = _exception(params.get("exception"))
-            self.did_not_start = _did_not_start(params)
             self.has_closed = True
             self.started.set()
             self.finished.set()
@@ -189,8 +191,8 @@ class CallMessageHandler(MessageHandler):
         match message["method"]:
             case "opened" if self._is_logged("INFO", _OPENED):
                 pass
-            case "closed" if _did_not_start(params):  # the response says so, too
-                pass
+            case "closed" if _is_not_started(_exception(params.get("exception"))):
+                pass  # the response says so, and the call is retried
             case "log":
                 self._log(_level(params.get("level")), params["message"])
             case "report_custom_message" if is_observation(params["payload"]):
@@ -226,8 +228,7 @@ class CallMessageHandler(MessageHandler):
         self._context.log.warning(text)
 
 
-def _did_not_start(params: Mapping[str, Any]) -> bool:
-    exception = _exception(params.get("exception"))
+def _is_not_started(exception: PipesException | None) -> bool:
     return exception is not None and exception["name"] == NOT_STARTED
 
 

@@ -59,27 +59,6 @@ _IDENTITY = (  # what says in the Pipes context which work a call does, and not 
 _OF_RUN = {"run_tags", "upstream_data_versions"}  # the extras that may differ between runs
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call, by the key prefixes of its attempts.
-
-    Attributes:
-        params: Where the messages of the first attempt are: what the message reader sends.
-        attempts: How many attempts were made, at least.
-    """
-
-    params: PipesParams
-    attempts: int = 1
-
-    def params_of(self, attempt: int) -> PipesParams:
-        """Where the messages of an attempt are.
-
-        Args:
-            attempt: The number of the attempt, from 1.
-        """
-        return {**self.params, "key_prefix": f"{self.params['key_prefix']}/{attempt}"}
-
-
 @dataclass
 class _Execution:
     """An execution of the step, and where its calls store their messages."""
@@ -90,15 +69,14 @@ class _Execution:
     attempts: dict[str, int] = field(default_factory=dict)  # of the calls that were retried
     over: set[str] = field(default_factory=set)  # key prefixes of attempts that have failed or died
 
-    def call(self, name: str) -> Call:
-        prefix = f"{self.params['key_prefix']}/{name}"
-        return Call({**self.params, "key_prefix": prefix}, self.attempts.get(name, 1))
+    def params_of(self, name: str, attempt: int) -> PipesParams:
+        """Where the messages of an attempt of a call are."""
+        return {**self.params, "key_prefix": f"{self.params['key_prefix']}/{name}/{attempt}"}
 
     def followable(self, name: str) -> Iterator[tuple[int, PipesParams]]:
         """The attempts of a call that are not known to have failed or died."""
-        call = self.call(name)
-        for attempt in range(1, call.attempts + 1):
-            params = call.params_of(attempt)
+        for attempt in range(1, self.attempts.get(name, 1) + 1):
+            params = self.params_of(name, attempt)
             if params["key_prefix"] not in self.over:
                 yield attempt, params
 
@@ -148,9 +126,9 @@ class StepCalls:
             count = self._counts[identity]
         return CallHandle(self, identity if count == 1 else f"{identity}-{count}")
 
-    def call(self, name: str) -> Call:
-        """A call of this execution."""
-        return self._execution.call(name)
+    def params_of(self, name: str, attempt: int) -> PipesParams:
+        """Where the messages of an attempt of a call of this execution are."""
+        return self._execution.params_of(name, attempt)
 
     def crashed(self, name: str) -> Iterator[tuple[int, PipesParams]]:
         """The attempts of the same call in earlier executions that have crashed, the latest last.
@@ -196,7 +174,7 @@ class CallHandle:
         """Where the messages of an attempt will be. A retry is recorded in the event log."""
         if attempt > 1:
             self.calls.report_retry(self.name, attempt)
-        return self.calls.call(self.name).params_of(attempt)
+        return self.calls.params_of(self.name, attempt)
 
 
 class LoggedLines:
