@@ -1,5 +1,6 @@
 """Nothing is lost, and nothing is silently green: one test a fault."""
 
+import json
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from faults import (
     respond_after,
 )
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from google.cloud import storage
 from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
 
@@ -199,6 +201,27 @@ def test_an_upload_whose_response_is_lost_is_stored_once(
 
     assert run.success
     assert run.lines == lines(3)
+
+
+def test_no_message_is_lost_if_a_cancellation_takes_the_name_of_a_chunk_whose_upload_failed(
+    materialize: Materialize, writes: FaultProxy, emulator: Mapping[str, str]
+) -> None:
+    def take_name(request: Request) -> Response:
+        bucket = storage.Client().bucket(emulator["MESSAGES_BUCKET"])
+        chunks = [blob for blob in bucket.list_blobs() if blob.name.endswith("/1.json")]
+        opened = max(chunks, key=lambda blob: blob.time_created)
+        cancelling = {"method": "log", "params": {"message": "cancelled", "level": "WARNING"}}
+        blob = bucket.blob(opened.name.replace("/1.json", "/2.json"))
+        blob.upload_from_string(json.dumps(cancelling))
+        return Response(503)
+
+    writes.fail(lambda request: request.forward(), take_name, when=is_upload)
+
+    run = materialize(lines=3)
+
+    assert run.success
+    assert run.lines == lines(3)
+    assert ("WARNING", "cancelled") in run.logged
 
 
 def test_a_call_is_made_again_if_the_response_to_its_first_upload_is_lost(

@@ -27,6 +27,12 @@ NOT_STARTED = "NotStartedError"
 MESSAGE_NUMBER = "number"
 """In each message: its number, from 1. A gap shows that a message was lost."""
 
+SKIPS_REPEATED = "skips_repeated"
+"""In the parameters of the messages: whether the reader skips messages that are `REPEATED`."""
+
+REPEATED = "repeated"
+"""In a message: whether it may be stored in an earlier chunk, too."""
+
 OBSERVATION = "gcp_pipes.asset_observation"
 """In the payload of a custom message: an asset observation."""
 

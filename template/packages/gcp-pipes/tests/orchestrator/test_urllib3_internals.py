@@ -76,5 +76,27 @@ def test_a_request_is_interrupted_by_another_thread() -> None:
     interrupt()  # no effect: the request has ended
 
 
+def test_a_later_request_of_the_thread_is_not_interrupted() -> None:
+    def respond(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            for act in (str, interrupt):
+                connection.recv(65_536)
+                act()
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        http_session("http://127.0.0.1") as session,
+    ):
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with interruptible() as interrupt:
+            responding = Thread(target=respond, args=[server])
+            responding.start()
+            post(session, url)
+        post(session, url)
+        responding.join()
+
+
 def test_the_overridden_methods_are_those_of_urllib3() -> None:
     assert {"_get_conn", "_put_conn"} <= vars(HTTPConnectionPool).keys()

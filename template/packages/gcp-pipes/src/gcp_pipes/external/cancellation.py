@@ -2,9 +2,9 @@
 
 A call runs in one instance of the function, and the request that cancels it reaches any instance.
 What all instances share is the messages bucket, in which they may only create objects. So the
-instance that receives the request creates the call's next chunk of messages and its next heartbeat.
-The instance that runs the task finds that one of them exists when it stores its own, and stops the
-task.
+instance that receives the request creates the call's next chunk of messages and its next two
+heartbeats. The instance that runs the task finds that one of them exists when it stores its own,
+and stops the task.
 """
 
 import contextvars
@@ -126,11 +126,17 @@ def _cancel_call(call: Mapping[str, Any], bucket: storage.Bucket) -> None:
     key_prefix = call["key_prefix"]
     _create_next(bucket, partial(chunk_name, key_prefix), call["next_chunk"])
     if heartbeat := call.get("next_heartbeat"):
-        _create_next(bucket, partial(heartbeat_name, key_prefix), heartbeat)
+        # Two, since the call may take one of them for its own, in an upload that has failed.
+        number = _create_next(bucket, partial(heartbeat_name, key_prefix), heartbeat)
+        _create_next(bucket, partial(heartbeat_name, key_prefix), number + 1)
 
 
-def _create_next(bucket: storage.Bucket, name: Callable[[int], str], expected: int) -> None:
-    """Create the next object of a call, so that the call finds that its name is taken."""
+def _create_next(bucket: storage.Bucket, name: Callable[[int], str], expected: int) -> int:
+    """Create the next object of a call, so that the call finds that its name is taken.
+
+    Returns:
+        The number of the object.
+    """
     create = DEFAULT_RETRY.with_timeout(_TIMEOUT)(create_object)
     text = warning_chunk("The function received a request to cancel this call")
     for number in range(expected, expected + _MOST_OBJECTS):
@@ -138,7 +144,7 @@ def _create_next(bucket: storage.Bucket, name: Callable[[int], str], expected: i
             create(bucket.blob(name(number)), text, timeout=_TIMEOUT)
         except PreconditionFailed:  # the call has stored more than Dagster has read
             continue
-        return
+        return number
     raise Conflict(
         f"gs://{bucket.name}/{name(expected)} and the {_MOST_OBJECTS - 1} objects after it exist: "
         "the call stores faster than it can be cancelled."

@@ -40,6 +40,8 @@ from gcp_pipes.protocol import (
     HEARTBEAT_INTERVAL,
     MESSAGE_NUMBER,
     NOT_STARTED,
+    REPEATED,
+    SKIPS_REPEATED,
     chunk_name,
 )
 
@@ -70,7 +72,8 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
     `interval` seconds, or as soon as a chunk is full, so Dagster shows logs while the task runs.
 
     If the name of a later chunk exists already, Dagster has cancelled the call (see
-    `cancellation`). The messages are then stored under the next name.
+    `cancellation`). The messages are then stored under the next name. So they are if it is unknown
+    who has stored the chunk, and the reader accepts messages twice.
 
     Args:
         client: The Cloud Storage client.
@@ -79,6 +82,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         interval: How long a message waits for its upload, at most, in seconds.
         on_cancelled: Called when the call was cancelled, in another thread than the task's.
         heartbeat: Shows that the call is alive while there is nothing to store.
+        may_repeat: Whether the reader skips messages that are stored again.
     """
 
     def __init__(
@@ -90,11 +94,13 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         interval: float = 0.5,
         on_cancelled: Callable[[], None] | None = None,
         heartbeat: Heartbeat | None = None,
+        may_repeat: bool = False,
     ) -> None:
         self._bucket = client.bucket(bucket)
         self._on_cancelled = on_cancelled
         self._heartbeat = heartbeat
         self._key_prefix = key_prefix
+        self._may_repeat = may_repeat
         self._interval = interval
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._upload_until_closing, name="pipes-upload")
@@ -197,7 +203,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             if not lines:
                 return
             try:
-                self._store("\n".join(lines))
+                self._store(lines)
             except Exception as error:
                 if self._heartbeat is not None:  # nothing else may close the channel
                     self._heartbeat.stop()
@@ -208,15 +214,18 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
                     self._state.notify_all()
                     self._raise_upload_error()
 
-    def _store(self, chunk: str) -> None:
-        """Store a chunk under the next free name."""
+    def _store(self, lines: list[str]) -> None:
+        """Store messages as a chunk under the next free name."""
         for names_taken in range(_NAMES_TAKEN):
             self._chunk_count += 1
+            chunk = StringIO("\n".join(lines))
             try:
-                self.upload_messages_chunk(StringIO(chunk), self._chunk_count)
+                is_own = self.upload_messages_chunk(chunk, self._chunk_count)
                 if self._heartbeat is not None:
                     self._heartbeat.messages_stored()
-                return
+                if is_own or not self._may_repeat:
+                    return
+                lines = [json.dumps({**json.loads(line), REPEATED: True}) for line in lines]
             except PreconditionFailed:
                 # The first name exists if another request uses this prefix, or if the call was
                 # cancelled before it started.
@@ -225,12 +234,16 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
                 if self._on_cancelled is not None:
                     self._on_cancelled()
 
-    def upload_messages_chunk(self, payload: IO[str], index: int) -> None:
+    def upload_messages_chunk(self, payload: IO[str], index: int) -> bool:
         """Store one chunk, exactly once. Transient errors are retried.
 
         Args:
             payload: The messages, one JSON object a line.
             index: The number of the chunk, from 1.
+
+        Returns:
+            Whether the chunk with this number is known to be this one. If an attempt failed, and
+            the next one found a chunk, a request to cancel the call may have stored it instead.
 
         Raises:
             google.api_core.exceptions.GoogleAPICallError: Cloud Storage rejected the chunk.
@@ -244,14 +257,15 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
             blob = self._bucket.blob(chunk_name(self._key_prefix, index))
             create(blob, text, timeout=_ATTEMPT_TIMEOUT)
         except PreconditionFailed:
-            # After a failed attempt, the object exists because that attempt stored it.
             if not failed_attempts:
                 raise
-            if index == 1:  # or because a retry of the call has created it
+            if index == 1:
                 raise NotStartedError(
                     "It is not known whether a retry has replaced this attempt, since an upload "
                     f"of its first messages failed ({failed_attempts[-1]}). It does nothing."
                 ) from failed_attempts[-1]
+            return False
+        return True
 
     def _say_not_started(self, error: NotStartedError) -> None:
         """Let Dagster know, if it reads these messages, that it has to call again."""
@@ -363,7 +377,8 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         """The channel for one call; use it in a `with` block.
 
         Args:
-            params: What the message reader sent: `bucket` (str) and, optionally, `key_prefix`.
+            params: What the message reader sent: `bucket` (str) and, optionally, `key_prefix` (str)
+                and `skips_repeated` (bool).
 
         Raises:
             DagsterPipesError: The params are invalid, or the bucket is not allowed.
@@ -393,6 +408,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             interval=self._interval,
             on_cancelled=self._call_when_cancelled,
             heartbeat=self._heartbeat,
+            may_repeat=params.get(SKIPS_REPEATED) is True,
         )
 
     def block(self, params: PipesParams, key_prefixes: Sequence[str]) -> None:

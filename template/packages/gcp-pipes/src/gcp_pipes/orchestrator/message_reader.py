@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Self
+from typing import Any, Self
 
 import dagster as dg
 import requests
@@ -27,7 +27,13 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import DEFAULT_POOLSIZE, BaseAdapter, HTTPAdapter
 
 from gcp_pipes.orchestrator.messages import CallMessageHandler
-from gcp_pipes.protocol import MESSAGE_NUMBER, chunk_name, heartbeat_name
+from gcp_pipes.protocol import (
+    MESSAGE_NUMBER,
+    REPEATED,
+    SKIPS_REPEATED,
+    chunk_name,
+    heartbeat_name,
+)
 
 _ATTEMPT_TIMEOUT = 30.0  # seconds to wait for a response from Cloud Storage
 _RETRY = DEFAULT_RETRY.with_timeout(30.0).with_delay(initial=0.1, maximum=5.0)  # in seconds
@@ -148,8 +154,12 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
             raise DagsterPipesError("\n".join(reading.errors))
 
     def get_params(self) -> PipesParams:
-        """The bucket, and a new key prefix for the messages of one call."""
-        return self._params or {"bucket": self.bucket, "key_prefix": uuid.uuid4().hex}
+        """The bucket, and a new key prefix for the messages of one call, which may be repeated."""
+        return self._params or {
+            "bucket": self.bucket,
+            "key_prefix": uuid.uuid4().hex,
+            SKIPS_REPEATED: True,
+        }
 
     def download_messages_chunk(self, index: int, params: PipesParams) -> str | None:
         """The chunk's text, or None if the chunk does not exist (yet).
@@ -344,7 +354,7 @@ class _Reading:
             try:
                 message = json.loads(line)
                 is_closing = message["method"] == "closed"
-                is_next = self._is_next(message.get(MESSAGE_NUMBER))
+                is_next = self._is_next(message)
             except (ValueError, TypeError, KeyError) as error:
                 self._report_message("parse", line, error)
                 continue
@@ -355,12 +365,15 @@ class _Reading:
                 except Exception as error:
                     self._report_message("handle", line, error)
 
-    def _is_next(self, number: int | None) -> bool:
+    def _is_next(self, message: Mapping[str, Any]) -> bool:
         """Whether a message is new. One without a number counts as new."""
+        number: int | None = message.get(MESSAGE_NUMBER)
         if number is None:
             return True
         if number < self._next_number:
-            self._report(f"Message {number} is duplicated in {self._place}{self._next_chunk}.json.")
+            if not message.get(REPEATED):
+                place = f"{self._place}{self._next_chunk}.json"
+                self._report(f"Message {number} is duplicated in {place}.")
             return False
         if number > self._next_number:
             self._report(

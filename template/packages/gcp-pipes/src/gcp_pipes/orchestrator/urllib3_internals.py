@@ -16,7 +16,28 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 _LONGEST_IDLE = 1.0  # seconds between two requests on a connection; gunicorn closes it after two
 
 
-_of_thread = threading.local()  # the connection that the thread's request uses
+_of_thread = threading.local()  # whose attribute `request` is the `_Request` of the thread
+
+
+class _Request:
+    """A request that can be interrupted.
+
+    Attributes:
+        lock: Guards the connection, which another request may use next.
+        connection: The connection that it uses; None before it has one, and after its end.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.connection: Any = None
+
+    def interrupt(self) -> None:
+        """Shut its connection down; it does nothing after its end."""
+        with self.lock:
+            if self.connection is not None and self.connection.sock is not None:
+                with suppress(OSError):  # it is closed already
+                    # Not the method of a TLS socket, which another thread must not call.
+                    socket.socket.shutdown(self.connection.sock, socket.SHUT_RDWR)
 
 
 class _Pool(HTTPConnectionPool):
@@ -35,7 +56,8 @@ class _Pool(HTTPConnectionPool):
         now = time.monotonic()
         if now - self._last_used.get(connection, now) > _LONGEST_IDLE:
             connection.close()  # the request opens it again
-        _of_thread.connection = connection
+        if (request := getattr(_of_thread, "request", None)) is not None:
+            request.connection = connection
         return connection
 
     def _put_conn(self, conn: Any) -> None:
@@ -58,19 +80,12 @@ def interruptible() -> Iterator[Callable[[], None]]:
     """Let other threads interrupt the request that the block makes, which then loses its response.
 
     Yields:
-        A function that interrupts it.
+        A function that interrupts it. It does nothing to later requests of the thread.
     """
-    _of_thread.connection = None
-    variables = vars(_of_thread)
-
-    def interrupt() -> None:
-        connection = variables.get("connection")
-        if connection is not None and connection.sock is not None:
-            with suppress(OSError):  # it is closed already
-                # Not the method of a TLS socket, which another thread must not call.
-                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
-
+    request = _of_thread.request = _Request()
     try:
-        yield interrupt
+        yield request.interrupt
     finally:
-        _of_thread.connection = None
+        _of_thread.request = None
+        with request.lock:
+            request.connection = None
