@@ -202,9 +202,15 @@ def run_transport_tests(project: Path) -> None:
     """
     tests = TEMPLATE / "tests" / "transport"
     run("uv", "sync", cwd=project / "cloud_function")
-    for task in ("ledgered", "scripted", "tables", "unruly"):
+    for task in ("ledgered", "scripted", "sharded", "tables", "unruly"):
         shutil.copy(tests / "functions" / f"{task}.py", project / "cloud_function" / "tasks")
-    others = ("dagster-gcp[dataproc]", "psutil", "pytest-xdist", "types-psutil")
+    others = (
+        "dagster-gcp[dataproc]",
+        "google-cloud-run",
+        "psutil",
+        "pytest-xdist",
+        "types-psutil",
+    )
     environment = ("uv", "run", *(f"--with={name}" for name in others))
     elsewhere = {"loop.py", "rendering.py", "tables.py", "throughput.py"}  # checked where they run
     benchmarks = (TEMPLATE / "benchmarks").glob("*.py")

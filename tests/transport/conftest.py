@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 import psutil
 import pytest
+from crashes import JOBS, Dagster
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from faults import FaultProxy, fault_proxy
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
@@ -416,3 +417,21 @@ def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+@pytest.fixture
+def dagster(tmp_path: Path, emulator: Mapping[str, str], calls: FaultProxy) -> Iterator[Dagster]:
+    """An instance whose steps and runs can be killed."""
+    environment = {
+        **environment_without_pytest(),
+        "DAGSTER_HOME": str(tmp_path),
+        "CRASHING_FOLDER": str(tmp_path),
+        "PYTHONPATH": str(JOBS.parent),
+    }
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv("CRASHING_FOLDER", str(tmp_path))
+        dagster = Dagster(tmp_path, calls.url, environment)
+        yield dagster
+        for pid in (tmp_path / "steps").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)

@@ -20,7 +20,12 @@ from dagster._core.launcher import (
 )
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
-from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from gcp_pipes.orchestrator import (
+    ClientOptions,
+    PipesCloudFunctionClient,
+    PipesCloudStorageMessageReader,
+)
+from gcp_pipes.orchestrator.cloud_run_job_client import PipesCloudRunJobClient
 from google.cloud import storage
 
 DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2027-01-01")
@@ -35,6 +40,7 @@ class Settings(dg.Config):
     """What a step does."""
 
     url: str
+    job: str | None = None
     lines: int = 1
     pause: float = 1.0
     failures: int = 0
@@ -45,17 +51,24 @@ class Settings(dg.Config):
 
 
 @functools.cache
-def client(settings: Settings) -> PipesCloudFunctionClient:
-    """The client of the process."""
+def client(settings: Settings) -> Any:
+    """The client of the process: of the function at the URL, or of a job, by the API there."""
     reader = PipesCloudStorageMessageReader(
         bucket=os.environ["MESSAGES_BUCKET"], client=storage.Client(), interval=0.2
     )
-    return PipesCloudFunctionClient(
-        reader,
-        timeout=30,
-        retry_timeout=20,
-        forward_termination=settings.forward_termination,
+    options = ClientOptions(
+        timeout=30, retry_timeout=20, forward_termination=settings.forward_termination
     )
+    if settings.job is None:
+        return PipesCloudFunctionClient(reader, **options)
+    return PipesCloudRunJobClient(
+        reader, project="local", region="europe-west4", endpoint=settings.url, **options
+    )
+
+
+def target(settings: Settings) -> dict[str, Any]:
+    """What is called."""
+    return {"function_url": settings.url} if settings.job is None else {"job": settings.job}
 
 
 def event(settings: Settings) -> dict[str, Any]:
@@ -77,10 +90,11 @@ def one(context: dg.AssetExecutionContext, config: Settings) -> dg.MaterializeRe
     """One call, or several that are the same."""
     number = tell_process()
     for _ in range(config.count):
-        done = client(config).run(context=context, function_url=config.url, event=event(config))
+        done = client(config).run(context=context, event=event(config), **target(config))
     if number <= config.asset_failures:
         raise ValueError("The asset is out of luck.")
-    return done.get_materialize_result()
+    result: dg.MaterializeResult[None] = done.get_materialize_result()
+    return result
 
 
 @dg.asset(
@@ -91,11 +105,9 @@ def one(context: dg.AssetExecutionContext, config: Settings) -> dg.MaterializeRe
 def many(context: dg.AssetExecutionContext, config: Settings) -> Any:
     """A call for each partition."""
     tell_process()
+    options = {} if config.job else {"max_in_flight": config.max_in_flight}
     yield from client(config).run_partitions(
-        context=context,
-        function_url=config.url,
-        event=event(config),
-        max_in_flight=config.max_in_flight,
+        context=context, event=event(config), **target(config), **options
     )
 
 

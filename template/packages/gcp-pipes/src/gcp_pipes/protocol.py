@@ -3,6 +3,8 @@
 A change here takes effect only when the function and the Dagster project are both deployed.
 """
 
+import re
+
 CANCEL_PARAMETER = "DAGSTER_PIPES_CANCEL"
 """In the body of a request that cancels calls: a list, with a JSON object for each call."""
 
@@ -12,11 +14,20 @@ REPLACES_PARAMETER = "DAGSTER_PIPES_REPLACES"
 TIMEOUT_PARAMETER = "DAGSTER_PIPES_TIMEOUT"
 """In the body of a call: its timeout, in seconds."""
 
+EVENT_PARAMETER = "DAGSTER_PIPES_EVENT"
+"""In the environment of a job: the inputs of the task, as `dagster_pipes.encode_param` makes it."""
+
+STORED_EVENT_PARAMETER = "DAGSTER_PIPES_STORED_EVENT"
+"""In the environment of a job: the object with the whole event, if it is too long for that."""
+
 CAN_BE_CANCELLED = "can_be_cancelled"
 """In the extras of the message `opened`: whether the call accepts a request that cancels it."""
 
 HEARTBEAT_INTERVAL = "heartbeat_interval"
 """In the extras of the message `opened`: how long a call stores nothing, at most, in seconds."""
+
+TASK_ATTEMPT = "task_attempt"
+"""In the extras of the message `opened`: how often Cloud Run has started the task again."""
 
 FUNCTION_NAME = "function_name"
 """In the extras of the message `opened`: the name of the function, if it knows its name."""
@@ -33,8 +44,13 @@ SKIPS_REPEATED = "skips_repeated"
 REPEATED = "repeated"
 """In a message: whether it may be stored in an earlier chunk, too."""
 
+REPLACED_BY = "replaced_by"
+"""In the first message of an attempt that was replaced: the key prefix of the one that did it."""
+
 OBSERVATION = "gcp_pipes.asset_observation"
 """In the payload of a custom message: an asset observation."""
+
+_RETRY = r"-retry-([0-9]+)$"  # the end of a key prefix
 
 LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 """The log levels that Dagster has, by their numbers in Python's `logging`."""
@@ -48,6 +64,44 @@ def chunk_name(key_prefix: str | None, number: int) -> str:
         number: The number of the chunk, from 1.
     """
     return f"{key_prefix}/{number}.json" if key_prefix else f"{number}.json"
+
+
+def retried_prefix(key_prefix: str, attempt: int) -> str:
+    """The key prefix of the messages of a task that Cloud Run has started again.
+
+    Args:
+        key_prefix: The key prefix of any of its attempts.
+        attempt: How often it was started again.
+    """
+    return f"{first_prefix(key_prefix)}-retry-{attempt}"
+
+
+def first_prefix(key_prefix: str) -> str:
+    """The key prefix that a task had before Cloud Run started it again.
+
+    Args:
+        key_prefix: The key prefix of any of its attempts.
+    """
+    return re.sub(_RETRY, "", key_prefix)
+
+
+def retry_number(key_prefix: str) -> int:
+    """How often Cloud Run had started a task again, by its key prefix; 0 if that does not say so.
+
+    Args:
+        key_prefix: The key prefix of the messages of the attempt.
+    """
+    match = re.search(_RETRY, key_prefix)
+    return int(match[1]) if match else 0
+
+
+def stored_event_name(key_prefix: str) -> str:
+    """The object that holds the event of an attempt.
+
+    Args:
+        key_prefix: The key prefix of the messages of the attempt.
+    """
+    return f"events/{key_prefix}"
 
 
 def heartbeat_name(key_prefix: str | None, number: int | str) -> str:

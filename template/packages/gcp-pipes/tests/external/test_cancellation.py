@@ -84,7 +84,8 @@ def uploading() -> bool:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"bucket": "elsewhere"}, {"key_prefix": None}, {"next_chunk": "1"}]
+    "changes",
+    [{"bucket": "elsewhere"}, {"key_prefix": None}, {"next_chunk": "1"}, {"next_heartbeat": "1"}],
 )
 def test_an_invalid_request_to_cancel_is_rejected(
     changes: dict[str, Any], cancel: Callable[..., Any]

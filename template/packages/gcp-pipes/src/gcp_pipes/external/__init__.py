@@ -1,6 +1,7 @@
-"""The cloud function's side of Dagster Pipes. It does not require Dagster.
+"""The side of Dagster Pipes where the work runs. It does not require Dagster.
 
-It receives requests over HTTP, and writes messages to Cloud Storage.
+A cloud function receives requests over HTTP, and a Cloud Run job its event in environment
+variables. Both write messages to Cloud Storage.
 """
 
 from gcp_pipes.external.cancellation import (
@@ -13,6 +14,7 @@ from gcp_pipes.external.cancellation import (
 )
 from gcp_pipes.external.context import PipesCloudFunctionContext
 from gcp_pipes.external.deadline import seconds_left
+from gcp_pipes.external.job import job_event
 from gcp_pipes.external.logs import configure_logging, forward_logs
 from gcp_pipes.external.message_writer import (
     MessagesNotStoredError,
@@ -47,6 +49,7 @@ __all__ = [
     "find_task",
     "forward_logs",
     "is_cancellation",
+    "job_event",
     "keep_connections",
     "open_pipes",
     "read_event",

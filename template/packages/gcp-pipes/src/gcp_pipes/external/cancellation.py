@@ -116,7 +116,9 @@ def cancel_calls(event: Mapping[str, Any], bucket: storage.Bucket) -> None:
 
 def _check_call(call: object, bucket: storage.Bucket) -> None:
     match call:
-        case {"bucket": bucket.name, "key_prefix": str(), "next_chunk": int()}:
+        case {"bucket": bucket.name, "key_prefix": str(), "next_chunk": int(), **others} if (
+            isinstance(others.get("next_heartbeat", 1), int)
+        ):
             pass
         case _:
             raise BadRequest(f"{call!r:.200} is not a call with messages in gs://{bucket.name}.")

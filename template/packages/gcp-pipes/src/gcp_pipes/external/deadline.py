@@ -48,7 +48,7 @@ def request_timer() -> Iterator[None]:
         _request_start.reset(token)
 
 
-def seconds_left(event: Mapping[str, Any], *, function_timeout: float) -> float:
+def seconds_left(event: Mapping[str, Any], *, function_timeout: float = math.inf) -> float:
     """How many seconds are left until the deadline of a task.
 
     The deadline is the timeout of the call. It is at least ten seconds before the function's
@@ -57,7 +57,7 @@ def seconds_left(event: Mapping[str, Any], *, function_timeout: float) -> float:
 
     Args:
         event: The body of the request, in which Dagster sends the timeout of the call, in seconds.
-        function_timeout: The function's own timeout, in seconds.
+        function_timeout: The function's own timeout, in seconds. A job has none.
 
     Raises:
         BadRequest: The timeout of the call is not a positive number.

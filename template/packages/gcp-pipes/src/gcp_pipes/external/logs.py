@@ -118,7 +118,7 @@ def _text(record: logging.LogRecord, format_record: Callable[[logging.LogRecord]
 
 
 def _is_deployed() -> bool:
-    return "K_SERVICE" in os.environ  # set by Google Cloud
+    return not os.environ.keys().isdisjoint(("K_SERVICE", "CLOUD_RUN_JOB"))  # from Google Cloud
 
 
 def _log_uncaught(failed: threading.ExceptHookArgs) -> None:

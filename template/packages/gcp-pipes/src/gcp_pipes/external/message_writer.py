@@ -41,7 +41,9 @@ from gcp_pipes.protocol import (
     MESSAGE_NUMBER,
     NOT_STARTED,
     REPEATED,
+    REPLACED_BY,
     SKIPS_REPEATED,
+    TASK_ATTEMPT,
     chunk_name,
 )
 
@@ -279,8 +281,11 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         with suppress(Exception):  # the response says the same
             self.upload_messages_chunk(StringIO(json.dumps(closed)), 2)
 
-    def block(self) -> None:
+    def block(self, replaced_by: str | None) -> None:
         """Store the first chunk, so that the attempt cannot store its own, and does not start.
+
+        Args:
+            replaced_by: The key prefix of the attempt that replaces it.
 
         Raises:
             Conflict: The attempt has stored it.
@@ -289,7 +294,7 @@ class PipesCloudStorageMessageWriterChannel(PipesMessageWriterChannel):
         try:
             blob = self._bucket.blob(chunk_name(self._key_prefix, 1))
             # Not as other chunks: after a failed attempt, it is unknown who has stored it.
-            text = warning_chunk("A retry has replaced this attempt")
+            text = warning_chunk("A retry has replaced this attempt", replaced_by=replaced_by)
             _RETRY(create_object)(blob, text, timeout=_ATTEMPT_TIMEOUT)
         except PreconditionFailed as error:
             raise Conflict(
@@ -357,6 +362,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             CAN_BE_CANCELLED: True,
             HEARTBEAT_INTERVAL: self._heartbeat_interval if has_heartbeat else None,
             FUNCTION_NAME: os.environ.get("FUNCTION_NAME"),
+            TASK_ATTEMPT: int(os.environ.get("CLOUD_RUN_TASK_ATTEMPT", 0)),
         }
 
     def when_cancelled(self, action: Callable[[], None]) -> None:
@@ -426,7 +432,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         for key_prefix in key_prefixes:
             if not key_prefix:
                 raise DagsterPipesError("The key prefix of an earlier attempt is missing.")
-            self.open({**params, "key_prefix": key_prefix}).block()
+            self.open({**params, "key_prefix": key_prefix}).block(params.get("key_prefix"))
 
     def _call_when_cancelled(self) -> None:
         with self._lock:
@@ -436,18 +442,18 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             action()
 
 
-def warning_chunk(text: str) -> str:
+def warning_chunk(text: str, replaced_by: str | None = None) -> str:
     """A chunk with a warning as its only message.
 
     It takes the name of a chunk, so the attempt that finds it cannot store its own.
 
     Args:
         text: The warning.
+        replaced_by: The key prefix of the attempt that replaces that one, if one does.
     """
-    return json.dumps(
-        {
-            PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
-            "method": "log",
-            "params": {"message": text, "level": "WARNING"},
-        }
-    )
+    message = {
+        PIPES_PROTOCOL_VERSION_FIELD: PIPES_PROTOCOL_VERSION,
+        "method": "log",
+        "params": {"message": text, "level": "WARNING"},
+    }
+    return json.dumps(message | ({REPLACED_BY: replaced_by} if replaced_by else {}))

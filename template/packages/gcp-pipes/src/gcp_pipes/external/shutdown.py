@@ -38,6 +38,14 @@ def when_ending(action: Callable[[], None]) -> Iterator[None]:
         _actions.discard(action)
 
 
+def watch_for_the_end() -> None:
+    """Let SIGTERM end the tasks of this process, and not the process. The main thread calls this.
+
+    It is for a process that is no server, which would end at once otherwise.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: _is_ending.set())
+
+
 def _request_handler() -> None:
     """Let the main thread set the handler, which no other thread can; tasks run in others.
 

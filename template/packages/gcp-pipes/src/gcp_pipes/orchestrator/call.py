@@ -136,6 +136,7 @@ class Caller:
                 handler,
                 lambda *opened: self._launch(event, earlier, *opened),
             )
+            attempt = self._follow_successor(attempt, context_data, make_handler, handle)
             is_blocked = (
                 attempt.ending.is_conflict and not attempt.handler.has_opened and len(earlier) > 0
             )
@@ -213,6 +214,8 @@ class Caller:
             if handle is not None:
                 handler.logged = handle.calls.logged
             attempt = self._follow(started, context_data, handler)
+            attempt = self._follow_successor(attempt, context_data, make_handler, handle)
+            handler = attempt.handler
             if handler.did_not_start:
                 earlier.remove(started)
                 continue
@@ -239,6 +242,10 @@ class Caller:
             match make_handler().first_message(attempt.params):
                 case "opened":
                     return attempt
+                case None if attempt.has_crashed and self._launcher.is_launched(
+                    str(attempt.params.get("key_prefix"))
+                ):
+                    return attempt
                 case str():  # from a retry, or from a cancellation
                     earlier.remove(attempt)
         return None
@@ -257,8 +264,34 @@ class Caller:
         if earlier.has_crashed:
             error = "The process of this step crashed after it had made this call"
             seconds = handler.age(earlier.params)
-        ending = Ending(Outcome.UNKNOWN, error, seconds)
-        return self._attempt(earlier.number, context_data, handler, lambda *_: ending)
+        unknown = Ending(Outcome.UNKNOWN, error, seconds)
+
+        def follow(*opened: *tuple[dg.PipesSession, CallMessageHandler, str]) -> Ending:
+            launch = Launch(b"", *opened, self._timeout, replaces=[])
+            return self._launcher.follow(launch) or unknown
+
+        return self._attempt(earlier.number, context_data, handler, follow)
+
+    def _follow_successor(
+        self,
+        attempt: Attempt,
+        context_data: PipesContextData,
+        make_handler: Callable[[], CallMessageHandler],
+        handle: CallHandle | None,
+    ) -> Attempt:
+        """Follow the attempt by which the platform has replaced this one, if it has, and so on."""
+        while attempt.ending.successor is not None:
+            attempt.handler.warn(
+                f"The {self._launcher.what} was started again, and not by Dagster. What it had "
+                "reported before does not count."
+            )
+            params = {**attempt.handler.params, "key_prefix": attempt.ending.successor}
+            successor = EarlierAttempt(attempt.number, params, attempt.ending)
+            handler = make_handler()
+            if handle is not None:
+                handler.logged = handle.calls.logged
+            attempt = self._follow(successor, context_data, handler)
+        return attempt
 
     def _attempt(
         self,
@@ -280,7 +313,8 @@ class Caller:
                         ending = Ending(Outcome.UNKNOWN, repr(error), time.monotonic() - start)
                     if ending.outcome is Outcome.UNKNOWN:
                         self._wait_for_messages(handler, ending)
-                    if handler.silence is not None:  # if it is alive after all, it has to stop
+                    # If it is alive after all, it has to stop.
+                    if handler.silence is not None and ending.successor is None:
                         self._cancel([handler])
                 except BaseException:  # the run is being terminated
                     handler.finished.wait(self.cancel())

@@ -58,6 +58,13 @@ def for_partition(context: StepContext, data: PipesContextData, key: str) -> Pip
     return data
 
 
+def for_task(data: PipesContextData, index: int, count: int) -> PipesContextData:
+    """The Pipes context of one of several tasks that make the results of a step together."""
+    data = data.copy()
+    data["extras"] = {**(data["extras"] or {}), "task_index": index, "task_count": count}
+    return data
+
+
 def partitions_def(context: StepContext) -> dg.PartitionsDefinition | None:
     """The partitions definition of the step's assets, or None without one."""
     return context.assets_def.partitions_def if context.has_assets_def else None

@@ -7,6 +7,7 @@ succeeds (`outcome.py`). Where the work runs is up to the launcher (`launcher.py
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict
 from weakref import WeakKeyDictionary
 
 import dagster as dg
@@ -20,6 +21,7 @@ from gcp_pipes.orchestrator.context import (
     build_context_data,
     checks_of_step,
     for_partition,
+    for_task,
     required_assets,
 )
 from gcp_pipes.orchestrator.dagster_internals import TreatAsResourceParam, is_called_directly
@@ -36,6 +38,47 @@ from gcp_pipes.orchestrator.partitions import (
 from gcp_pipes.orchestrator.partitions.fan_out import Report
 from gcp_pipes.orchestrator.results import CompletedCall
 from gcp_pipes.orchestrator.step_calls import CallHandle, StepCalls, call_identity
+from gcp_pipes.orchestrator.tasks import run_tasks
+
+
+class ClientOptions(TypedDict, total=False):
+    """What can be set for every client.
+
+    Attributes:
+        timeout: How long a call may take, in seconds; an hour by default. The task is then stopped,
+            unless the place where it runs allows less. If the response is lost, the client waits as
+            long for messages.
+        retry_timeout: Seconds during which a call that did not start is retried; 60 by default.
+        forward_termination: Whether calls are cancelled if their run is terminated, as they are by
+            default. Otherwise they go on.
+        implicit_materializations: Whether an asset that is not reported counts as materialized if
+            the call succeeds. By default, the call fails.
+        max_log_lines: How many log lines of a call go into the event log, where each takes about a
+            millisecond; 10,000 by default. Further ones go to the compute logs of the step.
+    """
+
+    timeout: float
+    retry_timeout: float
+    forward_termination: bool
+    implicit_materializations: bool
+    max_log_lines: int
+
+
+class CallOptions(TypedDict, total=False):
+    """What can be set for each call.
+
+    Attributes:
+        extras: Values for `pipes.extras` in the task.
+        run_tags: Names of tags of the run, for `pipes.extras["run_tags"]` in the task.
+        timeout: As for the client, for this call; or for each one, if there are several.
+        retry_timeout: As for the client, for this call. With several, it starts again while another
+            call is running.
+    """
+
+    extras: PipesExtras | None
+    run_tags: Sequence[str]
+    timeout: float | None
+    retry_timeout: float | None
 
 
 class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
@@ -47,14 +90,11 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         message_reader: Reads the messages of the work.
         context_injector: Sends the Dagster context to the work. The default puts it into the
             parameters of Pipes.
-        timeout: How long a call may take, in seconds.
-        retry_timeout: Seconds during which a call that did not start is retried.
-        forward_termination: Whether calls are cancelled if their run is terminated. Otherwise they
-            go on.
-        implicit_materializations: Whether an asset that is not reported counts as materialized if
-            the call succeeds.
-        max_log_lines: How many log lines of a call go into the event log, where each takes about a
-            millisecond. Further ones go to the compute logs of the step.
+        timeout: See `ClientOptions`, as for all that follow.
+        retry_timeout: See there.
+        forward_termination: See there.
+        implicit_materializations: See there.
+        max_log_lines: See there.
     """
 
     def __init__(
@@ -84,6 +124,7 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         context: Context,
         launcher: Launcher,
         event: Event,
+        task_count: int = 1,
         extras: PipesExtras | None = None,
         run_tags: Sequence[str] = (),
         timeout: float | None = None,
@@ -91,14 +132,19 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
     ) -> CompletedCall:
         """Make one call, and wait until it has finished.
 
+        If it has several tasks, they run at the same time. Each finds `task_index`, from 0, and
+        `task_count` in `pipes.extras`. The results are those of all tasks together, and an asset or
+        a check is reported by one of them. If a task fails, the call does.
+
         Args:
             context: The context of the asset, the asset check, or the op.
             launcher: Launches the work.
             event: The task's inputs: a JSON object.
-            extras: Values for `pipes.extras` in the task.
-            run_tags: Names of tags of the run, for `pipes.extras["run_tags"]` in the task.
-            timeout: As for the client, for this call.
-            retry_timeout: As for the client, for this call.
+            task_count: How many tasks there are.
+            extras: See `CallOptions`, as for all that follow.
+            run_tags: See there.
+            timeout: See there.
+            retry_timeout: See there.
 
         Returns:
             What the task reported. Return it from an asset by `.get_materialize_result()`, and
@@ -110,7 +156,6 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         """
         step = context.op_execution_context
         context_data = build_context_data(step, extras=extras, run_tags=run_tags)
-        body = _serialize(launcher, event, context_data)
         _require_results(
             step,
             f"The results of {type(self).__name__}.run were not returned. End the asset with "
@@ -118,12 +163,34 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
             "`.get_asset_check_result()`, and what has several, or observes, with `yield from "
             "client.run(...).get_results()`.",
         )
-        attempt = self._make_caller(step, launcher, timeout, retry_timeout).call(
-            body,
-            context_data,
-            lambda: CallMessageHandler(step, self._message_reader, self._max_log_lines),
-            self._handle(step, launcher, body, context_data, timeout),
-        )
+        caller = self._make_caller(step, launcher, timeout, retry_timeout)
+
+        def call(data: PipesContextData, make_handler: Callable[[], CallMessageHandler]) -> Attempt:
+            body = _serialize(launcher, event, data)
+            handle = self._handle(step, launcher, body, data, timeout)
+            return caller.call(body, data, make_handler, handle)
+
+        reader, limit = self._message_reader, self._max_log_lines
+        if task_count < 1:
+            raise launcher.error(
+                f"task_count must be 1 or more; it is {task_count}.", allow_retries=False
+            )
+        if isinstance(reader, PipesCloudStorageMessageReader) and task_count > 1:
+            reader = reader.for_many_calls(task_count)
+        if task_count == 1:
+            attempt = call(context_data, lambda: CallMessageHandler(step, reader, limit))
+        else:
+            attempt = run_tasks(
+                step,
+                lambda index, enqueue: call(
+                    for_task(context_data, int(index), task_count),
+                    lambda: PartitionMessageHandler(step, reader, limit, f"task {index}", enqueue),
+                ),
+                count=task_count,
+                expect=launcher.expect,
+                cancel=caller.cancel,
+                no_messages_hint=reader.no_messages_debug_text(),
+            )
         completed = self._complete(step, attempt)
         for observation in attempt.handler.observations:
             step.log_event(observation)
@@ -148,12 +215,11 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
             launcher: Launches the work.
             event: The task's inputs: a JSON object, or a function that makes it for a partition
                 key. That is called in one of the threads that make the calls.
-            extras: Values for `pipes.extras` in the task.
-            run_tags: Names of tags of the run, for `pipes.extras["run_tags"]` in the task.
+            extras: See `CallOptions`.
+            run_tags: See there.
             max_in_flight: How many calls may be in flight at the same time.
-            timeout: As for the client, for each call.
-            retry_timeout: As for the client, for each call. It starts again while another call is
-                running.
+            timeout: See `CallOptions`.
+            retry_timeout: See there.
 
         Returns:
             What the asset yields, by `yield from`, which makes the calls.
@@ -206,6 +272,7 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         return run_partitions(
             step,
             call,
+            expect=launcher.expect,
             cancel=caller.cancel,
             complete=lambda attempt: self._complete(step, attempt),
             max_in_flight=max_in_flight,

@@ -119,7 +119,7 @@ def invoke_cloud_function(
             allow_redirects=False,  # the POST would become a GET without a body
         )
     except requests.RequestException as error:
-        outcome = Outcome.NOT_STARTED if _never_connected(error) else Outcome.UNKNOWN
+        outcome = Outcome.NOT_STARTED if never_connected(error) else Outcome.UNKNOWN
         return CloudFunctionResponse(outcome, str(error), time.monotonic() - started)
     except GoogleAuthError as error:  # an expired or refused token could not be replaced
         problem = f"could not get an identity token: {error}"
@@ -183,7 +183,8 @@ def _function_error(response: requests.Response) -> str | None:
     return error if isinstance(error, str) else None
 
 
-def _never_connected(error: requests.RequestException) -> bool:
+def never_connected(error: requests.RequestException) -> bool:
+    """Whether no connection was made, so the server cannot have the request."""
     cause = error.args[0] if error.args else None
     if isinstance(cause, MaxRetryError):
         cause = cause.reason

@@ -51,6 +51,9 @@ class Ending:
         may_start_late: Whether an attempt that did not start may start after all.
         is_conflict: Whether it did nothing, since an earlier attempt of the call has started.
         is_refused: Whether further calls would be refused, too.
+        logs_url: A page with its logs, if the launcher has learned it.
+        successor: The key prefix of the attempt by which the platform has replaced this one, by a
+            retry of its own; None if it has not.
     """
 
     outcome: Outcome
@@ -60,6 +63,8 @@ class Ending:
     may_start_late: bool = False
     is_conflict: bool = False
     is_refused: bool = False
+    logs_url: str | None = None
+    successor: str | None = None
 
     @property
     def late_start(self) -> str:
@@ -135,7 +140,7 @@ class Launch:
         while (end := find_end()) is None and time.monotonic() < deadline:
             if self.handler.finished.wait(interval):  # the end is near, or it is dead
                 deadline = min(deadline, time.monotonic() + _TIME_TO_END)
-                time.sleep(min(interval, _TIME_TO_END))
+                time.sleep(min(interval, 1.0))
             if self.handler.silence is not None:
                 break
         return end
@@ -173,6 +178,13 @@ class Launcher(ABC):
         """
         return to_json(event)
 
+    def expect(self, count: int) -> None:  # noqa: B027  # most launchers have no use for it
+        """Learn how many attempts are about to be launched at the same time.
+
+        Args:
+            count: How many.
+        """
+
     @abstractmethod
     def launch(self, launch: Launch) -> Ending:
         """Start an attempt, and wait until it has ended, or until its messages say so.
@@ -193,6 +205,27 @@ class Launcher(ABC):
         Returns:
             Why that failed, or None.
         """
+
+    def is_launched(self, key_prefix: str) -> bool:
+        """Whether an attempt that has sent no message is known to have been launched, and not over.
+
+        By default, only the messages say so.
+
+        Args:
+            key_prefix: The key prefix of its messages.
+        """
+        return False
+
+    def follow(self, launch: Launch) -> Ending | None:
+        """Wait until an attempt has ended that a step made which has crashed, as in `launch`.
+
+        Args:
+            launch: The attempt, without its event.
+
+        Returns:
+            How it has ended; None if only the messages can say so, as by default.
+        """
+        return None
 
     def logs_url(self, trace: str, run_id: str) -> str | None:
         """A page with the logs of an attempt, or None.

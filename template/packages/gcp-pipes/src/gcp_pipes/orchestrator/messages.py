@@ -20,6 +20,7 @@ from gcp_pipes.protocol import (
     LEVELS,
     NOT_STARTED,
     OBSERVATION,
+    TASK_ATTEMPT,
     nearest_level,
 )
 
@@ -96,6 +97,11 @@ class CallMessageHandler(MessageHandler):
             yield self.params
 
     @property
+    def message_reader(self) -> dg.PipesMessageReader:
+        """The reader of the messages."""
+        return self._message_reader
+
+    @property
     def has_opened(self) -> bool:
         """Whether the message `opened` was received."""
         return self.opened_extras is not None
@@ -109,6 +115,11 @@ class CallMessageHandler(MessageHandler):
     def can_be_cancelled(self) -> bool:
         """Whether the task accepts a request that cancels the call."""
         return bool(self.opened_extras and self.opened_extras.get(CAN_BE_CANCELLED))
+
+    @property
+    def task_attempt(self) -> int:
+        """How often the platform had started the task again, as Cloud Run does with jobs."""
+        return int((self.opened_extras or {}).get(TASK_ATTEMPT) or 0)
 
     @property
     def heartbeat_interval(self) -> float | None:

@@ -28,6 +28,17 @@ def find_problem(
 
     Where the step's own code may make results, missing ones are left to `find_missing_results`.
     """
+    if problem := find_call_problem(attempt, no_messages_hint):
+        return problem
+    if not may_make_results(context) and (
+        missing := find_missing_results(context, attempt, implicit_materializations)
+    ):
+        return missing
+    return _find_undeclared_checks(context, attempt)
+
+
+def find_call_problem(attempt: Attempt, no_messages_hint: str) -> str | None:
+    """Why a call failed, whatever it should have reported; None if it succeeded."""
     failure = _find_failure(attempt)
     problems = [failure] if failure else []
     problems += attempt.handler.rejected
@@ -40,13 +51,7 @@ def find_problem(
         problems += [*([] if failure else [lost]), *attempt.handler.lost]
     if problems:
         return "\n\n".join(problems)
-    if silence := _find_silence(attempt, no_messages_hint):
-        return silence
-    if not may_make_results(context) and (
-        missing := find_missing_results(context, attempt, implicit_materializations)
-    ):
-        return missing
-    return _find_undeclared_checks(context, attempt)
+    return _find_silence(attempt, no_messages_hint)
 
 
 def _find_failure(attempt: Attempt) -> str | None:
@@ -56,11 +61,13 @@ def _find_failure(attempt: Attempt) -> str | None:
         summary = f"The {what} raised an exception: {_first_line(handler.exception)}"
         return f"{summary}\n\n{format_pipes_exception(handler.exception)}"
     if handler.silence is not None and not handler.has_closed:
-        return (
+        has_ended = ending.outcome is Outcome.FINISHED
+        death = (
             f"The {what} has died: for {handler.silence:.0f} s, it has stored neither messages nor "
             "heartbeats. Its instance has ended, or has lost its memory, network or credentials: "
             "see its logs. It may have done all or part of its work."
         )
+        return f"{death} {ending.error}" if ending.error and has_ended else death
     if ending.outcome is not Outcome.UNKNOWN:
         return ending.explain(what)
     if handler.has_closed:
@@ -183,7 +190,8 @@ def describe(attempt: Attempt) -> dict[str, dg.MetadataValue]:
         attempt.launcher.what,
         details(attempt),
         attempt.ending.seconds,
-        attempt.launcher.logs_url(attempt.trace, attempt.session.context_data["run_id"]),
+        attempt.ending.logs_url
+        or attempt.launcher.logs_url(attempt.trace, attempt.session.context_data["run_id"]),
     )
 
 

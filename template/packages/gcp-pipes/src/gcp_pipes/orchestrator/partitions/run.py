@@ -20,6 +20,7 @@ def run_partitions(
     context: StepContext,
     call: Call,
     *,
+    expect: Callable[[int], None],
     cancel: Callable[[], float],
     complete: Complete,
     max_in_flight: int,
@@ -30,6 +31,7 @@ def run_partitions(
     Args:
         context: The context of the assets.
         call: Makes the call for one partition.
+        expect: Learns how many calls are made at the same time.
         cancel: Cancels the calls in flight; returns how many seconds to wait for them.
         complete: Returns what the task reported in a call.
         max_in_flight: How many calls are in flight at the same time, at most.
@@ -40,6 +42,7 @@ def run_partitions(
     """
     keys = missing_partitions(context)
     results = PartitionResults(context, keys)
+    expect(min(max_in_flight, len(keys)))
     fan_out = FanOut(call, keys, cancel=cancel, max_in_flight=max_in_flight)
     for finished in fan_out.finished_calls():
         yield from _events(finished, results, complete)

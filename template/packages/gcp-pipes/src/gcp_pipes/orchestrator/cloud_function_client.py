@@ -1,16 +1,20 @@
 """Calls a cloud function from a Dagster asset: the client of the package."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Unpack
 
 import dagster as dg
 import requests
-from dagster_pipes import PipesExtras
 
 from gcp_pipes.orchestrator.auth import CredentialsError, http_session
 from gcp_pipes.orchestrator.cloud_function import CloudFunctionLauncher, PipesCloudFunctionError
 from gcp_pipes.orchestrator.context import Context
 from gcp_pipes.orchestrator.event import Event
-from gcp_pipes.orchestrator.external_client import PipesExternalClient
+from gcp_pipes.orchestrator.external_client import (
+    CallOptions,
+    ClientOptions,
+    PipesExternalClient,
+)
 from gcp_pipes.orchestrator.partitions import PartitionEvent
 from gcp_pipes.orchestrator.plain_call import CloudFunctionAnswer, call_plain_function
 from gcp_pipes.orchestrator.results import CompletedCall
@@ -31,20 +35,12 @@ class PipesCloudFunctionClient(PipesExternalClient):
         message_reader: Reads the function's messages.
         context_injector: Sends the Dagster context to the function. The default puts it into the
             event.
-        timeout: How long a call may take, in seconds. The function then stops the task, unless its
-            own timeout is shorter. If the response is lost, the client waits as long for messages.
-        retry_timeout: Seconds during which a call that did not start is retried: one that could not
-            connect, or that Google's front end rejected with 429, 500, 502 or 503.
-        forward_termination: Whether calls are cancelled if their run is terminated. Otherwise they
-            go on.
-        implicit_materializations: Whether an asset that the function does not report counts as
-            materialized if the call succeeds.
-        max_log_lines: How many log lines of a call go into the event log, where each takes about a
-            millisecond. Further ones go to the compute logs of the step.
         project: The Google Cloud project of the function, for the link to its logs.
         audience: The audience of identity tokens. The default is the function's root URL.
         impersonate: The e-mail address of a service account to call functions as. The default is
             the account that Dagster runs as.
+        options: See `ClientOptions`. A call did not start if it could not connect, or if Google's
+            front end rejected it with 429, 500, 502 or 503.
     """
 
     def __init__(
@@ -52,24 +48,13 @@ class PipesCloudFunctionClient(PipesExternalClient):
         message_reader: dg.PipesMessageReader,
         context_injector: dg.PipesContextInjector | None = None,
         *,
-        timeout: float = 3600.0,
-        retry_timeout: float = 60.0,
-        forward_termination: bool = True,
-        implicit_materializations: bool = False,
-        max_log_lines: int = 10_000,
         project: str | None = None,
         audience: str | None = None,
         impersonate: str | None = None,
+        **options: Unpack[ClientOptions],
     ) -> None:
-        super().__init__(
-            message_reader,
-            context_injector or PipesCloudFunctionEventContextInjector(),
-            timeout=timeout,
-            retry_timeout=retry_timeout,
-            forward_termination=forward_termination,
-            implicit_materializations=implicit_materializations,
-            max_log_lines=max_log_lines,
-        )
+        injector = context_injector or PipesCloudFunctionEventContextInjector()
+        super().__init__(message_reader, injector, **options)
         self._project = project
         self._audience = audience
         self._impersonate = impersonate
@@ -81,10 +66,7 @@ class PipesCloudFunctionClient(PipesExternalClient):
         context: Context,
         function_url: str,
         event: Event,
-        extras: PipesExtras | None = None,
-        run_tags: Sequence[str] = (),
-        timeout: float | None = None,
-        retry_timeout: float | None = None,
+        **options: Unpack[CallOptions],
     ) -> CompletedCall:
         """Call the function and wait until it has finished. Its log lines appear while it runs.
 
@@ -96,10 +78,7 @@ class PipesCloudFunctionClient(PipesExternalClient):
             context: The context of the asset, the asset check, or the op.
             function_url: The function's URL. A request to https carries an identity token.
             event: The task's inputs: a JSON object.
-            extras: Values for `pipes.extras` in the function.
-            run_tags: Names of tags of the run, for `pipes.extras["run_tags"]` in the function.
-            timeout: As for the client, for this call.
-            retry_timeout: As for the client, for this call.
+            options: See `CallOptions`.
 
         Returns:
             What the function reported. Return it from an asset by `.get_materialize_result()`, and
@@ -111,15 +90,8 @@ class PipesCloudFunctionClient(PipesExternalClient):
                 or failed, it did not report every asset and check of the step, or messages were
                 lost.
         """
-        return super().run(
-            context=context,
-            launcher=self._launcher(function_url),
-            event=event,
-            extras=extras,
-            run_tags=run_tags,
-            timeout=timeout,
-            retry_timeout=retry_timeout,
-        )
+        launcher = self._launcher(function_url)
+        return super().run(context=context, launcher=launcher, event=event, **options)
 
     def run_partitions(  # type: ignore[override]  # it takes a URL instead of a launcher
         self,
@@ -127,11 +99,8 @@ class PipesCloudFunctionClient(PipesExternalClient):
         context: Context,
         function_url: str,
         event: Event | Callable[[str], Event],
-        extras: PipesExtras | None = None,
-        run_tags: Sequence[str] = (),
         max_in_flight: int = 10,
-        timeout: float | None = None,
-        retry_timeout: float | None = None,
+        **options: Unpack[CallOptions],
     ) -> Iterator[PartitionEvent]:
         """Call the function for each partition of the run, several at the same time.
 
@@ -148,13 +117,9 @@ class PipesCloudFunctionClient(PipesExternalClient):
             function_url: The function's URL. A request to https carries an identity token.
             event: The task's inputs: a JSON object, or a function that makes it for a partition
                 key. That is called in one of the threads that make the calls.
-            extras: Values for `pipes.extras` in the function.
-            run_tags: Names of tags of the run, for `pipes.extras["run_tags"]` in the function.
             max_in_flight: How many calls may be in flight at the same time. More than the
                 function's instances can serve is of no use.
-            timeout: As for the client, for each call.
-            retry_timeout: As for the client, for each call. It starts again while the function is
-                running another call.
+            options: See `CallOptions`.
 
         Returns:
             What the asset yields, by `yield from`, which makes the calls.
@@ -167,11 +132,8 @@ class PipesCloudFunctionClient(PipesExternalClient):
             context=context,
             launcher=self._launcher(function_url),
             event=event,
-            extras=extras,
-            run_tags=run_tags,
             max_in_flight=max_in_flight,
-            timeout=timeout,
-            retry_timeout=retry_timeout,
+            **options,
         )
 
     def call(

@@ -1,0 +1,343 @@
+"""A stand-in for the Cloud Run Admin API, which executes a job as processes of this machine.
+
+It has the parts that `PipesCloudRunJobClient` uses, with the paths and the JSON of Google's:
+https://cloud.google.com/run/docs/reference/rest/v2/projects.locations.jobs
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+JOB = "projects/local/locations/europe-west4/jobs/work"
+TIME_TO_KILL = 10.0  # seconds between SIGTERM and SIGKILL
+
+
+@dataclass
+class Behavior:
+    """How the job is executed.
+
+    Attributes:
+        command: The command of its container.
+        starts_after: Seconds that an execution is pending.
+        ends_after: Seconds after its process, until the API says that an execution has ended.
+        problem: Why no container starts; None if it does.
+        retries_after: Seconds after a task has failed, until Google executes it again.
+        parallelism: How many tasks run at the same time.
+        max_retries: How often Google executes a failed task again.
+        environment: Environment variables of its container.
+    """
+
+    command: Sequence[str]
+    starts_after: float = 0.0
+    ends_after: float = 0.3
+    problem: str | None = None
+    retries_after: float = 2.0
+    parallelism: int = 10
+    max_retries: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Task:
+    """A task of an execution, which runs in a process.
+
+    Attributes:
+        index: Its index, from 0.
+        process: Its process; None before it starts.
+        state: `pending`, `running`, `succeeded`, `failed` or `cancelled`.
+        retries: How often Google has started it again.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.process: subprocess.Popen[bytes] | None = None
+        self.state = "pending"
+        self.retries = 0
+        self.message = ""
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to its process and the children of that, if it is running."""
+        if self.process is not None and self.process.poll() is None:
+            process = psutil.Process(self.process.pid)
+            for each in (*process.children(recursive=True), process):
+                each.send_signal(number)
+
+    def condition(self, state: str | None = None) -> dict[str, str]:
+        """What the API says of its end, or of that of its execution."""
+        state = state or self.state
+        condition = {
+            "type": "Completed",
+            "message": self.message,
+            "state": {
+                "succeeded": "CONDITION_SUCCEEDED",
+                "failed": "CONDITION_FAILED",
+                "cancelled": "CONDITION_FAILED",
+            }.get(state, "CONDITION_RECONCILING"),
+        }
+        reasons = {"cancelled": "CANCELLED", "failed": "NON_ZERO_EXIT_CODE"}
+        return condition | ({"executionReason": reasons[state]} if state in reasons else {})
+
+
+class Execution:
+    """An execution of the job.
+
+    Attributes:
+        name: Its full name.
+        variables: The environment variables that Dagster has set.
+        args: The arguments that Dagster has set.
+        tasks: Its tasks.
+        state: `running`, `succeeded`, `failed` or `cancelled`, as the API sees it.
+    """
+
+    def __init__(self, name: str, behavior: Behavior, overrides: dict[str, Any]) -> None:
+        [container] = overrides["containerOverrides"]
+        self.name = name
+        self.variables: list[dict[str, str]] = container["env"]
+        self.args: list[str] = container.get("args", [])
+        self.tasks = [Task(index) for index in range(overrides["taskCount"])]
+        self.state = "running"
+        self._behavior = behavior
+        self._timeout = float(overrides["timeout"].removesuffix("s"))
+        self._created = datetime.now(UTC)
+        self._completed: datetime | None = None
+        self._is_cancelled = threading.Event()
+        threading.Thread(target=self._execute, daemon=True).start()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self._is_cancelled.is_set()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, also for the API."""
+        return self._completed is not None
+
+    def cancel(self) -> None:
+        """Cancel it: its processes get ten seconds."""
+        self._is_cancelled.set()
+        for task in self.tasks:
+            if task.process is not None:
+                task.process.terminate()
+
+    def stop(self) -> None:
+        """Kill its processes."""
+        self._is_cancelled.set()
+        for task in self.tasks:
+            task.send(signal.SIGKILL)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the API shows it."""
+        counts = Counter(task.state for task in self.tasks)
+        failed = next((task for task in self.tasks if task.state == "failed"), self.tasks[0])
+        times = {"completionTime": _time(self._completed)} if self._completed else {}
+        return {
+            "name": self.name,
+            "job": JOB,
+            "createTime": _time(self._created),
+            **times,
+            "taskCount": len(self.tasks),
+            "parallelism": self._behavior.parallelism,
+            "template": {
+                "containers": [{"env": self.variables, "args": self.args}],
+                "maxRetries": self._behavior.max_retries,
+            },
+            "conditions": [failed.condition(self.state)],
+            "runningCount": counts["running"],
+            "succeededCount": counts["succeeded"],
+            "failedCount": counts["failed"],
+            "cancelledCount": counts["cancelled"],
+            "retriedCount": sum(task.retries > 0 for task in self.tasks),
+            "logUri": f"https://console.cloud.google.com/logs/viewer?execution={self.name}",
+        }
+
+    def tasks_to_json(self) -> list[dict[str, Any]]:
+        """Its tasks, as the API shows them."""
+        return [
+            {
+                "name": f"{self.name}/tasks/{self.name.rpartition('/')[2]}-task{task.index}",
+                "index": task.index,
+                "conditions": [task.condition()],
+                "retried": task.retries,
+            }
+            for task in self.tasks
+        ]
+
+    def _execute(self) -> None:
+        self._is_cancelled.wait(self._behavior.starts_after)
+        with ThreadPoolExecutor(self._behavior.parallelism) as executor:
+            list(executor.map(self._run_task, self.tasks))
+        time.sleep(self._behavior.ends_after)
+        states = {task.state for task in self.tasks}
+        self.state = next(each for each in ("cancelled", "failed", "succeeded") if each in states)
+        self._completed = datetime.now(UTC)
+
+    def _run_task(self, task: Task) -> None:
+        status = 1
+        while not self.is_cancelled and self._behavior.problem is None:
+            status = self._run_container(task)
+            if status == 0 or task.retries == self._behavior.max_retries:
+                break
+            self._is_cancelled.wait(self._behavior.retries_after)
+            task.retries += 1
+        name = f"Task {self.name.rpartition('/')[2]}-task{task.index}"
+        if self._behavior.problem is not None:
+            task.message = self._behavior.problem
+        elif status == -9:
+            task.message = f"{name} failed with message: Memory limit of 512 MiB exceeded."
+        elif status != 0:
+            task.message = f"{name} failed with exit code: {status}."
+        task.state = "succeeded" if status == 0 else "failed"
+        if self.is_cancelled:
+            task.state = "cancelled"
+
+    def _run_container(self, task: Task) -> int:
+        """Run the process until it ends, its time is over, or it is cancelled; its status."""
+        own = {each["name"]: each.get("value", "") for each in self.variables}
+        task.process = subprocess.Popen(
+            [*self._behavior.command, *self.args],
+            env={
+                **os.environ,
+                **self._behavior.environment,
+                **own,
+                "CLOUD_RUN_JOB": JOB.rpartition("/")[2],
+                "CLOUD_RUN_EXECUTION": self.name.rpartition("/")[2],
+                "CLOUD_RUN_TASK_INDEX": str(task.index),
+                "CLOUD_RUN_TASK_COUNT": str(len(self.tasks)),
+                "CLOUD_RUN_TASK_ATTEMPT": str(task.retries),
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        task.state = "running"
+        if self.is_cancelled:
+            task.process.terminate()
+        try:
+            return task.process.wait(self._timeout)
+        except subprocess.TimeoutExpired:
+            task.process.terminate()
+        try:
+            return task.process.wait(TIME_TO_KILL)
+        except subprocess.TimeoutExpired:
+            task.send(signal.SIGKILL)
+            return task.process.wait()
+
+
+def _time(when: datetime) -> str:
+    return when.isoformat().replace("+00:00", "Z")
+
+
+class RunAdmin:
+    """The running stand-in.
+
+    Attributes:
+        url: Its URL.
+        behavior: How the next executions behave.
+        executions: All executions, the latest last.
+    """
+
+    def __init__(self, url: str, behavior: Behavior) -> None:
+        self.url = url
+        self.behavior = behavior
+        self.executions: list[Execution] = []
+        self._lock = threading.Lock()  # guards the list
+
+    def handle(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        """The status and the body of the response to a request."""
+        path = path.partition("?")[0].removeprefix("/v2/")
+        if method == "POST" and path == f"{JOB}:run":
+            with self._lock:
+                name = f"{JOB}/executions/work-{len(self.executions):05}"
+                overrides = json.loads(body)["overrides"]
+                self.executions.append(Execution(name, self.behavior, overrides))
+            return 200, _operation(self.executions[-1])
+        if method == "GET" and path == f"{JOB}/executions":
+            with self._lock:
+                return 200, {"executions": [each.to_json() for each in self.executions[::-1]]}
+        if method == "GET" and path.endswith("/tasks"):
+            found = self._find(path.removesuffix("/tasks"))
+            return 200, {"tasks": found.tasks_to_json() if found else []}
+        execution = self._find(re.sub(":cancel$", "", path))
+        if execution is None:
+            return 404, _error(404, "NOT_FOUND", f"Resource {path!r} was not found.")
+        if method == "GET":
+            return 200, execution.to_json()
+        if execution.has_ended:
+            return 400, _error(400, "FAILED_PRECONDITION", "The execution has ended.")
+        execution.cancel()
+        return 200, _operation(execution)
+
+    def _find(self, name: str) -> Execution | None:
+        with self._lock:
+            return next((each for each in self.executions if each.name == name), None)
+
+
+def _operation(execution: Execution) -> dict[str, Any]:
+    kind = "type.googleapis.com/google.cloud.run.v2.Execution"
+    return {
+        "name": "projects/local/locations/europe-west4/operations/1",
+        "metadata": {"@type": kind, **execution.to_json()},
+    }
+
+
+def _error(code: int, status: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "status": status, "message": message}}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+
+@contextmanager
+def run_admin(command: Sequence[str | Path], **environment: str) -> Iterator[RunAdmin]:
+    """Serve the API during the block.
+
+    Args:
+        command: The command of the job's container.
+        environment: Its environment variables.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, response = admin.handle(self.command, self.path, body)
+            content = json.dumps(response).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = handle_any  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Log nothing."""
+
+    with _Server(("127.0.0.1", 0), Handler) as server:
+        behavior = Behavior([str(each) for each in command], environment=environment)
+        admin = RunAdmin(f"http://127.0.0.1:{server.server_port}", behavior)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield admin
+        finally:
+            server.shutdown()
+            thread.join()
+            for execution in admin.executions:
+                execution.stop()
