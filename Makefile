@@ -2,7 +2,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: demo dev test docs pictures benchmark uv
+.PHONY: demo dev test docs pictures benchmark chaos uv
 
 # Render a project into build/demo, and run its demo.
 demo: uv
@@ -45,6 +45,15 @@ benchmark: uv
 	for benchmark in tables throughput; do PYTHONPATH=. uv run --directory build/benchmark/cloud_function \
 	    python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; done
 	PYTHONPATH=tests:tests/rendered uv run python benchmarks/loop.py build/benchmark
+
+# Make 500 calls and five fan-outs of 200, with each of five seeds, while everything around them
+# fails at random; print what was injected, and each violation. It takes an hour or two.
+chaos: uv
+	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/chaos
+	cd build/chaos/cloud_function && uv sync --quiet
+	cp tests/transport/functions/ledgered.py build/chaos/cloud_function/tasks/
+	uv run --directory build/chaos/orchestrator --with='dagster-gcp[dataproc]' --with=psutil \
+	    python $(CURDIR)/tests/transport/chaos.py 2>build/chaos/log
 
 uv:
 	@command -v uv >/dev/null || { \

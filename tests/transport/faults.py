@@ -1,6 +1,7 @@
 """A proxy between an HTTP client and its server, and the faults that it can inject."""
 
 import http.client
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -180,6 +181,11 @@ class FaultProxy:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # connections that wait to be accepted
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print errors, except that a client is gone."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @contextmanager
