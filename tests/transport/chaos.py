@@ -358,7 +358,7 @@ class Chaos:
             if execution.ended is None:
                 say(f"{execution.what}: execution {name} has not ended")
         for what in of_call.keys() - expected:
-            say(f"{what} was executed, and nobody asked for it")
+            say(f"{what} was executed, and no step had called for it")
         for what, several in of_call.items():
             for first, second in pairwise(sorted(several, key=lambda each: each.started)):
                 if first.ended is None or second.started < first.ended:

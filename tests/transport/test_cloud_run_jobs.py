@@ -243,7 +243,7 @@ def test_an_execution_that_is_cancelled_from_outside_fails_the_step(
 
 
 def test_an_execution_that_is_cancelled_before_its_first_message_fails_the_step(
-    work: Work, admin: RunAdmin, when_opened: WhenOpened
+    work: Work, admin: RunAdmin
 ) -> None:
     admin.behavior.command = ["sleep", "30"]
 

@@ -210,10 +210,7 @@ class Caller:
         again to do the work.
         """
         while started := self._find_started(earlier, make_handler):
-            handler = make_handler()
-            if handle is not None:
-                handler.logged = handle.calls.logged
-            attempt = self._follow(started, context_data, handler)
+            attempt = self._follow(started, context_data, make_handler, handle)
             attempt = self._follow_successor(attempt, context_data, make_handler, handle)
             handler = attempt.handler
             if handler.did_not_start:
@@ -254,9 +251,13 @@ class Caller:
         self,
         earlier: EarlierAttempt,
         context_data: PipesContextData,
-        handler: CallMessageHandler,
+        make_handler: Callable[[], CallMessageHandler],
+        handle: CallHandle | None,
     ) -> Attempt:
         """Read the messages of an earlier attempt, until it has finished."""
+        handler = make_handler()
+        if handle is not None:
+            handler.logged = handle.calls.logged
         handler.read_at(earlier.params)
         handler.is_followed = True
         error = earlier.ending.late_start
@@ -287,10 +288,7 @@ class Caller:
             )
             params = {**attempt.handler.params, "key_prefix": attempt.ending.successor}
             successor = EarlierAttempt(attempt.number, params, attempt.ending)
-            handler = make_handler()
-            if handle is not None:
-                handler.logged = handle.calls.logged
-            attempt = self._follow(successor, context_data, handler)
+            attempt = self._follow(successor, context_data, make_handler, handle)
         return attempt
 
     def _attempt(

@@ -473,7 +473,7 @@ def _delete(events: storage.Blob | None) -> None:
 
 def _key_prefix(environment: Mapping[str, Any]) -> str | None:
     """Where a task stores its messages; None if it is not one of Dagster's."""
-    with suppress(Exception):  # the variable of somebody else
+    with suppress(Exception):  # a variable that is not Dagster's
         return str(decode_param(environment[DAGSTER_PIPES_MESSAGES_ENV_VAR])["key_prefix"])
     return None
 

@@ -154,6 +154,10 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         Raises:
             PipesCallError: The call failed; of the launcher's own class.
         """
+        if task_count < 1:
+            raise launcher.error(
+                f"task_count must be 1 or more; it is {task_count}.", allow_retries=False
+            )
         step = context.op_execution_context
         context_data = build_context_data(step, extras=extras, run_tags=run_tags)
         _require_results(
@@ -171,15 +175,11 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
             return caller.call(body, data, make_handler, handle)
 
         reader, limit = self._message_reader, self._max_log_lines
-        if task_count < 1:
-            raise launcher.error(
-                f"task_count must be 1 or more; it is {task_count}.", allow_retries=False
-            )
-        if isinstance(reader, PipesCloudStorageMessageReader) and task_count > 1:
-            reader = reader.for_many_calls(task_count)
         if task_count == 1:
             attempt = call(context_data, lambda: CallMessageHandler(step, reader, limit))
         else:
+            if isinstance(reader, PipesCloudStorageMessageReader):
+                reader = reader.for_many_calls(task_count)
             attempt = run_tasks(
                 step,
                 lambda index, enqueue: call(
