@@ -381,6 +381,14 @@ def test_a_function_process_that_dies_fails_the_step_without_a_retry(
     assert len(calls.seen) == 2  # the other one cancels the call, which may be alive after all
 
 
+def test_the_death_of_a_function_is_known_also_at_the_end_of_its_timeout(
+    materialize: Materialize, reader: PipesCloudStorageMessageReader
+) -> None:
+    client = PipesCloudFunctionClient(reader, timeout=2.5)
+
+    assert "The cloud function has died: for " in materialize(die=True, with_client=client).failure
+
+
 def test_log_records_and_warnings_reach_the_run_of_their_request(
     materialize: Materialize,
 ) -> None:

@@ -378,7 +378,7 @@ class Caller:
         """Wait, after a lost response, until the messages say that the task has finished."""
         if self._cancelled.is_set():
             return
-        time_to_finish = max(self._timeout + _MARGIN - ending.seconds, _MARGIN)
+        time_to_finish = self._time_to_finish(ending, handler)
         time_to_start = min(time_to_finish, self._launcher.time_to_start)
         if not handler.finished.is_set():
             handler.warn(
@@ -387,7 +387,12 @@ class Caller:
                 f"message, then up to {time_to_finish:.0f} s for it to finish."
             )
         if handler.started.wait(time_to_start):
-            handler.finished.wait(time_to_finish)
+            handler.finished.wait(self._time_to_finish(ending, handler))
+
+    def _time_to_finish(self, ending: Ending, handler: CallMessageHandler) -> float:
+        """How long to wait for the end of a call, in seconds: at least until its death is known."""
+        time_left = self._timeout - ending.seconds
+        return max(time_left, handler.longest_silence or 0.0, 0.0) + _MARGIN
 
     def _may_retry(self, first_started: float, delay: float) -> bool:
         """Whether a call that did not start may be retried after `delay` seconds."""

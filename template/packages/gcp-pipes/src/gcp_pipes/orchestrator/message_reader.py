@@ -41,7 +41,6 @@ _FIRST_INTERVAL = 0.005  # seconds, doubled with each request up to the interval
 _INTERVAL_PER_CALL = 0.1  # seconds, with many calls in flight: so there are ten requests a second
 _MOST_CONNECTIONS = 1_000  # kept to Cloud Storage, one for each call in flight
 _LONGEST_INTERVAL = 15.0  # seconds, however many calls are in flight
-_MOST_SILENT_INTERVALS = 2.5  # without a sign of life, until the task counts as dead
 _TIME_TO_STORE = 1.0  # seconds for a heartbeat that is due
 _MOST_ERRORS = 10  # reported of one call: all messages often have the same
 
@@ -340,10 +339,9 @@ class _Reading:
     def _time_to_live(self) -> float:
         """How long the task may show no sign of life until it counts as dead, in seconds."""
         handler = self._call
-        if handler is None or handler.heartbeat_interval is None or handler.silence is not None:
+        if handler is None or handler.longest_silence is None or handler.silence is not None:
             return math.inf
-        limit = _MOST_SILENT_INTERVALS * handler.heartbeat_interval
-        return max(self._last_sign + limit - time.monotonic(), 0.0)
+        return max(self._last_sign + handler.longest_silence - time.monotonic(), 0.0)
 
     def _handle(self, chunk: str) -> None:
         self._last_sign = time.monotonic()

@@ -25,6 +25,7 @@ from gcp_pipes.protocol import (
 )
 
 _OPENED = "[pipes] external process successfully opened dagster pipes."  # Dagster logs it
+_MOST_SILENT_INTERVALS = 2.5  # without a sign of life, until the task counts as dead
 _LEVELS = {name: number for number, name in LEVELS.items()}
 
 
@@ -126,6 +127,15 @@ class CallMessageHandler(MessageHandler):
         """How long the task stores nothing, at most, in seconds; None if it has not said so."""
         interval = (self.opened_extras or {}).get(HEARTBEAT_INTERVAL)
         return float(interval) if isinstance(interval, int | float) and interval > 0 else None
+
+    @property
+    def longest_silence(self) -> float | None:
+        """How long the task may show no sign of life until it counts as dead, in seconds.
+
+        None if it sends no heartbeats.
+        """
+        interval = self.heartbeat_interval
+        return None if interval is None else _MOST_SILENT_INTERVALS * interval
 
     def call_to_cancel(self) -> Mapping[str, Any]:
         """The call, for a request that cancels it."""
