@@ -10,9 +10,7 @@ from typing import Any
 from conftest import TEMPLATE, questions
 
 REFERENCE = TEMPLATE / "docs" / "reference"
-COMPONENT = TEMPLATE / (
-    "template/packages/gcp-pipes/src/gcp_pipes/components/cloud_function_asset.py"
-)
+COMPONENTS = TEMPLATE / "template/packages/gcp-pipes/src/gcp_pipes/components"
 
 
 def pages() -> dict[Path, str]:
@@ -76,25 +74,35 @@ def _named(text: str) -> str:
 
 
 def component_page() -> str:
-    """The fields of `defs.yaml`, as `CloudFunctionAsset` declares them."""
-    [component] = (
-        node
-        for node in ast.parse(COMPONENT.read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == "CloudFunctionAsset"
-    )
-    fields = [node for node in component.body if isinstance(node, ast.AnnAssign)]
+    """The fields of `defs.yaml`, as the components declare them."""
     return "\n".join(
         [
-            "# Component",
+            "# Components",
             "",
             "What can stand in a `defs.yaml` under `attributes`, where its `type` is",
-            "`gcp_pipes.components.CloudFunctionAsset`. For subclasses, there is",
-            "[its API](api.md#gcp_pipes.components.CloudFunctionAsset). The fields of an asset or",
-            "a check are Dagster's; `uv run just dg utils inspect-component TYPE` lists them, too.",
-            *(line for field in fields for line in _field(field)),
+            "`gcp_pipes.components.CloudFunctionAsset` or `gcp_pipes.components.CloudRunJobAsset`.",
+            "For subclasses, there is [their API](api.md#gcp_pipes.components.CloudFunctionAsset).",
+            "The fields of an asset or a check are Dagster's; `uv run just dg utils",
+            "inspect-component TYPE` lists them, too.",
+            *_section("Both", "external_asset.py", "ExternalAsset"),
+            *_section("CloudFunctionAsset", "cloud_function_asset.py", "CloudFunctionAsset"),
+            *_section("CloudRunJobAsset", "cloud_run_job_asset.py", "CloudRunJobAsset"),
             "",
         ]
     )
+
+
+def _section(title: str, module: str, component: str) -> Iterator[str]:
+    """The fields that a component adds to those of its base."""
+    [definition] = (
+        node
+        for node in ast.parse((COMPONENTS / module).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == component
+    )
+    yield from ("", f"## {title}")
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and "Annotated" in ast.unparse(node.annotation):
+            yield from _field(node)
 
 
 def _field(field: ast.AnnAssign) -> Iterator[str]:
@@ -105,7 +113,7 @@ def _field(field: ast.AnnAssign) -> Iterator[str]:
         if isinstance(call, ast.Call)
         for keyword in call.keywords
     }
-    yield from ("", f"## `{field.target.id}`", "", ast.literal_eval(told["description"]), "")
+    yield from ("", f"### `{field.target.id}`", "", ast.literal_eval(told["description"]), "")
     if "must_be" in told:
         yield f"- It is {ast.literal_eval(told['must_be'])}"
     if field.value is not None and ast.literal_eval(field.value) is not None:

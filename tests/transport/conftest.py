@@ -230,7 +230,9 @@ def write_files_of(guide: str, folder: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "guides" / guide
     titled = re.compile(r'^```\w+ title="(\S+)"\n(.+?)^```$', re.DOTALL | re.MULTILINE)
     for name, text in titled.findall(page.read_text()):
-        (folder / name).write_text(text)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def lines(count: int, asset: str = "thing") -> list[str]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -24,6 +25,7 @@ from conftest import (
     write_files_of,
 )
 from crashes import Dagster
+from defs_files import loaded, materialize
 from faults import (
     Fault,
     FaultProxy,
@@ -34,6 +36,8 @@ from faults import (
     respond,
     respond_after,
 )
+from gcp_pipes.components import CloudRunJobAsset
+from gcp_pipes.components.yaml_errors import DefsYamlError
 from gcp_pipes.orchestrator import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.cloud_run_job_client import PipesCloudRunJobClient
 from local_cloud.cloud import CLOUD_FUNCTION
@@ -798,3 +802,105 @@ def when_opened(admin: RunAdmin, writes: FaultProxy) -> WhenOpened:
         return thread
 
     return when_opened
+
+
+# The component
+
+ONE = """\
+  assets:
+    - key: thing
+  task: sharded
+  job: work
+  timeout: 10
+"""
+
+
+@pytest.fixture
+def component_resources(client: PipesCloudRunJobClient) -> dict[str, Any]:
+    """The resources of a project with a job."""
+    return {"settings": SimpleNamespace(lake_uri="/lake"), "pipes_job_client": client}
+
+
+def test_an_asset_of_the_component_can_have_several_tasks(
+    component_resources: dict[str, Any], partitions: Partitions, admin: RunAdmin
+) -> None:
+    with loaded(f"{ONE}  task_count: 3\n", CloudRunJobAsset) as (_, definitions):
+        result = materialize(definitions, component_resources, partitions.instance)
+
+    assert result.success
+    [execution] = admin.executions
+    assert len(execution.tasks) == 3
+    [event] = result.get_asset_materialization_events()
+    assert event.step_materialization_data.materialization.metadata["count"].value == 3
+
+
+def test_the_partitions_of_an_asset_of_the_component_are_tasks_of_one_execution(
+    component_resources: dict[str, Any], partitions: Partitions, admin: RunAdmin
+) -> None:
+    attributes = """\
+  assets:
+    - key: thing
+      partitions_def: { type: daily, start_date: "2024-01-01" }
+  task: scripted
+  job: work
+"""
+    with loaded(attributes, CloudRunJobAsset) as (_, definitions):
+        result = materialize(
+            definitions,
+            component_resources,
+            partitions.instance,
+            tags={
+                "dagster/asset_partition_range_start": "2024-01-01",
+                "dagster/asset_partition_range_end": "2024-01-03",
+            },
+        )
+
+    assert result.success
+    assert [len(each.tasks) for each in admin.executions] == [3]
+    made = {event.partition for event in result.get_asset_materialization_events()}
+    assert made == {f"2024-01-0{day}" for day in range(1, 4)}
+
+
+def test_every_field_of_the_component_is_described_and_has_an_example() -> None:
+    fields = CloudRunJobAsset.model().model_json_schema()["properties"]
+
+    assert {"assets", "task", "job", "timeout", "task_count"} <= fields.keys()
+    for name, field in fields.items():
+        assert field.get("description"), name
+        assert field.get("examples"), name
+
+
+@pytest.mark.parametrize(
+    ("attributes", "problem"),
+    [
+        (
+            ONE.replace("work", "My Job"),
+            ":7: attributes.job must be the name of a job, of lowercase letters, digits and "
+            "hyphens; it is 'My Job'.",
+        ),
+        (
+            ONE.replace("10", "0"),
+            ":8: attributes.timeout must be a number of seconds, more than 0; it is 0.",
+        ),
+        (
+            f"{ONE}  task_count: 0\n",
+            ":9: attributes.task_count must be a number from 1 to 10000; it is 0.",
+        ),
+        (
+            ONE.replace(
+                "thing", "thing\n      partitions_def: { type: static, partition_keys: [a] }"
+            )
+            + "  task_count: 2\n",
+            ":10: attributes.task_count must be 1 for partitioned assets: each partition is a "
+            "task.",
+        ),
+        (f"{ONE}  max_in_flight: 5\n", ":9: attributes.max_in_flight is not a field."),
+    ],
+    ids=["job", "timeout", "no task", "tasks and partitions", "a field of functions"],
+)
+def test_an_error_in_the_yaml_of_a_job_is_reported(attributes: str, problem: str) -> None:
+    with pytest.raises(Exception, match="thing") as error, loaded(attributes, CloudRunJobAsset):
+        pass
+
+    assert isinstance(error.value.__cause__, DefsYamlError)
+    assert problem in str(error.value.__cause__)

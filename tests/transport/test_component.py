@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import dagster as dg
 import pytest
-from conftest import QUIET
 from dagster.components.testing import DefsFolderSandbox, create_defs_folder_sandbox
+from defs_files import Resources, assets, loaded, materialize, write
 from faults import FaultProxy
 from gcp_pipes.components import CloudFunctionAsset
 from gcp_pipes.components.checked_component import check_files
@@ -57,25 +56,6 @@ PARTITIONED = """\
       partitions_def: { type: daily, start_date: "2024-01-01" }
   task: scripted
 """
-
-Resources = Mapping[str, Any]
-
-
-@contextmanager
-def loaded(
-    attributes: str, component: type[CloudFunctionAsset] = CloudFunctionAsset
-) -> Iterator[tuple[Any, dg.Definitions]]:
-    """The component in a `defs.yaml` with these attributes, and its definitions."""
-    with create_defs_folder_sandbox() as sandbox:
-        write(sandbox, attributes, component)
-        with sandbox.load_component_and_build_defs(defs_path=Path("thing")) as found:
-            yield found
-
-
-def write(sandbox: DefsFolderSandbox, attributes: str, component: type[CloudFunctionAsset]) -> None:
-    folder = sandbox.scaffold_component(component_cls=component, defs_path="thing")
-    kind = f"{component.__module__}.{component.__qualname__}"
-    (folder / "defs.yaml").write_text(f"type: {kind}\n\nattributes:\n{attributes}")
 
 
 @pytest.fixture
@@ -747,7 +727,8 @@ UNLOADABLE = {
     "no component": (
         f"type: my_data_platform.settings.Settings\nattributes:\n{ONE}",
         "1: type must be a component; it is 'my_data_platform.settings.Settings'. "
-        "The components are: gcp_pipes.components.CloudFunctionAsset.",
+        "The components are: gcp_pipes.components.CloudFunctionAsset, "
+        "gcp_pipes.components.CloudRunJobAsset.",
     ),
     "misspelled requirement": (
         f"{TYPE}attributes:\n{ONE}requirements: {{ envs: [A] }}\n",
@@ -873,27 +854,6 @@ def moved(sandbox: DefsFolderSandbox, project: Any) -> Callable[[], dg.Definitio
             return definitions
 
     return load
-
-
-def assets(definitions: dg.Definitions) -> list[dg.AssetsDefinition]:
-    return [each for each in definitions.assets or () if isinstance(each, dg.AssetsDefinition)]
-
-
-def materialize(
-    definitions: dg.Definitions,
-    resources: Resources,
-    instance: dg.DagsterInstance,
-    run_config: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> dg.ExecuteInProcessResult:
-    return dg.materialize(
-        assets(definitions),
-        instance=instance,
-        resources=resources,
-        raise_on_error=False,
-        run_config={**QUIET, **(run_config or {})},
-        **options,
-    )
 
 
 def test_an_asset_of_the_component_can_have_a_hook_and_be_called_directly(

@@ -1,19 +1,16 @@
 """A component for assets that the cloud function materializes."""
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import dagster as dg
 from pydantic import Field
 
-from gcp_pipes.components.checked_component import CheckedComponent, checked, omit_template
-from gcp_pipes.components.yaml_errors import MustBe, Place, did_you_mean, nearest, wrong_value
-from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudFunctionError
-from gcp_pipes.orchestrator.code_references import CLOUD_FUNCTION, link_to, task_reference
-from gcp_pipes.orchestrator.external_client import log_custom_messages
+from gcp_pipes.components.checked_component import checked
+from gcp_pipes.components.external_asset import ExternalAsset, scaffold_asset
+from gcp_pipes.orchestrator.cloud_function import PipesCloudFunctionError
+from gcp_pipes.orchestrator.code_references import CLOUD_FUNCTION
 from gcp_pipes.orchestrator.urls import find_url, url_variable
 
 
@@ -21,13 +18,12 @@ class CloudFunctionAssetScaffolder(dg.Scaffolder):
     """Writes a `defs.yaml` for `dg scaffold defs`."""
 
     def scaffold(self, request: dg.ScaffoldRequest) -> None:
-        """Write it, with an asset and a task that have the name of its folder."""
-        name = request.target_path.name
-        dg.scaffold_component(request, {"assets": [{"key": name}], "task": name})
+        """Write it."""
+        scaffold_asset(request)
 
 
 @dg.scaffold_with(CloudFunctionAssetScaffolder)
-class CloudFunctionAsset(CheckedComponent):
+class CloudFunctionAsset(ExternalAsset):
     """One asset, or several, materialized by a call of the cloud function.
 
     For partitioned assets, it calls the function once for each partition. A backfill is one run,
@@ -37,45 +33,8 @@ class CloudFunctionAsset(CheckedComponent):
     attributes `function_url` and `lake_uri`.
     """
 
-    assets: Annotated[
-        list[dg.ResolvedAssetSpec],
-        MustBe(must_be="a list of at least 1 item"),
-        Field(min_length=1, json_schema_extra=omit_template),
-        dg.Resolver.default(
-            description="The assets that the task materializes. It must report each of them.",
-            examples=[[{"key": "visits", "deps": ["people"], "kinds": ["deltalake"]}]],
-        ),
-    ]
-    task: Annotated[
-        str,
-        checked(
-            Annotated[str, Field(pattern=r"^[a-zA-Z]\w*$")],
-            must_be="the name of a module in the function's tasks/, without .py",
-            description="The module in the function's tasks/ that does the work.",
-            examples=["visits"],
-        ),
-    ]
-    event: Annotated[
-        dict[str, Any],
-        Field(default_factory=dict),
-        checked(
-            dict[str, Any],
-            must_be="a mapping of input names to values",
-            description="Inputs of the task, in addition to `dl_bucket`, the data lake.",
-            examples=[{"rows": 1000}],
-        ),
-    ]
-    configurable: Annotated[
-        list[str],
-        Field(default_factory=list),
-        checked(
-            list[str],
-            must_be="a list of names",
-            description="The inputs in `event` that can be changed when a run is launched, in the "
-            "launchpad or by `just materialize --config`.",
-            examples=[["rows"]],
-        ),
-    ]
+    _client_key: ClassVar[str] = "pipes_function_client"
+
     function: Annotated[
         str | None,
         checked(
@@ -96,23 +55,6 @@ class CloudFunctionAsset(CheckedComponent):
             examples=[540],
         ),
     ] = None
-    retry_timeout: Annotated[
-        float | None,
-        checked(
-            Annotated[float | None, Field(ge=0)],
-            must_be="a number of seconds, 0 or more",
-            description="For how many seconds to retry a call that did not start; by default, 60.",
-            examples=[300],
-        ),
-    ] = None
-    checks: Annotated[
-        list[dg.ResolvedAssetCheckSpec],
-        Field(default_factory=list, json_schema_extra=omit_template),
-        dg.Resolver.default(
-            description="The asset checks that the task must report.",
-            examples=[[{"name": "visitors_are_known", "asset": "visits"}]],
-        ),
-    ]
     max_in_flight: Annotated[
         int,
         checked(
@@ -122,102 +64,16 @@ class CloudFunctionAsset(CheckedComponent):
             examples=[100],
         ),
     ] = 10
-    pool: Annotated[
-        str | None,
-        checked(
-            Annotated[str | None, Field(pattern=r"^\S+$")],
-            must_be="the name of a pool, without spaces",
-            description="The Dagster pool that limits how many steps call the function at once.",
-            examples=["cloud_function"],
-        ),
-    ] = None
-    run_tags: Annotated[
-        list[str],
-        Field(default_factory=list),
-        checked(
-            list[str],
-            must_be="a list of names",
-            description="The run's tags to send to the task, in pipes.extras['run_tags'].",
-            examples=[["team"]],
-        ),
-    ]
 
-    def get_asset_spec(self, spec: dg.AssetSpec, context: dg.ComponentLoadContext) -> dg.AssetSpec:
-        """The definition of an asset: the one in the YAML, with a link to the task's source.
+    def _find_target(self, settings: Any, project_root: Path) -> Mapping[str, Any]:
+        return {"function_url": self._function_url(settings.function_url, project_root)}
 
-        Args:
-            spec: The asset in the YAML.
-            context: The location of the YAML.
-        """
-        source = self._task_source(context.project_root)
-        if source is None or not source.is_file():
-            return spec
-        return spec.merge_attributes(metadata=link_to(task_reference(source)))
+    def _get_options(self, *, is_partitioned: bool) -> Mapping[str, Any]:
+        in_flight = {"max_in_flight": self.max_in_flight} if is_partitioned else {}
+        return {"timeout": self.timeout, **in_flight}
 
-    def get_event(
-        self, context: dg.AssetExecutionContext, partition_key: str | None
-    ) -> Mapping[str, Any]:
-        """The inputs of the task, a JSON object: `dl_bucket` and those in the YAML.
-
-        Args:
-            context: The context of the assets. Its resources include the `settings`.
-            partition_key: The partition to call the function for, or None. In a run of many
-                partitions, several threads call this method at the same time.
-        """
-        return {"dl_bucket": context.resources.settings.lake_uri, **self.event}
-
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The assets, with the call that materializes them.
-
-        Args:
-            context: The location of the YAML.
-        """
-        project_root = context.project_root
-        specs = [self.get_asset_spec(spec, context) for spec in self.assets]
-        is_partitioned = any(spec.partitions_def for spec in specs)
-
-        @dg.multi_asset(
-            name=specs[0].key.to_python_identifier(),
-            specs=specs,
-            check_specs=self.checks,
-            backfill_policy=dg.BackfillPolicy.single_run() if is_partitioned else None,
-            pool=self.pool,
-            config_schema={name: _config_field(self.event[name]) for name in self.configurable},
-            required_resource_keys={"settings", "pipes_function_client"},
-        )
-        def call_function(context: dg.AssetExecutionContext) -> Iterator[Any]:
-            yield from self._call_function(context, project_root)
-
-        return dg.Definitions(assets=[call_function])
-
-    def _call_function(
-        self, context: dg.AssetExecutionContext, project_root: Path
-    ) -> Iterator[Any]:
-        """Call the function, once or for each partition, and yield the results that it reports."""
-        client: PipesCloudFunctionClient = context.resources.pipes_function_client
-        options: dict[str, Any] = {
-            "context": context,
-            "function_url": self._function_url(
-                context.resources.settings.function_url, project_root
-            ),
-            "run_tags": self.run_tags,
-            "timeout": self.timeout,
-            "retry_timeout": self.retry_timeout,
-        }
-
-        changed = context.op_execution_context.op_config or {}
-
-        def event(partition_key: str | None) -> Mapping[str, Any]:
-            return {**self.get_event(context, partition_key), **changed, "task": self.task}
-
-        if context.assets_def.partitions_def is not None:
-            yield from client.run_partitions(
-                event=event, max_in_flight=self.max_in_flight, **options
-            )
-            return
-        done = client.run(event=event(None), **options)
-        log_custom_messages(context, done)
-        yield from done.get_results(implicit_materializations=client.implicit_materializations)
+    def _tasks_folder(self, project_root: Path) -> Path:
+        return project_root.parent / (self.function or CLOUD_FUNCTION) / "tasks"
 
     def _function_url(self, default: str, project_root: Path) -> str:
         if self.function in (None, CLOUD_FUNCTION):
@@ -235,61 +91,3 @@ class CloudFunctionAsset(CheckedComponent):
             f"Otherwise, set {variable} in orchestrator/.env, or `function` to an https URL.",
             allow_retries=False,
         )
-
-    def _task_source(self, project_root: Path) -> Path | None:
-        """The path of the task's source; None if the function's sources are elsewhere."""
-        tasks = self._tasks_folder(project_root)
-        return tasks / f"{self.task}.py" if tasks.is_dir() else None
-
-    def _tasks_folder(self, project_root: Path) -> Path:
-        return project_root.parent / (self.function or CLOUD_FUNCTION) / "tasks"
-
-    def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
-        source = self._task_source(project_root)
-        if source is not None and not source.is_file():
-            tasks = sorted(path.stem for path in source.parent.glob("[!_]*.py"))
-            folder = source.parent.relative_to(project_root.parent)
-            meant = did_you_mean(nearest(self.task, tasks))
-            yield (
-                ("task",),
-                f"is invalid. There is no task {self.task!r} in {folder}/. The tasks are: "
-                f"{', '.join(tasks)}.{meant} Add it there, or name one of them.",
-            )
-        if "task" in self.event:
-            yield ("event", "task"), "is not an input. Set `task` under `attributes` instead."
-        for number, name in enumerate(self.configurable):
-            if name not in self.event:
-                yield (
-                    ("configurable", number),
-                    f"is invalid: {name!r} is not an input in `event`. Add it there, with its "
-                    f"default.{did_you_mean(nearest(name, self.event))}",
-                )
-        keys = [spec.key for spec in self.assets]
-        names = [key.to_user_string() for key in keys]
-        if len(set(keys)) < len(keys):
-            yield ("assets",), "must have each asset only once. Delete the duplicate."
-        if len({spec.partitions_def for spec in self.assets}) > 1:
-            yield (
-                ("assets",),
-                "must all have the same `partitions_def`: one call materializes them.",
-            )
-        for number, check in enumerate(self.checks):
-            if not re.fullmatch(r"\w+", check.name, re.ASCII):
-                must_be = "letters, digits and underscores"
-                yield ("checks", number, "name"), wrong_value(must_be, check.name)
-            if check.asset_key not in keys:
-                name = check.asset_key.to_user_string()
-                problem = f"is invalid: {name} is not one of the assets here: {', '.join(names)}."
-                yield ("checks", number, "asset"), problem + did_you_mean(nearest(name, names))
-        if len({check.key for check in self.checks}) < len(self.checks):
-            yield ("checks",), "must have each check of an asset only once. Delete the duplicate."
-
-
-def _config_field(default: Any) -> dg.Field:
-    """The config of an input, which has the type of its value in the YAML."""
-    types = {bool: dg.Bool, int: dg.Int, float: dg.Float, str: dg.String}
-    return dg.Field(
-        types.get(type(default), dg.Any),
-        is_required=False,
-        description=f"The default is {json.dumps(default)}.",
-    )
