@@ -32,14 +32,15 @@ pictures: uv
 	PYTHONPATH=tests:tests/rendered uv run python scripts/pictures.py
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, many
-# partitions in one step next to the usual way, partitions of a table that are written at once, tables
-# in the local bucket beside a folder, and the daily loop. It takes half an hour.
+# partitions in one step next to the usual way and as the tasks of a job, partitions of a table that
+# are written at once, tables in the local bucket beside a folder, and the daily loop. It takes an hour.
 benchmark: uv
 	uv run --no-dev python benchmarks/rendering.py
-	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD . build/benchmark
+	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD \
+	    --data 'runs_on=[functions, jobs]' . build/benchmark
 	cd build/benchmark/cloud_function && uv sync --quiet
-	for benchmark in transport partitions; do \
-	    uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' \
+	for benchmark in transport partitions jobs; do \
+	    uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' --with=psutil \
 	        python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; \
 	done
 	for benchmark in tables throughput; do PYTHONPATH=. uv run --directory build/benchmark/cloud_function \

@@ -39,7 +39,8 @@ def questions_page() -> str:
 def _question(name: str, question: dict[str, Any]) -> Iterator[str]:
     yield from ("", f"## `{name}`", "", " ".join(question["help"].split()), "")
     if choices := question.get("choices"):
-        yield f"- One of: {', '.join(f'`{value}`' for value in choices.values())}"
+        number = "Some" if question.get("multiselect") else "One"
+        yield f"- {number} of: {', '.join(f'`{value}`' for value in choices.values())}"
     yield f"- Default: {_default(question['default'])}"
     if when := question.get("when"):
         yield f"- Asked if `{when.strip('{} ')}`"
@@ -48,8 +49,10 @@ def _question(name: str, question: dict[str, Any]) -> Iterator[str]:
         yield from (f"    - {error}" for error in errors)
 
 
-def _default(default: str) -> str:
+def _default(default: str | list[str]) -> str:
     """A default, or how it is derived from other answers."""
+    if isinstance(default, list):
+        return ", ".join(f"`{value}`" for value in default)
     if "package_name_of" in default:
         return "derived from the project's name"
     if default == "{{ project_slug }}":

@@ -28,7 +28,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     ".yml": yaml.safe_load,
 }
 # Files of these kinds are read by people, or have a syntax too simple to break.
-UNPARSED = {".md", ".example", ".sh", ".typed", ".gitignore", "justfile"}
+UNPARSED = {".md", ".example", ".sh", ".typed", ".gitignore", "Dockerfile", "justfile"}
 
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 REFUSED_BY_WINDOWS = re.compile(

@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import textwrap
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import copier
+import psutil
 import pytest
 import pytest_copie.plugin
 import yaml
@@ -26,6 +28,7 @@ MODULES = sorted(
 )
 ANSWER_SETS = sorted((TEMPLATE / "tests" / "template" / "answers").glob("*.yml"))
 
+FUNCTIONS_AND_JOBS: dict[str, object] = {"runs_on": ["functions", "jobs"]}
 ENVIRONMENTS = {".venv", ".mypy_cache"}
 PARTS_WITH_ENVIRONMENTS = {"orchestrator", "cloud_function"}
 
@@ -37,6 +40,8 @@ INSTALL = {
 
 # The files whose tests take minutes.
 SLOWEST = ["test_transport", "test_project", "test_update", "test_tutorial", "test_infra"]
+
+MARK = "MARK_OF_TEST"  # the environment variable of `mark`
 
 Render = Callable[..., Path]
 Workshop = Callable[[Path], Path]
@@ -174,6 +179,14 @@ def run(
     return subprocess.CompletedProcess(command, status, printed)
 
 
+def run_with_google(project: Path, *command: str) -> str:
+    """Run a command in the environment of a project, with the stand-ins for Google's servers."""
+    libraries = ("--with=trustme", "--with=cryptography")
+    folder = str(TEMPLATE / "tests" / "cloud")
+    environment = {"PYTHONPATH": folder, "MYPYPATH": folder}
+    return run("uv", "run", *libraries, *command, cwd=project, env=environment).stdout
+
+
 def fail(*command: str, cwd: Path, env: Mapping[str, str] | None = None) -> str:
     """Run a command that has to fail with status 1, and return what it prints."""
     status, printed = end(*command, cwd=cwd, env=env)
@@ -198,19 +211,13 @@ def run_transport_tests(project: Path) -> None:
     """Run `tests/transport/` in the environment of a project's orchestrator; check its types.
 
     Args:
-        project: A rendered project, with the defaults for the names that are asked for.
+        project: A rendered project with functions and jobs, and the defaults for the names.
     """
     tests = TEMPLATE / "tests" / "transport"
     run("uv", "sync", cwd=project / "cloud_function")
     for task in ("ledgered", "scripted", "sharded", "tables", "unruly"):
         shutil.copy(tests / "functions" / f"{task}.py", project / "cloud_function" / "tasks")
-    others = (
-        "dagster-gcp[dataproc]",
-        "google-cloud-run",
-        "psutil",
-        "pytest-xdist",
-        "types-psutil",
-    )
+    others = ("dagster-gcp[dataproc]", "psutil", "pytest-xdist", "types-psutil")
     environment = ("uv", "run", *(f"--with={name}" for name in others))
     elsewhere = {"loop.py", "rendering.py", "tables.py", "throughput.py"}  # checked where they run
     benchmarks = (TEMPLATE / "benchmarks").glob("*.py")
@@ -329,3 +336,24 @@ def temporary_folder(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     assert set(folder.iterdir()) - set(folder.glob("uv-*.lock")) == set()
+
+
+@pytest.fixture
+def mark(temporary_folder: Path) -> Iterator[dict[str, str]]:
+    """Environment variables that identify the processes and temporary files of a test.
+
+    After the test, none may be left.
+    """
+    environment = {MARK: uuid.uuid4().hex, "TMPDIR": str(temporary_folder)}
+    yield environment
+    assert marked_processes(environment) == []
+
+
+def marked_processes(environment: Mapping[str, str]) -> list[psutil.Process]:
+    """The processes with the environment variables of `mark`."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == environment[MARK]:
+                found.append(process)
+    return found

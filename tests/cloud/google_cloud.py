@@ -1,7 +1,8 @@
 """A project in Google Cloud that behaves as Google does, also where that is inconvenient.
 
-It has the endpoints that `just bootstrap`, `deploy-function` and `doctor` use. What it does beyond
-the documentation follows from reports of live projects: docs/google-cloud.md lists them.
+It has the endpoints that `just bootstrap`, `deploy-function`, `deploy-job` and `doctor` use. What
+it does beyond the documentation follows from reports of live projects: docs/google-cloud.md lists
+them.
 """
 
 import re
@@ -17,8 +18,10 @@ NUMBER = "1"
 REGION = "europe-west4"
 SOURCES = "my-gcp-project-function-sources"
 HOSTS = (
+    "cloudbuild.googleapis.com",
     "cloudfunctions.googleapis.com",
     "cloudresourcemanager.googleapis.com",
+    "run.googleapis.com",
     "serviceusage.googleapis.com",
     "storage.googleapis.com",
 )
@@ -95,6 +98,39 @@ class Function:
 
 
 @dataclass
+class JobRollout:
+    """How Google builds the image of a job, and carries out its update.
+
+    Attributes:
+        ends: The status of the build.
+        building: How many looks at the build still show it working.
+        reconciling: How many looks at the job show that it is being updated.
+        problem: Why the job cannot run with the image.
+        replaced_by: The bundle of another deployment, which wins.
+    """
+
+    ends: Literal["SUCCESS", "FAILURE", "TIMEOUT"] = "SUCCESS"
+    building: int = 1
+    reconciling: int = 1
+    problem: str | None = None
+    replaced_by: str | None = None
+
+
+def first_job() -> dict[str, Any]:
+    """A job as Terraform has created it, in the words of the Cloud Run Admin API."""
+    container = {
+        "image": "us-docker.pkg.dev/cloudrun/container/job:latest",
+        "env": [{"name": "MESSAGES_BUCKET", "value": "my-gcp-project-pipes-messages"}],
+    }
+    return {
+        "labels": {"team": "data"},
+        "template": {"parallelism": 10, "template": {"containers": [container], "maxRetries": 0}},
+        "terminalCondition": {"type": "Ready", "state": "CONDITION_SUCCEEDED"},
+        "etag": "0",
+    }
+
+
+@dataclass
 class _Update:
     body: dict[str, Any]
     rollout: Rollout
@@ -109,6 +145,8 @@ class Cloud:
 
     Attributes:
         functions: The functions by name.
+        jobs: The Cloud Run jobs by name.
+        job_rollout: How the next update of a job is carried out.
         objects: The contents of the bucket for sources, by name.
         buckets: The responses for buckets, by name. Others do not exist.
         enabled: The APIs that are on.
@@ -123,6 +161,10 @@ class Cloud:
     """
 
     functions: dict[str, Function] = field(default_factory=lambda: {"my-data-platform": Function()})
+    jobs: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"my-data-platform": first_job()}
+    )
+    job_rollout: JobRollout = field(default_factory=JobRollout)
     objects: dict[str, bytes] = field(default_factory=dict)
     buckets: dict[str, Response] = field(default_factory=dict)
     enabled: set[str] = field(default_factory=set)
@@ -139,6 +181,7 @@ class Cloud:
     _updates: dict[str, _Update] = field(default_factory=dict)
     _operations: dict[str, int] = field(default_factory=dict)  # how many looks until done
     _builds: int = 0
+    _image_builds: list[dict[str, Any]] = field(default_factory=list)
 
     def hosts(self) -> dict[str, Serve]:
         """The servers of the project, by host."""
@@ -162,7 +205,11 @@ class Cloud:
 
     def updates(self) -> list[Request]:
         """The requests that update a function."""
-        return [request for request in self.requests if request.method == "PATCH"]
+        return [
+            request
+            for request in self.requests
+            if request.method == "PATCH" and request.host.startswith("cloudfunctions")
+        ]
 
     def settle(self) -> None:
         """Let all updates end."""
@@ -230,6 +277,79 @@ class Cloud:
             return error(412, "At least one of the pre-conditions you specified did not hold.")
         self.objects[name] = request.content
         return Response(200, {"name": name})
+
+    # cloudbuild.googleapis.com
+
+    def create_build(self, request: Request, region: str) -> Response:
+        """Start to build an image from an object in the bucket for sources."""
+        source = request.body["source"]["storageSource"]
+        if source["bucket"] != SOURCES or source["object"] not in self.objects:
+            return error(400, f"Source {source} does not exist.")
+        number = len(self._image_builds)
+        build = {
+            **request.body,
+            "id": f"build-{number}",
+            "name": f"projects/{NUMBER}/locations/{region}/builds/build-{number}",
+            "status": "QUEUED",
+            "logUrl": f"https://console.cloud.google.com/cloud-build/builds/build-{number}",
+            "looks": 0,
+        }
+        self._image_builds.append(build)
+        return Response(200, {"name": f"operations/{number}", "metadata": {"build": build}})
+
+    def describe_build(self, request: Request, number: str) -> Response:
+        """Describe a build."""
+        build = self._image_builds[int(number)]
+        build["looks"] += 1
+        build["status"] = "WORKING"
+        if build["looks"] > self.job_rollout.building:
+            build["status"] = self.job_rollout.ends
+            digest = f"sha256:{int(number):064}"
+            build["results"] = {"images": [{"name": build["images"][0], "digest": digest}]}
+            if self.job_rollout.ends != "SUCCESS":
+                build["failureInfo"] = {"detail": "The command pip returned a non-zero code: 1."}
+        return Response(200, build)
+
+    def image_builds(self) -> list[Request]:
+        """The requests that build an image."""
+        return [
+            request
+            for request in self.requests
+            if request.host.startswith("cloudbuild") and request.method == "POST"
+        ]
+
+    # run.googleapis.com
+
+    def describe_job(self, request: Request, name: str) -> Response:
+        """Describe a job."""
+        if name not in self.jobs:
+            return error(404, f"Resource '{name}' of kind 'JOB' does not exist.")
+        job = self.jobs[name]
+        if job.get("looks", 0) > 0:
+            job["looks"] -= 1
+        elif job.pop("reconciling", False):
+            problem = self.job_rollout.problem
+            job["terminalCondition"] = {
+                "type": "Ready",
+                "state": "CONDITION_FAILED" if problem else "CONDITION_SUCCEEDED",
+                "message": problem or "",
+            }
+            if self.job_rollout.replaced_by:
+                job["labels"]["bundle"] = self.job_rollout.replaced_by
+        return Response(200, job)
+
+    def replace_job(self, request: Request, name: str) -> Response:
+        """Replace a job, unless it was changed since its description was read."""
+        if request.body["etag"] != self.jobs[name]["etag"]:
+            return error(409, "Conflict for resource: version was specified but does not match.")
+        self.jobs[name] = {
+            **request.body,
+            "etag": str(int(request.body["etag"]) + 1),
+            "looks": self.job_rollout.reconciling,
+            "reconciling": True,
+            "terminalCondition": {"type": "Ready", "state": "CONDITION_RECONCILING"},
+        }
+        return Response(200, {"name": f"operations/{name}"})
 
     # cloudfunctions.googleapis.com
 
@@ -320,6 +440,8 @@ def _operation(function: str) -> str:
 
 _PARENT = r"cloudfunctions.googleapis.com/v2/projects/[\w-]+/locations"
 _MANAGER = r"cloudresourcemanager.googleapis.com/v1/projects/[\w-]+"
+_BUILDS = r"cloudbuild.googleapis.com/v1/projects/[\w-]+"
+_JOBS = r"run.googleapis.com/v2/projects/[\w-]+/locations/[\w-]+/jobs"
 _USAGE = r"serviceusage.googleapis.com/v1(?:beta1)?"
 _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     (rf"GET {_MANAGER}", Cloud.describe_project),
@@ -333,6 +455,10 @@ _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     (rf"GET {_USAGE}/operations/([\w.]+)", Cloud.describe_service_operation),
     (r"GET storage.googleapis.com/storage/v1/b/([\w.-]+)", Cloud.describe_bucket),
     (r"POST storage.googleapis.com/upload/storage/v1/b/([\w.-]+)/o", Cloud.upload),
+    (rf"POST {_BUILDS}/locations/([\w-]+)/builds", Cloud.create_build),
+    (rf"GET {_BUILDS}/locations/[\w-]+/builds/build-(\d+)", Cloud.describe_build),
+    (rf"GET {_JOBS}/([\w-]+)", Cloud.describe_job),
+    (rf"PATCH {_JOBS}/([\w-]+)", Cloud.replace_job),
     (rf"GET {_PARENT}", Cloud.list_regions),
     (rf"GET {_PARENT}/[\w-]+/functions", Cloud.list_functions),
     (rf"GET {_PARENT}/[\w-]+/functions/([\w-]+)", Cloud.describe_function),
@@ -340,4 +466,4 @@ _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     (rf"GET {_PARENT}/[\w-]+/operations/([\w-]+)", Cloud.describe_operation),
 ]
 
-__all__ = ["DROPPED", "Cloud", "Fault", "Function", "Rollout", "error"]
+__all__ = ["DROPPED", "Cloud", "Fault", "Function", "JobRollout", "Rollout", "error"]

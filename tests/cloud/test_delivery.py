@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TEMPLATE, Render, run
+from conftest import FUNCTIONS_AND_JOBS, TEMPLATE, Render, run
 
 ZIZMOR = ("uv", "tool", "run", "--from=zizmor>=1.32,<2", "zizmor", "--offline", "--pedantic")
 EXACT = re.compile(r"\d+\.\d+\.\d+")
-GITHUB: dict[str, dict[str, str]] = {
+GITHUB: dict[str, dict[str, Any]] = {
     "two environments": {},
     "one environment": {"environments": "solo"},
     "three environments": {"environments": "dev, test, live"},
     "no infrastructure": {"iac": "none"},
+    "functions and jobs": FUNCTIONS_AND_JOBS,
 }
 
 

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Render, end, fail, initialize, replace, replaced, require_program, run
+from conftest import (
+    Render,
+    end,
+    fail,
+    initialize,
+    replace,
+    replaced,
+    require_program,
+    run,
+    run_with_google,
+)
 from google_cloud import Cloud, Fault, Function, error
 from google_stand_ins import DAGSTER, Google, Request, Response, Serve, google_stand_ins
 
@@ -287,24 +297,16 @@ ENDS: dict[str, tuple[str, str | None]] = {
 DEPLOYMENTS = Path(__file__).with_name("deployments.py")
 
 
-def run_here(project: Path, *command: str) -> str:
-    """Run a command in the environment of a project, with what deployments.py imports."""
-    libraries = ("--with=trustme", "--with=cryptography")
-    folder = str(DEPLOYMENTS.parent)
-    environment = {"PYTHONPATH": folder, "MYPYPATH": folder}
-    return run("uv", "run", *libraries, *command, cwd=project, env=environment).stdout
-
-
 def run_deployments(project: Path, which: str) -> dict[str, dict[str, Any]]:
     """The results of the deployments in deployments.py, by name."""
     results: dict[str, dict[str, Any]] = json.loads(
-        run_here(project, "python", str(DEPLOYMENTS), which)
+        run_with_google(project, "python", str(DEPLOYMENTS), which)
     )
     return results
 
 
 def test_the_types_of_the_deployments_are_right(project: Path) -> None:
-    run_here(project, "mypy", str(DEPLOYMENTS))
+    run_with_google(project, "mypy", str(DEPLOYMENTS))
 
 
 @pytest.fixture(scope="module")

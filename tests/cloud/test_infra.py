@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Render, initialize, replace, run
+from conftest import FUNCTIONS_AND_JOBS, Render, initialize, replace, run
 
 # The answers that change the Terraform files. Environments only matter by their number.
-COMBINATIONS: dict[str, dict[str, str]] = {
+COMBINATIONS: dict[str, dict[str, Any]] = {
     "github": {},
     "gitlab": {"ci": "gitlab", "environments": "dev, test, live"},
     "none": {"ci": "none", "environments": "solo"},
+    "github, with jobs": FUNCTIONS_AND_JOBS,
+    "none, with jobs": {"ci": "none", "environments": "solo", **FUNCTIONS_AND_JOBS},
 }
 
 # Gives each binding known values.
@@ -33,6 +35,7 @@ variables {
     cloud_function = { secrets = ["NAME"] }
     MORE_FUNCTIONS
   }
+  JOBS
   FEDERATION
 }
 
@@ -56,6 +59,7 @@ override_resource {{
   values = {{ name = "the-account-{name}", member = "serviceAccount:{name}" }}
 }}
 """
+JOBS = 'job_name = "the-job"\n  jobs = { cloud_function = { secrets = ["NAME"] } }'
 FEDERATION = 'git_repository = { id = "1", owner_id = "2" }'
 RESOURCES = {
     "the-lake": "bucket `lake`",
@@ -64,10 +68,14 @@ RESOURCES = {
     "gcf-v2-sources-1-europe-west4": "bucket `builds`",
     "the-images": "repository `images`",
     "the-account-function": "account `function`",
+    "the-account-job": "account `job`",
     "the-account-build": "account `build`",
     "the-account-deployer": "account `deployer`",
     "the-account-orchestrator": "account `orchestrator`",
 }
+
+# To write the logs of builds, and to start builds: both belong to the project.
+ROLES_ON_THE_PROJECT = ("roles/logging.logWriter", "roles/cloudbuild.builds.editor")
 
 GIVES_RIGHTS = re.compile("_iam_(member|binding|policy)$|_acl$|_access_control$")
 
@@ -113,7 +121,8 @@ def apply(infra: Path, ci: str, environment: str, functions: str = "") -> Iterat
     folder = infra / "planned"
     folder.mkdir(exist_ok=True)
     (folder / "plan.tftest.hcl").write_text(
-        PLAN.replace("FEDERATION", "" if ci == "none" else FEDERATION)
+        PLAN.replace("FEDERATION", "" if ci.startswith("none") else FEDERATION)
+        .replace("JOBS", JOBS if (infra / "job.tf").exists() else "")
         .replace("MORE_FUNCTIONS", functions)
         .replace("OVERRIDES", "".join(map(known_account, accounts)))
     )
@@ -129,7 +138,7 @@ def apply(infra: Path, ci: str, environment: str, functions: str = "") -> Iterat
 
 def known_account(name: str) -> str:
     """Gives an account known values."""
-    target = 'function["cloud_function"]' if name == "function" else name
+    target = f'{name}["cloud_function"]' if name in ("function", "job") else name
     return ACCOUNT.format(name=name, target=target)
 
 
@@ -142,7 +151,7 @@ def bindings(infra: Path, ci: str, environment: str) -> set[Binding]:
 
     Raises:
         AssertionError: A binding is not on a single bucket, repository, secret, service or account,
-            and is not the right to write logs.
+            and is not one of `ROLES_ON_THE_PROJECT`.
     """
     found = set()
     for resource in apply(infra, ci, environment):
@@ -178,8 +187,11 @@ def on(kind: str, values: dict[str, Any]) -> str:
         case "google_cloudfunctions2_function_iam_member":
             assert values["cloud_function"] == "the-function"
             return "function `function`"
+        case "google_cloud_run_v2_job_iam_member":
+            assert values["name"] == "the-job"
+            return "job `job`"
         case "google_project_iam_member":
-            assert values["role"] == "roles/logging.logWriter", "a role on the project"
+            assert values["role"] in ROLES_ON_THE_PROJECT, "a role on the project"
             return "project"
     raise AssertionError(f"{kind} is not on a single bucket, secret, function or account")
 

@@ -82,8 +82,8 @@ def test_the_diagram_is_drawn_from_its_source() -> None:
 
 def test_the_page_lists_the_settings_that_the_code_reads() -> None:
     variable = re.compile("[A-Z]+(_[A-Z]+)+")
-    of_dagster = set(filter(variable.fullmatch, texts(ORCHESTRATOR / "settings.py")))
-    of_dagster |= set(filter(variable.fullmatch, texts(ORCHESTRATOR / "defs" / "alerts.py")))
+    files = ("settings.py", "job_settings.py", "defs/alerts.py")
+    of_dagster = set(filter(variable.fullmatch, texts(*(ORCHESTRATOR / file for file in files))))
     external = GCP_PIPES / "external"
     sources = [CLOUD_FUNCTION / "settings.py", external / "logs.py", external / "message_writer.py"]
     of_the_function = set(filter(variable.fullmatch, texts(*sources)))

@@ -104,6 +104,21 @@ class Dev:
         )
         return str(found["runOrError"]["status"])
 
+    def logs(self, run_id: str) -> list[str]:
+        """The log lines of a run until now."""
+        found = self.graphql(
+            f"""{{ runOrError(runId: "{run_id}") {{ ... on Run {{
+              eventConnection {{ events {{ ... on LogMessageEvent {{ message }} }} }}
+            }} }} }}"""
+        )
+        events = found["runOrError"]["eventConnection"]["events"]
+        return [event["message"] for event in events if "message" in event]
+
+    def terminate(self, run_id: str) -> None:
+        """Terminate a run as the web page does."""
+        ended = self.graphql(f"""mutation {{ terminateRun(runId: "{run_id}") {{ __typename }} }}""")
+        assert ended["terminateRun"]["__typename"] == "TerminateRunSuccess", ended
+
     def launch(self, asset: str) -> Any:
         """Materialize an asset as the web page does, and wait until the run ends.
 

@@ -5,16 +5,12 @@ import re
 import signal
 import socket
 import subprocess
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Render, run, start
-
-MARK = "MARK_OF_TEST"
+from conftest import Render, marked_processes, run, start
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +19,6 @@ def installed(project: Path) -> Path:
     for part in (".", "cloud_function", "orchestrator"):
         run("uv", "sync", cwd=project / part)
     return project
-
-
-@pytest.fixture
-def mark(temporary_folder: Path) -> Iterator[dict[str, str]]:
-    """Environment variables that identify the processes and temporary files of a test.
-
-    After the test, none may be left.
-    """
-    environment = {MARK: uuid.uuid4().hex, "TMPDIR": str(temporary_folder)}
-    yield environment
-    assert marked_processes(environment) == []
-
-
-def marked_processes(environment: Mapping[str, str]) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get(MARK) == environment[MARK]:
-                found.append(process)
-    return found
 
 
 def ports(processes: list[psutil.Process]) -> set[int]:

@@ -10,9 +10,9 @@ from checks import ANSWERS_FILE, assert_sound, contents
 from conftest import ANSWER_SETS, TEMPLATE, Render, Workshop, run
 
 # Each has something that the others lack: no answers, short names, long names, names of other parts
-# of the project, signs that mean something to shells, YAML, TOML or Markdown, and nothing but the
-# project itself.
-RUN_WHOLE = ("booleans", "defaults", "longest", "lookalikes", "punctuation", "shortest")
+# of the project, signs that mean something to shells, YAML, TOML or Markdown, nothing but the
+# project itself, and Cloud Run jobs.
+RUN_WHOLE = ("booleans", "defaults", "jobs", "longest", "lookalikes", "punctuation", "shortest")
 
 WITH_A_SECOND_FUNCTION = "shortest"
 

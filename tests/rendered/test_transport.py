@@ -6,15 +6,15 @@ The tests themselves are in the folder transport/.
 import re
 from pathlib import Path
 
-from conftest import Render, run, run_transport_tests
+from conftest import FUNCTIONS_AND_JOBS, Render, run, run_transport_tests
 
 
 def test_the_transport_works_with_the_newest_dagster(render: Render) -> None:
-    run_transport_tests(render())
+    run_transport_tests(render(FUNCTIONS_AND_JOBS))
 
 
 def test_the_transport_works_with_the_oldest_dagster(render: Render) -> None:
-    project = render()
+    project = render(FUNCTIONS_AND_JOBS)
     orchestrator = project / "orchestrator"
     assert pin_dagster(orchestrator / "pyproject.toml") == 3
     assert pin_dagster(project / "packages" / "gcp-pipes" / "pyproject.toml") == 4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from checks import ANSWERS_FILE, assert_owned, contents, owners, owning_path
-from conftest import TEMPLATE, Render
+from conftest import FUNCTIONS_AND_JOBS, TEMPLATE, Render
 from jinja2 import Environment
 
 PACKAGE = "my_data_platform"
@@ -22,7 +22,8 @@ def test_every_rendered_file_has_an_owner(project: Path) -> None:
 
 
 def test_every_path_in_the_table_is_rendered(project: Path, render: Render) -> None:
-    names = contents(project).keys() | contents(render({"ci": "gitlab"})).keys()
+    others = ({"ci": "gitlab"}, FUNCTIONS_AND_JOBS)
+    names = {*contents(project), *(name for each in others for name in contents(render(each)))}
     used = {owning_path(name, PACKAGE) for name in names}
 
     assert used == owners().keys()

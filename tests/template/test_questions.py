@@ -30,6 +30,7 @@ ACCEPTED = {
     "lake_bucket": ["my-lake", "abc", "a" * 63, "data.example.com", "0_lake"],
     "messages_bucket": ["my-messages", "abd", "b" * 63, "messages.example.com", "1-a_b"],
     "function_name": ["my-function", "f", "f" * 49, "a1-2"],
+    "runs_on": ["[functions]", "[functions, jobs]"],
     "iac": ["terraform", "none"],
     "environments": ["prod", "nprod, prod", "dev,test,live", "a" * 12, "e1 , e2"],
     "ci": ["github", "gitlab", "none"],
@@ -96,6 +97,11 @@ REJECTED: dict[str, dict[str, str]] = {
         "1-function": "Start with a letter",
         "my-function-": "do not end with a hyphen",
         "f" * 50: "at most 49",
+    },
+    "runs_on": {
+        "[]": "Choose functions",
+        "[jobs]": "Choose functions",
+        "[functions, services]": "Invalid choice",
     },
     "iac": {"pulumi": "Invalid choice", "": "Invalid choice", "Terraform ": "Invalid choice"},
     "environments": {
@@ -215,8 +221,8 @@ def package_names(names: Iterable[str]) -> set[str]:
     return {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
 
 
-def test_there_are_at_most_eleven_questions_and_all_have_defaults() -> None:
-    assert len(questions()) <= 11
+def test_there_are_at_most_twelve_questions_and_all_have_defaults() -> None:
+    assert len(questions()) <= 12
     assert all("default" in question for question in questions().values())
 
 

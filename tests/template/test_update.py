@@ -16,6 +16,7 @@ import pytest
 import yaml
 from checks import ANSWERS_FILE, contents, owners
 from conftest import (
+    FUNCTIONS_AND_JOBS,
     RELEASES,
     TEMPLATE,
     Workshop,
@@ -292,10 +293,11 @@ def assert_refused(project: Path, *reasons: str) -> None:
         {"iac": "none"},
         {"ci": "gitlab"},
         {"environments": "dev, nprod, live"},
+        FUNCTIONS_AND_JOBS,
     ],
     ids=lambda answers: "-".join(answers),
 )
-def test_a_changed_answer_reaches_all_but_your_files(answers: dict[str, str], make: Make) -> None:
+def test_a_changed_answer_reaches_all_but_your_files(answers: dict[str, Any], make: Make) -> None:
     project = make()
     before = contents(project)
 

@@ -22,9 +22,9 @@ from conftest import (
     eventually,
     lines,
     run_asset,
-    write_files_of,
 )
 from crashes import Dagster
+from dagster.components.testing import create_defs_folder_sandbox
 from defs_files import loaded, materialize
 from faults import (
     Fault,
@@ -42,28 +42,20 @@ from gcp_pipes.orchestrator import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.cloud_run_job_client import PipesCloudRunJobClient
 from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
-from run_admin import RunAdmin, run_admin
+from local_cloud.run_admin import Job, RunAdmin, run_admin
 
 PYTHON = CLOUD_FUNCTION / ".venv" / "bin" / "python"
 
 
-@pytest.fixture(scope="module")
-def entry_point(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `job.py` of the guide."""
-    folder = tmp_path_factory.mktemp("job")
-    write_files_of("cloud-run-jobs.md", folder)
-    return folder / "job.py"
-
-
 @pytest.fixture
-def admin(entry_point: Path, writes: FaultProxy) -> Iterator[RunAdmin]:
+def admin(writes: FaultProxy) -> Iterator[RunAdmin]:
     """The API, and a job that runs the tasks of the function."""
-    with run_admin(
-        [PYTHON, entry_point],
-        STORAGE_EMULATOR_HOST=writes.url,
-        PYTHONPATH=str(CLOUD_FUNCTION),
-        HEARTBEAT_INTERVAL="1",
-    ) as admin:
+    job = Job(
+        [str(PYTHON), "job.py"],
+        directory=CLOUD_FUNCTION,
+        environment={"STORAGE_EMULATOR_HOST": writes.url, "HEARTBEAT_INTERVAL": "1"},
+    )
+    with run_admin({"work": job}) as admin:
         yield admin
 
 
@@ -99,7 +91,9 @@ WhenOpened = Callable[[Callable[[], object]], threading.Thread]
 def work(client: PipesCloudRunJobClient) -> Work:
     """Materializes an asset by the job, with the task `scripted` and inputs by name."""
 
-    def work(with_client: PipesCloudRunJobClient = client, job: str = "work", **event: Any) -> Run:
+    def work(
+        with_client: PipesCloudRunJobClient = client, job: str | None = "work", **event: Any
+    ) -> Run:
         @dg.asset(name="thing")
         def working(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
             return with_client.run(
@@ -182,11 +176,22 @@ def test_arguments_replace_those_of_the_job(
     assert [each.args for each in admin.executions] == [["--fast"]]
 
 
+def test_a_client_runs_its_own_job_if_the_call_names_none(
+    reader: PipesCloudStorageMessageReader, api: FaultProxy, work: Work
+) -> None:
+    assert work(with_client=make_client(reader, api.url, job="work"), job=None).success
+
+    run = work(job=None)
+
+    assert not run.success
+    assert "There is no job to run. Name one: `job`." in run.failure
+
+
 # How an execution ends
 
 
 def test_an_execution_that_does_not_start_fails_the_step(work: Work, admin: RunAdmin) -> None:
-    admin.behavior.problem = "Image 'europe-docker.pkg.dev/a/b/c' not found."
+    admin.jobs["work"].problem = "Image 'europe-docker.pkg.dev/a/b/c' not found."
 
     run = work()
 
@@ -198,7 +203,7 @@ def test_an_execution_that_does_not_start_fails_the_step(work: Work, admin: RunA
 def test_an_execution_that_waits_for_longer_than_the_timeout_is_waited_for(
     work: Work, admin: RunAdmin, reader: PipesCloudStorageMessageReader, api: FaultProxy
 ) -> None:
-    admin.behavior.starts_after = 4
+    admin.jobs["work"].starts_after = 4
 
     run = work(with_client=make_client(reader, api.url, timeout=2), lines=1)
 
@@ -217,7 +222,7 @@ def test_a_process_that_exits_without_closing_fails_the_step(work: Work) -> None
 def test_a_process_that_exits_without_an_error_and_without_closing_fails_the_step(
     work: Work, admin: RunAdmin
 ) -> None:
-    admin.behavior.command = ["true"]
+    admin.jobs["work"].command = ["true"]
 
     assert "The Cloud Run job has ended, but sent no message." in work().failure
 
@@ -249,7 +254,7 @@ def test_an_execution_that_is_cancelled_from_outside_fails_the_step(
 def test_an_execution_that_is_cancelled_before_its_first_message_fails_the_step(
     work: Work, admin: RunAdmin
 ) -> None:
-    admin.behavior.command = ["sleep", "30"]
+    admin.jobs["work"].command = ["sleep", "30"]
 
     def cancel() -> None:
         eventually(lambda: bool(admin.executions), 20)
@@ -264,7 +269,7 @@ def test_an_execution_that_is_cancelled_before_its_first_message_fails_the_step(
 
 
 def test_a_state_that_comes_late_is_waited_for(work: Work, admin: RunAdmin) -> None:
-    admin.behavior.ends_after = 6
+    admin.jobs["work"].ends_after = 6
 
     run = work(lines=1)
 
@@ -324,7 +329,7 @@ Ledgered = Callable[..., tuple[Run, list[str]]]
 
 
 def test_a_task_that_cloud_run_starts_again_counts(ledgered: Ledgered, admin: RunAdmin) -> None:
-    admin.behavior.max_retries = 2
+    admin.jobs["work"].max_retries = 2
 
     run, states = ledgered(failures=2)
 
@@ -336,7 +341,7 @@ def test_a_task_that_cloud_run_starts_again_counts(ledgered: Ledgered, admin: Ru
 def test_a_task_that_cloud_run_starts_again_after_it_has_died_counts(
     ledgered: Ledgered, admin: RunAdmin
 ) -> None:
-    admin.behavior.max_retries = 1
+    admin.jobs["work"].max_retries = 1
 
     run, states = ledgered(deaths=1)
 
@@ -348,7 +353,7 @@ def test_a_task_that_cloud_run_starts_again_after_it_has_died_counts(
 def test_each_of_several_tasks_is_started_again(
     tasks: Tasks, partitions: Partitions, admin: RunAdmin, tmp_path: Path
 ) -> None:
-    admin.behavior.max_retries = 1
+    admin.jobs["work"].max_retries = 1
     (tmp_path / "ledger").touch()
     keys = days(3)
     event = {"ledger": str(tmp_path / "ledger"), "lines": 1, "pause": 0.1, "failures": 1}
@@ -361,7 +366,7 @@ def test_each_of_several_tasks_is_started_again(
 
 
 def test_a_task_that_fails_each_time_fails_the_step(ledgered: Ledgered, admin: RunAdmin) -> None:
-    admin.behavior.max_retries = 1
+    admin.jobs["work"].max_retries = 1
 
     run, states = ledgered(failures=5)
 
@@ -372,9 +377,9 @@ def test_a_task_that_fails_each_time_fails_the_step(ledgered: Ledgered, admin: R
 def test_a_task_that_cloud_run_starts_again_before_it_has_opened_pipes_counts(
     ledgered: Ledgered, admin: RunAdmin
 ) -> None:
-    admin.behavior.max_retries = 1
+    admin.jobs["work"].max_retries = 1
     program = 'test "$CLOUD_RUN_TASK_ATTEMPT" = 1 || exit 3; exec "$@"'
-    admin.behavior.command = ["sh", "-c", program, "-", *admin.behavior.command]
+    admin.jobs["work"].command = ["sh", "-c", program, "-", *admin.jobs["work"].command]
 
     run, states = ledgered()
 
@@ -385,14 +390,14 @@ def test_a_task_that_cloud_run_starts_again_before_it_has_opened_pipes_counts(
 def test_a_task_that_was_replaced_does_nothing_if_cloud_run_starts_it_again(
     ledgered: Ledgered, api: FaultProxy, admin: RunAdmin
 ) -> None:
-    late = replace(admin.behavior, max_retries=1, starts_after=14)
-    admin.behavior, prompt = late, admin.behavior
+    late = replace(admin.jobs["work"], max_retries=1, starts_after=14)
+    admin.jobs["work"], prompt = late, admin.jobs["work"]
     api.fail(respond_after(503), when=is_run)
     api.fail_always(respond(503), when=is_list)
 
     def start_soon() -> None:
         eventually(lambda: len(admin.executions) == 1)
-        admin.behavior = prompt
+        admin.jobs["work"] = prompt
 
     starting = threading.Thread(target=start_soon)
     starting.start()
@@ -555,7 +560,7 @@ def test_a_step_that_is_killed_follows_its_execution(
 def test_a_step_that_is_killed_before_its_execution_starts_follows_it(
     dagster: Dagster, admin: RunAdmin, api: FaultProxy
 ) -> None:
-    admin.behavior.starts_after = 10
+    admin.jobs["work"].starts_after = 10
     dagster.url = api.url
     run_id = dagster.launch("one", job="work", lines=2, pause=0.5)
     eventually(lambda: len(admin.executions) == 1)
@@ -603,7 +608,7 @@ def tasks(client: PipesCloudRunJobClient) -> Tasks:
 def test_partitions_are_the_tasks_of_one_execution(
     tasks: Tasks, partitions: Partitions, admin: RunAdmin, reader: PipesCloudStorageMessageReader
 ) -> None:
-    admin.behavior.parallelism = 3
+    admin.jobs["work"].parallelism = 3
     keys = days(8)
     events = stored_events(reader)  # of steps that were killed
 
@@ -700,7 +705,7 @@ def test_partitions_whose_execution_is_rejected_at_first_are_one_execution(
 def test_a_terminated_run_cancels_all_its_tasks(
     dagster: Dagster, admin: RunAdmin, api: FaultProxy
 ) -> None:
-    admin.behavior.parallelism = 2
+    admin.jobs["work"].parallelism = 2
     dagster.url = api.url
     run_id = dagster.launch("many", *days(6), job="work", lines=20, pause=1.0)
     eventually(lambda: len(dagster.states()) == 2)
@@ -715,7 +720,7 @@ def test_a_terminated_run_cancels_all_its_tasks(
 def test_a_step_that_is_killed_follows_all_its_tasks(
     dagster: Dagster, admin: RunAdmin, api: FaultProxy
 ) -> None:
-    admin.behavior.parallelism = 3
+    admin.jobs["work"].parallelism = 3
     dagster.url = api.url
     keys = days(9)
     run_id = dagster.launch("many", *keys, job="work", lines=2, pause=1.5)
@@ -904,3 +909,26 @@ def test_an_error_in_the_yaml_of_a_job_is_reported(attributes: str, problem: str
 
     assert isinstance(error.value.__cause__, DefsYamlError)
     assert problem in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("job", "folder"),
+    [
+        (None, "cloud_function"),
+        ("nightly-monthly-reports", "monthly_reports"),
+        ("elsewhere", None),
+    ],
+)
+def test_the_task_of_a_job_is_looked_for_in_its_folder(job: str | None, folder: str | None) -> None:
+    component = CloudRunJobAsset.from_attributes_dict(
+        attributes={"assets": [{"key": "thing"}], "task": "scripted", "job": job}
+    )
+    with create_defs_folder_sandbox() as sandbox:
+        project = sandbox.project_root
+        for each in ("cloud_function", "monthly_reports"):
+            (project / each / "tasks").mkdir(parents=True)
+            (project / each / "job.py").touch()
+
+        found = component._task_source(project / "orchestrator")
+
+    assert found == (folder and project / folder / "tasks" / "scripted.py")

@@ -40,6 +40,11 @@ class Bundle:
     path: Path
     sha256: str
 
+    @property
+    def label(self) -> str:
+        """The label of what runs it: the start of its hash. A label has at most 63 characters."""
+        return self.sha256[:63]
+
 
 def main() -> int:
     """Build the bundle of each function, and print its path and hash.

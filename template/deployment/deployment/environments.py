@@ -46,6 +46,15 @@ class Environment:
         """True if continuous integration may deploy to the environment."""
         return bool(self.variables.get("git_repository"))
 
+    def account(self, role: str) -> str:
+        """The e-mail address of a service account, as infra/iam.tf names it.
+
+        Args:
+            role: What it is for, such as `orchestrator`.
+        """
+        prefix = self["function_name"][:17].removesuffix("-")
+        return f"{prefix}-{role}@{self['project_id']}.iam.gserviceaccount.com"
+
     def __getitem__(self, variable: str) -> str:
         """The value of a variable.
 

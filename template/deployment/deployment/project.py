@@ -24,16 +24,16 @@ def url_variable(folder: Path) -> str:
     return "FUNCTION_URL" if folder == CLOUD_FUNCTION else f"FUNCTION_URL_{name}"
 
 
-def name_in_cloud(folder: Path, function_name: str) -> str:
-    """The name of a function in Google Cloud, as infra/function.tf has it.
+def name_in_cloud(folder: Path, first: str) -> str:
+    """The name in Google Cloud of what runs the tasks in a folder, as infra/ has it.
 
     Args:
-        folder: The folder of the function.
-        function_name: The name of the function in `cloud_function/`. The others' start with it.
+        folder: The folder.
+        first: The name of what runs the tasks in `cloud_function/`. The others' start with it.
     """
     if folder == CLOUD_FUNCTION:
-        return function_name
-    return f"{function_name}-{folder.name.replace('_', '-')}"
+        return first
+    return f"{first}-{folder.name.replace('_', '-')}"
 
 
 UV = os.environ.get("UV", "uv")  # `uv run` sets it to its own path

@@ -24,7 +24,7 @@ from deployment.google import (
     find_project,
 )
 from deployment.settings import expected_settings, write_settings
-from deployment.update import deployed_bundle, function_url, label
+from deployment.update import deployed_bundle, function_url
 
 
 def main() -> int:
@@ -144,7 +144,7 @@ def _warn_of_other_code(environment: Environment, bundles: list[Bundle]) -> None
                 deployed = deployed_bundle(api.request("GET", url))
             except GoogleError:
                 continue  # not deployed yet, or not visible
-            if deployed not in (None, label(bundle)):
+            if deployed not in (None, bundle.label):
                 print(
                     f"{url.rpartition('/')[2]} in {environment.name} serves other code "
                     f"({deployed[:12]}) than that of this checkout ({bundle.sha256[:12]}). "

@@ -35,11 +35,10 @@ def expected_settings(environment: Environment) -> dict[str, str]:
 
 
 def _orchestrator(environment: Environment) -> str:
-    """The account to impersonate, as infra/iam.tf names it, if anyone may impersonate it."""
+    """The account to impersonate, if anyone may impersonate it."""
     if not environment.variables.get("orchestrator_users"):
         return ""
-    prefix = environment["function_name"][:17].removesuffix("-")
-    return f"{prefix}-orchestrator@{environment['project_id']}.iam.gserviceaccount.com"
+    return environment.account("orchestrator")
 
 
 def write_settings(settings: str) -> None:

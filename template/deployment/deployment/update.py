@@ -13,6 +13,7 @@ from deployment.environments import Environment
 from deployment.errors import DeploymentError
 from deployment.google import GoogleApi, GoogleError
 from deployment.project import CLOUD_FUNCTION, name_in_cloud
+from deployment.sources import upload_bundle
 
 _API = "https://cloudfunctions.googleapis.com/v2"
 
@@ -69,10 +70,10 @@ def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Wai
     if _serves(before, bundle):
         return False
     source = {"bucket": environment["sources_bucket"], "object": f"{bundle.sha256}.zip"}
-    _upload(api, bundle, **source)
+    upload_bundle(api, bundle, **source)
     operation = _start(api, url, before, bundle, source)
     after = _Deployment(api, url, before, bundle, operation, waits).wait()
-    if deployed_bundle(after) not in (None, label(bundle)):
+    if deployed_bundle(after) not in (None, bundle.label):
         raise DeploymentError(
             "Another deployment has replaced this one. Deploy again, when no other one is running."
         )
@@ -102,18 +103,6 @@ def function_url(environment: Environment, folder: Path = CLOUD_FUNCTION) -> str
     return f"{_API}/projects/{project}/locations/{region}/functions/{name}"
 
 
-def label(bundle: Bundle) -> str:
-    """The value of the label that says which bundle is deployed.
-
-    Args:
-        bundle: The bundle.
-
-    Returns:
-        The start of its hash, since a label has at most 63 characters.
-    """
-    return bundle.sha256[:63]
-
-
 def deployed_bundle(function: dict[str, Any]) -> str | None:
     """The label of the bundle that is deployed; None if there is none.
 
@@ -127,29 +116,7 @@ def deployed_bundle(function: dict[str, Any]) -> str | None:
 def _serves(function: dict[str, Any], bundle: Bundle) -> bool:
     """True if the function serves the bundle. After a failed build it has errors."""
     is_healthy = function.get("state") == "ACTIVE" and not _problems(function)
-    return is_healthy and deployed_bundle(function) == label(bundle)
-
-
-def _upload(api: GoogleApi, bundle: Bundle, *, bucket: str, object: str) -> None:
-    """Upload the bundle unless it exists. Its name contains its hash."""
-    try:
-        api.request(
-            "POST",
-            f"https://storage.googleapis.com/upload/storage/v1/b/{bucket}/o",
-            params={"uploadType": "media", "name": object, "ifGenerationMatch": "0"},
-            data=bundle.path.read_bytes(),
-        )
-    except GoogleError as error:
-        if not _exists_already(error):
-            raise
-
-
-def _exists_already(error: GoogleError) -> bool:
-    """True if an upload was rejected because the object exists.
-
-    That is 412 Precondition Failed, or 403 if Google first checks the right to replace the object.
-    """
-    return error.status == 412 or (error.status == 403 and "storage.objects.delete" in str(error))
+    return is_healthy and deployed_bundle(function) == bundle.label
 
 
 def _start(
@@ -172,7 +139,7 @@ def _start(
                     # Terraform reads it: see infra/function.tf.
                     "environmentVariables": {**build_variables, "BUNDLE": bundle.sha256},
                 },
-                "labels": {**before.get("labels", {}), "bundle": label(bundle)},
+                "labels": {**before.get("labels", {}), "bundle": bundle.label},
             },
         )
     except GoogleError as error:
@@ -218,7 +185,7 @@ class _Deployment:
         self._operation = operation
         self._waits = waits
         # Other code has another build. Without a label, it is unknown what was deployed before.
-        self._may_have_same_build = deployed_bundle(before) in (None, label(bundle))
+        self._may_have_same_build = deployed_bundle(before) in (None, bundle.label)
         self._started = time.monotonic()
         self._was_seen = False  # in the state DEPLOYING
 

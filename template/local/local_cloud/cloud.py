@@ -65,7 +65,7 @@ def root_module() -> str:
 
 @contextmanager
 def local_cloud(folder: Path) -> Iterator[dict[str, str]]:
-    """Run the storage and all functions during the block.
+    """Run the storage, and what Dagster calls, during the block.
 
     Args:
         folder: Where to store the buckets.
@@ -73,8 +73,27 @@ def local_cloud(folder: Path) -> Iterator[dict[str, str]]:
     Yields:
         The environment variables that Dagster needs to use them.
     """
-    with cloud_storage(folder) as settings, cloud_functions(settings) as functions:
-        yield {**settings, **functions}
+    with cloud_storage(folder) as settings, cloud_targets(settings) as targets:
+        yield {**settings, **targets}
+
+
+@contextmanager
+def cloud_targets(storage: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Run what Dagster calls during the block.
+
+    Args:
+        storage: The variables that `cloud_storage` yielded.
+
+    Yields:
+        The environment variables that Dagster needs to call it.
+    """
+    from local_cloud.targets import TARGETS  # which imports this module
+
+    settings: dict[str, str] = {}
+    with ExitStack() as stack:
+        for start in TARGETS.values():
+            settings |= stack.enter_context(start(storage))
+        yield settings
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from typing import Any
 from local_cloud.cloud import (
     ORCHESTRATOR,
     SettingsError,
-    cloud_functions,
     cloud_storage,
     function_folders,
 )
 from local_cloud.console import console, failed, show_log, show_report, step
 from local_cloud.credentials import uv_run
 from local_cloud.processes import UV, ProcessError, interrupted_once, run_to_end
+from local_cloud.targets import TARGETS
 
 # `make demo` of the template runs the demo in a folder, but its reader is in another one.
 _NEXT_COMMAND = os.environ.get("NEXT_COMMAND", "uv run just dev")
@@ -60,10 +60,12 @@ def run_demo(folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(cloud_storage(folder / "buckets"))
-        with step("Starting the cloud function"):
-            functions = stack.enter_context(cloud_functions(storage))
+        settings = {**storage}
+        for target, start in TARGETS.items():
+            with step(f"Starting {target}"):
+                settings |= stack.enter_context(start(storage))
         with step("Materializing the assets in Dagster"):
-            report = materialize(folder, {**storage, **functions})
+            report = materialize(folder, settings)
         console.print("\n[bold]The log of the runs in Dagster[/bold]")
         for level, message in report["logs"]:
             show_log(level, message)

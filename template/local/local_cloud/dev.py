@@ -21,6 +21,7 @@ from local_cloud.cloud import (
     GCP_PIPES,
     ORCHESTRATOR,
     SettingsError,
+    cloud_functions,
     function_folders,
     url_variable,
 )
@@ -44,6 +45,7 @@ from local_cloud.processes import (
     running,
 )
 from local_cloud.served_function import ServedFunction
+from local_cloud.targets import TARGETS
 from watchfiles import PythonFilter, watch
 
 _RELOAD_DEFINITIONS = """
@@ -124,6 +126,10 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
         local = {**storage}
         for function in functions:
             local |= function.settings
+        for target, start in TARGETS.items():
+            if start is not cloud_functions:
+                with step(f"Starting {target}"):
+                    local |= stack.enter_context(start(storage))
         settings |= local
     started = time.time()
     with step("Starting Dagster"):

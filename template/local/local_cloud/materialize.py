@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
-from local_cloud.cloud import SettingsError, cloud_functions, root_module
+from local_cloud.cloud import SettingsError, cloud_targets, root_module
 from local_cloud.console import console, failed, json_object, show_log, show_report
 from local_cloud.credentials import use
 from local_cloud.instance import kept_storage, running_dev
@@ -110,8 +110,8 @@ def _settings(lake: str | None) -> Iterator[Mapping[str, str]]:
         yield dev["settings"]
     else:
         console.print("Starts a local cloud, since `just dev` is not running.", markup=False)
-        with kept_storage(lake) as storage, cloud_functions(storage) as functions:
-            yield {**storage, **functions}
+        with kept_storage(lake) as storage, cloud_targets(storage) as targets:
+            yield {**storage, **targets}
 
 
 def materialize(

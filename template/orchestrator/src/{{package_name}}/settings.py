@@ -68,13 +68,13 @@ class Settings:
             lake_uri=_lake_uri(environment),
             messages_bucket=_messages_bucket(environment),
             function_timeout=_function_timeout(environment),
-            function_audience=_optional(environment, "FUNCTION_AUDIENCE"),
+            function_audience=optional(environment, "FUNCTION_AUDIENCE"),
             impersonate_service_account=_impersonate_service_account(environment),
         )
 
 
 def _function_url(environment: Mapping[str, str]) -> str:
-    url = _required(environment, "FUNCTION_URL")
+    url = required(environment, "FUNCTION_URL")
     parts = urlsplit(url)
     is_local = parts.scheme == "http" and is_loopback(url)
     if not (parts.hostname and (parts.scheme == "https" or is_local)):
@@ -86,14 +86,14 @@ def _function_url(environment: Mapping[str, str]) -> str:
 
 
 def _lake_uri(environment: Mapping[str, str]) -> str:
-    uri = _required(environment, "LAKE_URI")
+    uri = required(environment, "LAKE_URI")
     if not (re.match(r"gs://[a-z0-9]", uri) or PurePath(uri).is_absolute()):
         raise SettingsError("LAKE_URI", f"must be gs://BUCKET, or an absolute path; it is {uri!r}.")
     return uri
 
 
 def _messages_bucket(environment: Mapping[str, str]) -> str:
-    bucket = _required(environment, "MESSAGES_BUCKET")
+    bucket = required(environment, "MESSAGES_BUCKET")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+[a-z0-9]", bucket):
         raise SettingsError(
             "MESSAGES_BUCKET",
@@ -103,7 +103,7 @@ def _messages_bucket(environment: Mapping[str, str]) -> str:
 
 
 def _function_timeout(environment: Mapping[str, str]) -> float:
-    text = _optional(environment, "FUNCTION_TIMEOUT") or str(_LONGEST_TIMEOUT)
+    text = optional(environment, "FUNCTION_TIMEOUT") or str(_LONGEST_TIMEOUT)
     if not re.fullmatch(r"[0-9]+", text) or not 0 < int(text) <= _LONGEST_TIMEOUT:
         raise SettingsError(
             "FUNCTION_TIMEOUT",
@@ -113,7 +113,7 @@ def _function_timeout(environment: Mapping[str, str]) -> float:
 
 
 def _impersonate_service_account(environment: Mapping[str, str]) -> str | None:
-    account = _optional(environment, "IMPERSONATE_SERVICE_ACCOUNT")
+    account = optional(environment, "IMPERSONATE_SERVICE_ACCOUNT")
     if account is not None and not re.fullmatch(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com", account):
         raise SettingsError(
             "IMPERSONATE_SERVICE_ACCOUNT",
@@ -122,12 +122,27 @@ def _impersonate_service_account(environment: Mapping[str, str]) -> str | None:
     return account
 
 
-def _required(environment: Mapping[str, str], variable: str) -> str:
-    value = _optional(environment, variable)
+def required(environment: Mapping[str, str], variable: str) -> str:
+    """The value of a variable.
+
+    Args:
+        environment: The variables and their values.
+        variable: The name of the variable.
+
+    Raises:
+        SettingsError: It is not set.
+    """
+    value = optional(environment, variable)
     if value is None:
         raise SettingsError(variable, "is not set.")
     return value
 
 
-def _optional(environment: Mapping[str, str], variable: str) -> str | None:
+def optional(environment: Mapping[str, str], variable: str) -> str | None:
+    """The value of a variable, or None if it is not set.
+
+    Args:
+        environment: The variables and their values.
+        variable: The name of the variable.
+    """
     return environment.get(variable, "").strip() or None

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import dagster as dg
 from google.cloud import storage
@@ -23,19 +23,29 @@ def settings() -> Settings:
 def pipes_function_client(context: dg.InitResourceContext) -> Iterator[PipesCloudFunctionClient]:
     """Calls the cloud function, and reads its messages from the bucket in the settings."""
     settings: Settings = context.resources.settings
-    account = settings.impersonate_service_account
-    credentials = find_credentials(impersonate=account) if account else None
-    with closing(storage.Client(credentials=credentials)) as gcs:
-        reader = PipesCloudStorageMessageReader(bucket=settings.messages_bucket, client=gcs)
+    with message_reader(settings) as reader:
         client = PipesCloudFunctionClient(
             message_reader=reader,
             timeout=settings.function_timeout,
-            project=gcs.project,
+            project=reader.client.project,
             audience=settings.function_audience,
-            impersonate=account,
+            impersonate=settings.impersonate_service_account,
         )
         with closing(client):
             yield client
+
+
+@contextmanager
+def message_reader(settings: Settings) -> Iterator[PipesCloudStorageMessageReader]:
+    """Reads messages from the bucket in the settings, until the end of the block.
+
+    Args:
+        settings: The settings.
+    """
+    account = settings.impersonate_service_account
+    credentials = find_credentials(impersonate=account) if account else None
+    with closing(storage.Client(credentials=credentials)) as gcs:
+        yield PipesCloudStorageMessageReader(bucket=settings.messages_bucket, client=gcs)
 
 
 @dg.definitions

@@ -8,21 +8,13 @@ import dagster as dg
 from pydantic import Field
 
 from gcp_pipes.components.checked_component import checked
-from gcp_pipes.components.external_asset import ExternalAsset, scaffold_asset
+from gcp_pipes.components.external_asset import ExternalAsset, ExternalAssetScaffolder
 from gcp_pipes.orchestrator.cloud_function import PipesCloudFunctionError
 from gcp_pipes.orchestrator.code_references import CLOUD_FUNCTION
 from gcp_pipes.orchestrator.urls import find_url, url_variable
 
 
-class CloudFunctionAssetScaffolder(dg.Scaffolder):
-    """Writes a `defs.yaml` for `dg scaffold defs`."""
-
-    def scaffold(self, request: dg.ScaffoldRequest) -> None:
-        """Write it."""
-        scaffold_asset(request)
-
-
-@dg.scaffold_with(CloudFunctionAssetScaffolder)
+@dg.scaffold_with(ExternalAssetScaffolder)
 class CloudFunctionAsset(ExternalAsset):
     """One asset, or several, materialized by a call of the cloud function.
 

@@ -8,20 +8,12 @@ import dagster as dg
 from pydantic import Field
 
 from gcp_pipes.components.checked_component import checked
-from gcp_pipes.components.external_asset import ExternalAsset, scaffold_asset
+from gcp_pipes.components.external_asset import ExternalAsset, ExternalAssetScaffolder
 from gcp_pipes.components.yaml_errors import Place
 from gcp_pipes.orchestrator.code_references import CLOUD_FUNCTION
 
 
-class CloudRunJobAssetScaffolder(dg.Scaffolder):
-    """Writes a `defs.yaml` for `dg scaffold defs`."""
-
-    def scaffold(self, request: dg.ScaffoldRequest) -> None:
-        """Write it, with a job that has the name of its folder."""
-        scaffold_asset(request, job=request.target_path.name.replace("_", "-"))
-
-
-@dg.scaffold_with(CloudRunJobAssetScaffolder)
+@dg.scaffold_with(ExternalAssetScaffolder)
 class CloudRunJobAsset(ExternalAsset):
     """One asset, or several, materialized by an execution of a Cloud Run job.
 
@@ -35,14 +27,15 @@ class CloudRunJobAsset(ExternalAsset):
     _client_key: ClassVar[str] = "pipes_job_client"
 
     job: Annotated[
-        str,
+        str | None,
         checked(
-            Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$")],
+            Annotated[str | None, Field(pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$")],
             must_be="the name of a job, of lowercase letters, digits and hyphens",
-            description="The name of the Cloud Run job that runs the task.",
+            description="The name of the Cloud Run job that runs the task, if it is not that of "
+            "the client.",
             examples=["train"],
         ),
-    ]
+    ] = None
     timeout: Annotated[
         float | None,
         checked(
@@ -72,7 +65,11 @@ class CloudRunJobAsset(ExternalAsset):
         return {"timeout": self.timeout, **tasks}
 
     def _tasks_folder(self, project_root: Path) -> Path:
-        return project_root.parent / CLOUD_FUNCTION / "tasks"
+        """That of the job: the name of a further job ends with the name of its folder."""
+        folders = [entry_point.parent for entry_point in project_root.parent.glob("*/job.py")]
+        job = self.job or CLOUD_FUNCTION
+        own = [each.name for each in folders if job.endswith(f"-{each.name.replace('_', '-')}")]
+        return project_root.parent / (own[0] if own else job) / "tasks"
 
     def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
         yield from super()._find_inconsistencies(project_root)

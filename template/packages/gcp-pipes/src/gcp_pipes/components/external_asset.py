@@ -15,15 +15,13 @@ from gcp_pipes.orchestrator.code_references import link_to, task_reference
 from gcp_pipes.orchestrator.external_client import log_custom_messages
 
 
-def scaffold_asset(request: dg.ScaffoldRequest, **target: str) -> None:
-    """Write a `defs.yaml`, with an asset and a task that have the name of its folder.
+class ExternalAssetScaffolder(dg.Scaffolder):
+    """Writes a `defs.yaml` for `dg scaffold defs`."""
 
-    Args:
-        request: What `dg scaffold defs` was called with.
-        target: Further attributes: what runs the task.
-    """
-    name = request.target_path.name
-    dg.scaffold_component(request, {"assets": [{"key": name}], "task": name, **target})
+    def scaffold(self, request: dg.ScaffoldRequest) -> None:
+        """Write it, with an asset and a task that have the name of its folder."""
+        name = request.target_path.name
+        dg.scaffold_component(request, {"assets": [{"key": name}], "task": name})
 
 
 class ExternalAsset(CheckedComponent):

@@ -118,7 +118,7 @@ def _text(record: logging.LogRecord, format_record: Callable[[logging.LogRecord]
 
 
 def _is_deployed() -> bool:
-    return not os.environ.keys().isdisjoint(("K_SERVICE", "CLOUD_RUN_JOB"))  # from Google Cloud
+    return bool(os.environ.get("K_SERVICE") or os.environ.get("CLOUD_RUN_JOB"))  # Google Cloud's
 
 
 def _log_uncaught(failed: threading.ExceptHookArgs) -> None:

@@ -34,6 +34,7 @@ class PipesCloudRunJobClient(PipesExternalClient):
             environment.
         project: The Google Cloud project of the jobs.
         region: The region of the jobs.
+        job: The name of the job to run, if a call names none.
         impersonate: The e-mail address of a service account to run jobs as. The default is the
             account that Dagster runs as.
         endpoint: The URL of the Cloud Run Admin API.
@@ -48,12 +49,14 @@ class PipesCloudRunJobClient(PipesExternalClient):
         *,
         project: str,
         region: str,
+        job: str | None = None,
         impersonate: str | None = None,
         endpoint: str = _ENDPOINT,
         **options: Unpack[ClientOptions],
     ) -> None:
         super().__init__(message_reader, context_injector, **options)
         self._place = f"projects/{project}/locations/{region}"
+        self._job = job
         self._impersonate = impersonate
         self._endpoint = endpoint
         self._clients: RunClients | None = None  # guarded by the lock
@@ -62,8 +65,8 @@ class PipesCloudRunJobClient(PipesExternalClient):
         self,
         *,
         context: Context,
-        job: str,
         event: Event,
+        job: str | None = None,
         args: Sequence[str] | None = None,
         task_count: int = 1,
         **options: Unpack[CallOptions],
@@ -75,8 +78,8 @@ class PipesCloudRunJobClient(PipesExternalClient):
 
         Args:
             context: The context of the asset, the asset check, or the op.
-            job: The name of the job.
             event: The task's inputs: a JSON object.
+            job: The name of the job. The default is that of the client.
             args: Replace the arguments of the job's container; None keeps them.
             task_count: How many tasks the execution has; see `PipesExternalClient.run`.
             options: See `CallOptions`.
@@ -100,8 +103,8 @@ class PipesCloudRunJobClient(PipesExternalClient):
         self,
         *,
         context: Context,
-        job: str,
         event: Event | Callable[[str], Event],
+        job: str | None = None,
         args: Sequence[str] | None = None,
         **options: Unpack[CallOptions],
     ) -> Iterator[PartitionEvent]:
@@ -113,9 +116,9 @@ class PipesCloudRunJobClient(PipesExternalClient):
 
         Args:
             context: The context of the asset.
-            job: The name of the job.
             event: The task's inputs: a JSON object, or a function that makes it for a partition
                 key. That is called in one of the threads that run the job.
+            job: The name of the job. The default is that of the client.
             args: Replace the arguments of the job's container; None keeps them.
             options: See `CallOptions`.
 
@@ -134,7 +137,17 @@ class PipesCloudRunJobClient(PipesExternalClient):
             **options,
         )
 
-    def _launcher(self, job: str, args: Sequence[str] | None) -> CloudRunJobLauncher:
+    def close(self) -> None:
+        """Close the connections. A later call opens new ones."""
+        with self._lock:
+            clients, self._clients = self._clients, None
+        if clients is not None:
+            clients.close()
+
+    def _launcher(self, job: str | None, args: Sequence[str] | None) -> CloudRunJobLauncher:
+        job = job or self._job
+        if job is None:
+            raise PipesCloudRunJobError("There is no job to run. Name one: `job`.")
         executions = JobExecutions(f"{self._place}/jobs/{job}", self._run_clients())
         bucket, reader = None, self._message_reader
         if isinstance(reader, PipesCloudStorageMessageReader):

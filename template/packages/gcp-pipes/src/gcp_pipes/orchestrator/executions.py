@@ -50,6 +50,12 @@ class RunClients(NamedTuple):
     tasks: run_v2.TasksClient
     interval: float
 
+    def close(self) -> None:
+        """Close the connections."""
+        self.jobs.transport.close()
+        self.executions.transport.close()
+        self.tasks.transport.close()
+
 
 def run_clients(endpoint: str, impersonate: str | None) -> RunClients:
     """The clients of the API.

@@ -1,4 +1,4 @@
-"""A stand-in for the Cloud Run Admin API, which executes a job as processes of this machine.
+"""A stand-in for the Cloud Run Admin API, which executes jobs as processes of this machine.
 
 It has the parts that `PipesCloudRunJobClient` uses, with the paths and the JSON of Google's:
 https://cloud.google.com/run/docs/reference/rest/v2/projects.locations.jobs
@@ -12,27 +12,26 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-JOB = "projects/local/locations/europe-west4/jobs/work"
+_OF_A_JOB = re.compile(r"(projects/[^/]+/locations/[^/]+/jobs/([^/:]+))(:run|/executions)")
 TIME_TO_KILL = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 @dataclass
-class Behavior:
-    """How the job is executed.
+class Job:
+    """A job, and how it is executed.
 
     Attributes:
         command: The command of its container.
+        directory: The working directory of its container.
         starts_after: Seconds that an execution is pending.
         ends_after: Seconds after its process, until the API says that an execution has ended.
         problem: Why no container starts; None if it does.
@@ -40,20 +39,26 @@ class Behavior:
         parallelism: How many tasks run at the same time.
         max_retries: How often Google executes a failed task again.
         environment: Environment variables of its container.
+        output: The file descriptor of what it prints; by default, that of this process.
     """
 
     command: Sequence[str]
+    directory: Path | None = None
     starts_after: float = 0.0
     ends_after: float = 0.3
     problem: str | None = None
     retries_after: float = 2.0
     parallelism: int = 10
     max_retries: int = 0
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    output: int | None = None
 
 
 class Task:
     """A task of an execution, which runs in a process.
+
+    Args:
+        index: Its index, from 0.
 
     Attributes:
         index: Its index, from 0.
@@ -70,14 +75,22 @@ class Task:
         self.message = ""
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to its process and the children of that, if it is running."""
-        if self.process is not None and self.process.poll() is None:
-            process = psutil.Process(self.process.pid)
-            for each in (*process.children(recursive=True), process):
-                each.send_signal(number)
+        """Send a signal to its process and the children of that, if they are running.
+
+        Args:
+            number: The signal.
+        """
+        if self.process is not None:
+            # No process of the group is left: Linux raises the first error, macOS the second.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
 
     def condition(self, state: str | None = None) -> dict[str, str]:
-        """What the API says of its end, or of that of its execution."""
+        """What the API says of its end, or of that of its execution.
+
+        Args:
+            state: The state of its execution; None for its own.
+        """
         state = state or self.state
         condition = {
             "type": "Completed",
@@ -93,7 +106,12 @@ class Task:
 
 
 class Execution:
-    """An execution of the job.
+    """An execution of a job.
+
+    Args:
+        name: Its full name.
+        job: The job.
+        overrides: What differs from the job, as the request says.
 
     Attributes:
         name: Its full name.
@@ -103,14 +121,14 @@ class Execution:
         state: `running`, `succeeded`, `failed` or `cancelled`, as the API sees it.
     """
 
-    def __init__(self, name: str, behavior: Behavior, overrides: dict[str, Any]) -> None:
+    def __init__(self, name: str, job: Job, overrides: dict[str, Any]) -> None:
         [container] = overrides["containerOverrides"]
         self.name = name
         self.variables: list[dict[str, str]] = container["env"]
         self.args: list[str] = container.get("args", [])
         self.tasks = [Task(index) for index in range(overrides["taskCount"])]
         self.state = "running"
-        self._behavior = behavior
+        self._job = job
         self._timeout = float(overrides["timeout"].removesuffix("s"))
         self._created = datetime.now(UTC)
         self._completed: datetime | None = None
@@ -147,14 +165,14 @@ class Execution:
         times = {"completionTime": _time(self._completed)} if self._completed else {}
         return {
             "name": self.name,
-            "job": JOB,
+            "job": self.name.partition("/executions/")[0],
             "createTime": _time(self._created),
             **times,
             "taskCount": len(self.tasks),
-            "parallelism": self._behavior.parallelism,
+            "parallelism": self._job.parallelism,
             "template": {
                 "containers": [{"env": self.variables, "args": self.args}],
-                "maxRetries": self._behavior.max_retries,
+                "maxRetries": self._job.max_retries,
             },
             "conditions": [failed.condition(self.state)],
             "runningCount": counts["running"],
@@ -178,25 +196,25 @@ class Execution:
         ]
 
     def _execute(self) -> None:
-        self._is_cancelled.wait(self._behavior.starts_after)
-        with ThreadPoolExecutor(self._behavior.parallelism) as executor:
+        self._is_cancelled.wait(self._job.starts_after)
+        with ThreadPoolExecutor(self._job.parallelism) as executor:
             list(executor.map(self._run_task, self.tasks))
-        time.sleep(self._behavior.ends_after)
+        time.sleep(self._job.ends_after)
         states = {task.state for task in self.tasks}
         self.state = next(each for each in ("cancelled", "failed", "succeeded") if each in states)
         self._completed = datetime.now(UTC)
 
     def _run_task(self, task: Task) -> None:
         status = 1
-        while not self.is_cancelled and self._behavior.problem is None:
+        while not self.is_cancelled and self._job.problem is None:
             status = self._run_container(task)
-            if status == 0 or task.retries == self._behavior.max_retries:
+            if status == 0 or task.retries == self._job.max_retries:
                 break
-            self._is_cancelled.wait(self._behavior.retries_after)
+            self._is_cancelled.wait(self._job.retries_after)
             task.retries += 1
         name = f"Task {self.name.rpartition('/')[2]}-task{task.index}"
-        if self._behavior.problem is not None:
-            task.message = self._behavior.problem
+        if self._job.problem is not None:
+            task.message = self._job.problem
         elif status == -9:
             task.message = f"{name} failed with message: Memory limit of 512 MiB exceeded."
         elif status != 0:
@@ -209,19 +227,22 @@ class Execution:
         """Run the process until it ends, its time is over, or it is cancelled; its status."""
         own = {each["name"]: each.get("value", "") for each in self.variables}
         task.process = subprocess.Popen(
-            [*self._behavior.command, *self.args],
+            [*self._job.command, *self.args],
             env={
                 **os.environ,
-                **self._behavior.environment,
+                "CLOUD_RUN_JOB": self.name.split("/")[5],
+                **self._job.environment,
                 **own,
-                "CLOUD_RUN_JOB": JOB.rpartition("/")[2],
                 "CLOUD_RUN_EXECUTION": self.name.rpartition("/")[2],
                 "CLOUD_RUN_TASK_INDEX": str(task.index),
                 "CLOUD_RUN_TASK_COUNT": str(len(self.tasks)),
                 "CLOUD_RUN_TASK_ATTEMPT": str(task.retries),
             },
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            cwd=self._job.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=self._job.output,
+            stderr=self._job.output,
+            start_new_session=True,  # a process group of its own, to be stopped as a whole
         )
         task.state = "running"
         if self.is_cancelled:
@@ -244,30 +265,35 @@ def _time(when: datetime) -> str:
 class RunAdmin:
     """The running stand-in.
 
+    Args:
+        url: Its URL.
+        jobs: The jobs, by name.
+
     Attributes:
         url: Its URL.
-        behavior: How the next executions behave.
+        jobs: The jobs, by name.
         executions: All executions, the latest last.
     """
 
-    def __init__(self, url: str, behavior: Behavior) -> None:
+    def __init__(self, url: str, jobs: dict[str, Job]) -> None:
         self.url = url
-        self.behavior = behavior
+        self.jobs = jobs
         self.executions: list[Execution] = []
         self._lock = threading.Lock()  # guards the list
 
     def handle(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        """The status and the body of the response to a request."""
+        """The status and the body of the response to a request.
+
+        Args:
+            method: The method of the request.
+            path: Its path, with its query.
+            body: Its body.
+        """
         path = path.partition("?")[0].removeprefix("/v2/")
-        if method == "POST" and path == f"{JOB}:run":
-            with self._lock:
-                name = f"{JOB}/executions/work-{len(self.executions):05}"
-                overrides = json.loads(body)["overrides"]
-                self.executions.append(Execution(name, self.behavior, overrides))
-            return 200, _operation(self.executions[-1])
-        if method == "GET" and path == f"{JOB}/executions":
-            with self._lock:
-                return 200, {"executions": [each.to_json() for each in self.executions[::-1]]}
+        match = _OF_A_JOB.fullmatch(path)
+        if match and match[2] in self.jobs:
+            parent, job, what = match.groups()
+            return 200, self._run(parent, job, body) if what == ":run" else self._list(parent)
         if method == "GET" and path.endswith("/tasks"):
             found = self._find(path.removesuffix("/tasks"))
             return 200, {"tasks": found.tasks_to_json() if found else []}
@@ -281,6 +307,18 @@ class RunAdmin:
         execution.cancel()
         return 200, _operation(execution)
 
+    def _run(self, parent: str, job: str, body: bytes) -> dict[str, Any]:
+        with self._lock:
+            name = f"{parent}/executions/{job}-{len(self.executions):05}"
+            overrides = json.loads(body)["overrides"]
+            self.executions.append(Execution(name, self.jobs[job], overrides))
+            return _operation(self.executions[-1])
+
+    def _list(self, parent: str) -> dict[str, Any]:
+        with self._lock:
+            found = [each for each in self.executions if each.name.startswith(f"{parent}/")]
+            return {"executions": [each.to_json() for each in reversed(found)]}
+
     def _find(self, name: str) -> Execution | None:
         with self._lock:
             return next((each for each in self.executions if each.name == name), None)
@@ -289,7 +327,7 @@ class RunAdmin:
 def _operation(execution: Execution) -> dict[str, Any]:
     kind = "type.googleapis.com/google.cloud.run.v2.Execution"
     return {
-        "name": "projects/local/locations/europe-west4/operations/1",
+        "name": f"{execution.name.partition('/jobs/')[0]}/operations/1",
         "metadata": {"@type": kind, **execution.to_json()},
     }
 
@@ -303,12 +341,14 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def run_admin(command: Sequence[str | Path], **environment: str) -> Iterator[RunAdmin]:
-    """Serve the API during the block.
+def run_admin(jobs: dict[str, Job]) -> Iterator[RunAdmin]:
+    """Serve the API during the block. At its end, all executions are killed.
 
     Args:
-        command: The command of the job's container.
-        environment: Its environment variables.
+        jobs: The jobs, by name.
+
+    Yields:
+        What it serves.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -330,8 +370,7 @@ def run_admin(command: Sequence[str | Path], **environment: str) -> Iterator[Run
             """Log nothing."""
 
     with _Server(("127.0.0.1", 0), Handler) as server:
-        behavior = Behavior([str(each) for each in command], environment=environment)
-        admin = RunAdmin(f"http://127.0.0.1:{server.server_port}", behavior)
+        admin = RunAdmin(f"http://127.0.0.1:{server.server_port}", jobs)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

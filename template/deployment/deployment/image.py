@@ -1,0 +1,112 @@
+"""Builds the image of a Cloud Run job, by Cloud Build: nothing is built on this machine."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deployment.bundle import Bundle
+from deployment.environments import Environment
+from deployment.errors import DeploymentError
+from deployment.google import GoogleApi, GoogleError
+
+_API = "https://cloudbuild.googleapis.com/v1"
+_RUNNING = ("STATUS_UNKNOWN", "PENDING", "QUEUED", "WORKING")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in Artifact Registry.
+
+    Attributes:
+        name: Its name, without a tag.
+        version: Its tag: the hash of the bundle that it is built from.
+    """
+
+    name: str
+    version: str
+
+    @classmethod
+    def of(cls, environment: Environment, bundle: Bundle) -> "Image":
+        """The image of a bundle, in the repository that infra/function.tf creates.
+
+        Args:
+            environment: The environment.
+            bundle: The bundle.
+        """
+        host = f"{environment['region']}-docker.pkg.dev"
+        repository = f"{environment['project_id']}/{environment['function_name']}"
+        return cls(f"{host}/{repository}/{bundle.folder.name}-job", bundle.sha256)
+
+
+def build_image(
+    api: GoogleApi,
+    environment: Environment,
+    image: Image,
+    source: Mapping[str, str],
+    interval: float,
+    timeout: float,
+) -> str:
+    """Build an image from the Dockerfile in a bundle, as the account `build`, and wait for it.
+
+    Args:
+        api: Sends the requests.
+        environment: The environment.
+        image: The image.
+        source: The bucket and the object with the bundle.
+        interval: How long to wait between two requests for the state of the build, in seconds.
+        timeout: How long to wait for the build, in seconds.
+
+    Returns:
+        The address of the image, with its digest: it always is the same image.
+
+    Raises:
+        DeploymentError: The build failed, or has not ended in time.
+        GoogleError: Google rejected a request.
+    """
+    project, region = environment["project_id"], environment["region"]
+    tagged = f"{image.name}:{image.version}"
+    options = [f"--tag={tagged}", f"--build-arg=VERSION={image.version}"]
+    operation = api.request(
+        "POST",
+        f"{_API}/projects/{project}/locations/{region}/builds",
+        json={
+            "source": {"storageSource": dict(source)},
+            "steps": [{"name": "gcr.io/cloud-builders/docker", "args": ["build", *options, "."]}],
+            "images": [tagged],
+            "serviceAccount": f"projects/{project}/serviceAccounts/{environment.account('build')}",
+            "options": {"logging": _logging(environment)},
+            "timeout": f"{timeout:.0f}s",
+        },
+    )
+    build = _wait(api, operation["metadata"]["build"], interval, timeout)
+    if build["status"] != "SUCCESS":
+        detail = build.get("statusDetail") or build.get("failureInfo", {}).get("detail") or ""
+        raise DeploymentError(
+            f"The build of the image ended with {build['status']}. {detail} See its log: "
+            f"{build.get('logUrl')}. The job still runs the image before."
+        )
+    return f"{image.name}@{build['results']['images'][0]['digest']}"
+
+
+def _wait(api: GoogleApi, build: dict[str, Any], interval: float, timeout: float) -> dict[str, Any]:
+    """The build, when it has ended."""
+    deadline = time.monotonic() + timeout
+    while build["status"] in _RUNNING:
+        if time.monotonic() > deadline:
+            raise DeploymentError(
+                f"The build of the image did not end within {timeout / 60:.0f} minutes. See its "
+                f"log: {build.get('logUrl')}. Then deploy again."
+            )
+        time.sleep(interval)
+        try:
+            build = api.request("GET", f"{_API}/{build['name']}")
+        except GoogleError as error:
+            if not error.is_transient:
+                raise
+    return build
+
+
+def _logging(environment: Environment) -> str:
+    """Where the log of the build goes: with the variable `build_logs` off, nowhere."""
+    return "CLOUD_LOGGING_ONLY" if environment.variables.get("build_logs", True) else "NONE"

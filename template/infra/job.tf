@@ -1,0 +1,279 @@
+# The Cloud Run jobs: one for each folder of the project with tasks and a `job.py`. Terraform creates
+# them with an image of Google's that does nothing; `just deploy-job` builds theirs from the bundle.
+
+variable "job_name" {
+  description = "Name of the job in cloud_function/. The names of further jobs start with it."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[a-z]([a-z0-9-]{0,47}[a-z0-9])?$", var.job_name))
+    error_message = "job_name must have at most 49 lowercase letters, digits or hyphens, and start with a letter."
+  }
+}
+
+variable "job_timeout" {
+  description = "For how long a task may run, in seconds. Dagster sets it for each execution."
+  type        = number
+  default     = 86400
+
+  validation {
+    condition     = var.job_timeout >= 1
+    error_message = "job_timeout must be at least 1 second."
+  }
+}
+
+variable "job_parallelism" {
+  description = "How many tasks of an execution run at the same time. 0 means as many as Google allows."
+  type        = number
+  default     = 10
+
+  validation {
+    condition     = var.job_parallelism >= 0
+    error_message = "job_parallelism must be 0 or more."
+  }
+}
+
+variable "job_memory" {
+  description = "Memory of one task, such as 512Mi or 32Gi."
+  type        = string
+  default     = "1Gi"
+}
+
+variable "job_cpu" {
+  description = "CPUs of one task."
+  type        = string
+  default     = "1"
+}
+
+variable "job_gpu" {
+  description = "Type of the GPU of one task, such as nvidia-l4. It needs at least 4 CPUs and 16Gi of memory. If null, tasks have none."
+  type        = string
+  default     = null
+}
+
+variable "jobs" {
+  description = "For single jobs, by the name of their folder: what differs from the variables job_..., and the secrets that the job reads from Secret Manager, as environment variables of the same names."
+  type = map(object({
+    cpu         = optional(string)
+    memory      = optional(string)
+    gpu         = optional(string)
+    timeout     = optional(number)
+    parallelism = optional(number)
+    secrets     = optional(set(string), [])
+  }))
+  default = {}
+
+  validation {
+    condition     = alltrue([for folder in keys(var.jobs) : fileexists("${path.module}/../${folder}/job.py")])
+    error_message = "Each key of jobs must be the folder of a job: one with job.py."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for job in var.jobs : [for secret in job.secrets : can(regex("^[A-Za-z_][A-Za-z0-9_]*$", secret))]]))
+    error_message = "The name of a secret must be possible for an environment variable: letters, digits and underscores."
+  }
+}
+
+locals {
+  job_folders = toset([for file in fileset("${path.module}/..", "*/job.py") : dirname(file)])
+
+  # The names in Google Cloud, by folder.
+  job_names = {
+    for folder in local.job_folders :
+    folder => folder == "cloud_function" ? var.job_name : "${var.job_name}-${replace(folder, "_", "-")}"
+  }
+
+  # The variable of an environment for one job, or that for all of them.
+  jobs = {
+    for folder, name in local.job_names : folder => {
+      name        = name
+      cpu         = try(coalesce(var.jobs[folder].cpu), var.job_cpu)
+      memory      = try(coalesce(var.jobs[folder].memory), var.job_memory)
+      gpu         = try(coalesce(var.jobs[folder].gpu), var.job_gpu)
+      timeout     = try(coalesce(var.jobs[folder].timeout), var.job_timeout)
+      parallelism = try(coalesce(var.jobs[folder].parallelism), var.job_parallelism)
+      secrets     = try(var.jobs[folder].secrets, [])
+    }
+  }
+
+  # One item for each secret of each job.
+  job_secrets = merge([
+    for folder, job in local.jobs :
+    { for secret in job.secrets : "${folder}:${secret}" => { folder = folder, secret = secret } }
+  ]...)
+
+  # The events that are too long for the environment of an execution.
+  events_condition = "resource.name.startsWith(\"projects/_/buckets/${google_storage_bucket.messages.name}/objects/events/\")"
+}
+
+resource "google_cloud_run_v2_job" "job" {
+  for_each = local.jobs
+
+  name                = each.value.name
+  location            = var.region
+  deletion_protection = false # it has no data
+
+  template {
+    parallelism = each.value.parallelism
+
+    template {
+      service_account               = google_service_account.job[each.key].email
+      timeout                       = "${each.value.timeout}s"
+      max_retries                   = 0 # Dagster retries
+      gpu_zonal_redundancy_disabled = each.value.gpu == null ? null : true
+
+      containers {
+        image = "us-docker.pkg.dev/cloudrun/container/job:latest"
+
+        resources {
+          limits = merge(
+            { cpu = each.value.cpu, memory = each.value.memory },
+            each.value.gpu == null ? {} : { "nvidia.com/gpu" = "1" },
+          )
+        }
+
+        env {
+          name  = "GOOGLE_CLOUD_PROJECT"
+          value = var.project_id
+        }
+
+        env {
+          name  = "MESSAGES_BUCKET"
+          value = google_storage_bucket.messages.name
+        }
+
+        dynamic "env" {
+          for_each = each.value.secrets
+          content {
+            name = env.value
+            value_source {
+              secret_key_ref {
+                secret  = env.value
+                version = "latest"
+              }
+            }
+          }
+        }
+      }
+
+      dynamic "node_selector" {
+        for_each = each.value.gpu[*]
+        content {
+          accelerator = node_selector.value
+        }
+      }
+
+      dynamic "vpc_access" {
+        for_each = var.vpc[*]
+        content {
+          egress = "ALL_TRAFFIC"
+          network_interfaces {
+            network    = vpc_access.value.network
+            subnetwork = vpc_access.value.subnetwork
+          }
+        }
+      }
+    }
+  }
+
+  lifecycle {
+    # `just deploy-job` sets the image.
+    ignore_changes = [client, client_version, template[0].template[0].containers[0].image]
+
+    precondition {
+      condition     = length(each.value.name) <= 49
+      error_message = "${each.value.name} is too long: Google Cloud allows 49 characters. Shorten the name of the folder ${each.key}."
+    }
+  }
+
+  depends_on = [
+    google_secret_manager_secret_iam_member.job_reads_secret,
+    google_project_service.api,
+  ]
+}
+
+resource "google_service_account" "job" {
+  for_each = local.jobs
+
+  account_id   = each.key == "cloud_function" ? "${local.account_prefix}-job" : "${trimsuffix(substr(each.value.name, 0, 19), "-")}-job-${substr(sha1(each.value.name), 0, 6)}"
+  display_name = "Runs the Cloud Run job ${each.value.name}"
+
+  depends_on = [google_project_service.api]
+}
+
+resource "google_storage_bucket_iam_member" "job_creates_messages" {
+  for_each = local.jobs
+
+  bucket = google_storage_bucket.messages.name
+  role   = "roles/storage.objectCreator" # can neither read nor overwrite messages
+  member = google_service_account.job[each.key].member
+}
+
+resource "google_storage_bucket_iam_member" "job_reads_events" {
+  for_each = local.jobs
+
+  bucket = google_storage_bucket.messages.name
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.job[each.key].member
+
+  condition {
+    title      = "events"
+    expression = local.events_condition
+  }
+}
+
+resource "google_storage_bucket_iam_member" "job_uses_lake" {
+  for_each = local.jobs
+
+  bucket = google_storage_bucket.lake.name
+  role   = "roles/storage.objectUser"
+  member = google_service_account.job[each.key].member
+}
+
+resource "google_secret_manager_secret_iam_member" "job_reads_secret" {
+  for_each = local.job_secrets
+
+  secret_id = each.value.secret
+  role      = "roles/secretmanager.secretAccessor"
+  member    = google_service_account.job[each.value.folder].member
+
+  depends_on = [google_project_service.api]
+}
+
+# Dagster stores events, and deletes them after the execution.
+resource "google_storage_bucket_iam_member" "orchestrator_stores_events" {
+  bucket = google_storage_bucket.messages.name
+  role   = "roles/storage.objectUser"
+  member = google_service_account.orchestrator.member
+
+  condition {
+    title      = "events"
+    expression = local.events_condition
+  }
+}
+
+# roles/run.invoker may not set the environment of an execution, in which the event is.
+resource "google_cloud_run_v2_job_iam_member" "orchestrator_runs_job" {
+  for_each = local.jobs
+
+  name     = google_cloud_run_v2_job.job[each.key].name
+  location = var.region
+  role     = "roles/run.jobsExecutorWithOverrides"
+  member   = google_service_account.orchestrator.member
+}
+
+resource "google_cloud_run_v2_job_iam_member" "orchestrator_views_executions" {
+  for_each = local.jobs
+
+  name     = google_cloud_run_v2_job.job[each.key].name
+  location = var.region
+  role     = "roles/run.viewer"
+  member   = google_service_account.orchestrator.member
+}
+
+# Cloud Build reads the bundle, from which it builds the image.
+resource "google_storage_bucket_iam_member" "build_reads_bundles" {
+  bucket = google_storage_bucket.sources.name
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.build.member
+}
