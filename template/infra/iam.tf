@@ -1,5 +1,5 @@
 # The service accounts and their roles. Each role is granted on one bucket, repository, service or
-# account, except one on the project. README.md has a table of all roles.
+# account, except those that builds need on the project. README.md has a table of all roles.
 
 locals {
   # An account ID has at most 30 characters.
@@ -101,7 +101,7 @@ resource "google_artifact_registry_repository_iam_member" "build_writes_images" 
   member     = google_service_account.build.member
 }
 
-# The only role on the project, because logs belong to the project. It cannot read logs.
+# On the project, because logs belong to the project. It cannot read logs.
 resource "google_project_iam_member" "build_writes_logs" {
   count = var.build_logs ? 1 : 0
 

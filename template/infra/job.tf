@@ -12,13 +12,13 @@ variable "job_name" {
 }
 
 variable "job_timeout" {
-  description = "For how long a task may run, in seconds. Dagster sets it for each execution."
+  description = "For how long a task may run, in seconds. Dagster sets it for each execution: that of cloud_function, unless the asset has its own. A task with a GPU may run for an hour, so 3570 seconds."
   type        = number
   default     = 86400
 
   validation {
-    condition     = var.job_timeout >= 1
-    error_message = "job_timeout must be at least 1 second."
+    condition     = var.job_timeout >= 1 && var.job_timeout <= 604770
+    error_message = "job_timeout must be 1 to 604770 seconds: seven days, but for half a minute that Dagster adds."
   }
 }
 
@@ -51,6 +51,12 @@ variable "job_gpu" {
   default     = null
 }
 
+variable "build_region" {
+  description = "Region where Cloud Build builds the images of jobs, if it may not in the region of the jobs, such as europe-west1: a new project may build in few regions."
+  type        = string
+  default     = null
+}
+
 variable "jobs" {
   description = "For single jobs, by the name of their folder: what differs from the variables job_..., and the secrets that the job reads from Secret Manager, as environment variables of the same names."
   type = map(object({
@@ -69,13 +75,18 @@ variable "jobs" {
   }
 
   validation {
+    condition     = alltrue([for job in var.jobs : coalesce(job.timeout, 1) >= 1 && coalesce(job.timeout, 1) <= 604770])
+    error_message = "timeout must be 1 to 604770 seconds."
+  }
+
+  validation {
     condition     = alltrue(flatten([for job in var.jobs : [for secret in job.secrets : can(regex("^[A-Za-z_][A-Za-z0-9_]*$", secret))]]))
     error_message = "The name of a secret must be possible for an environment variable: letters, digits and underscores."
   }
 }
 
 locals {
-  job_folders = toset([for file in fileset("${path.module}/..", "*/job.py") : dirname(file)])
+  job_folders = toset([for folder in local.folders : folder if fileexists("${path.module}/../${folder}/job.py")])
 
   # The names in Google Cloud, by folder.
   job_names = {
@@ -186,9 +197,26 @@ resource "google_cloud_run_v2_job" "job" {
     }
   }
 
+  depends_on = [time_sleep.job_grants]
+}
+
+# As `time_sleep.grants` for functions: new roles take a minute or more to become effective.
+resource "time_sleep" "job_grants" {
+  create_duration = "90s"
+
+  triggers = {
+    jobs    = join(" ", keys(local.jobs))
+    secrets = join(" ", keys(local.job_secrets))
+  }
+
   depends_on = [
-    google_secret_manager_secret_iam_member.job_reads_secret,
+    google_artifact_registry_repository_iam_member.build_writes_images,
     google_project_service.api,
+    google_secret_manager_secret_iam_member.job_reads_secret,
+    google_storage_bucket_iam_member.build_reads_bundles,
+    google_storage_bucket_iam_member.job_creates_messages,
+    google_storage_bucket_iam_member.job_reads_events,
+    google_storage_bucket_iam_member.job_uses_lake,
   ]
 }
 

@@ -104,13 +104,15 @@ class JobRollout:
     Attributes:
         ends: The status of the build.
         building: How many looks at the build still show it working.
-        reconciling: How many looks at the job show that it is being updated.
+        lag: How many looks at the job still show it as it was before.
+        reconciling: How many looks at the job then show that it is being updated.
         problem: Why the job cannot run with the image.
         replaced_by: The bundle of another deployment, which wins.
     """
 
     ends: Literal["SUCCESS", "FAILURE", "TIMEOUT"] = "SUCCESS"
     building: int = 1
+    lag: int = 0
     reconciling: int = 1
     problem: str | None = None
     replaced_by: str | None = None
@@ -325,6 +327,9 @@ class Cloud:
         if name not in self.jobs:
             return error(404, f"Resource '{name}' of kind 'JOB' does not exist.")
         job = self.jobs[name]
+        if job.get("lag", 0) > 0:
+            job["lag"] -= 1
+            return Response(200, job["before"])
         if job.get("looks", 0) > 0:
             job["looks"] -= 1
         elif job.pop("reconciling", False):
@@ -345,6 +350,8 @@ class Cloud:
         self.jobs[name] = {
             **request.body,
             "etag": str(int(request.body["etag"]) + 1),
+            "before": self.jobs[name],
+            "lag": self.job_rollout.lag,
             "looks": self.job_rollout.reconciling,
             "reconciling": True,
             "terminalCondition": {"type": "Ready", "state": "CONDITION_RECONCILING"},

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,10 @@ def with_faults(*faults: Fault) -> Cloud:
 SCENARIOS: dict[str, Callable[[], Cloud]] = {
     "the job gets the image": Cloud,
     "the build is over at once": lambda: Cloud(job_rollout=JobRollout(building=0, reconciling=0)),
+    "the job is shown as it was before": lambda: Cloud(job_rollout=JobRollout(lag=3)),
+    "another bundle is shown before": lambda: replace(
+        running("b" * 63), job_rollout=JobRollout(lag=3)
+    ),
     "the bundle is deployed already": lambda: running(NEW[:63]),
     "the bundle is deployed already, but failed": lambda: running(NEW[:63], "CONDITION_FAILED"),
     "another bundle is deployed": lambda: running("b" * 63),
@@ -105,6 +109,9 @@ SCENARIOS: dict[str, Callable[[], Cloud]] = {
     "the build gets 503": lambda: with_faults(Fault(BUILD, UNAVAILABLE)),
     "the build is not allowed": lambda: with_faults(
         Fault(BUILD, error(403, "The caller does not have permission"), times=9)
+    ),
+    "the project may not build in the region": lambda: with_faults(
+        Fault(BUILD, error(400, "due to quota restrictions, cannot run builds in this region"))
     ),
     "the job does not exist": lambda: Cloud(jobs={}),
     "Google is out of order": lambda: with_faults(Fault(LOOK, UNAVAILABLE, times=99)),

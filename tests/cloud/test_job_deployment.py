@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -44,12 +45,14 @@ def test_the_types_of_the_deployments_are_right(project: Path) -> None:
 EXPECTED = {
     "the job gets the image": ("deployed", DEPLOYED, NEW, 1),
     "the build is over at once": ("deployed", DEPLOYED, NEW, 1),
+    "the job is shown as it was before": ("deployed", DEPLOYED, NEW, 1),
+    "another bundle is shown before": ("deployed", DEPLOYED, NEW, 1),
     "the bundle is deployed already": ("deployed already", FIRST, NEW, 0),
     "the bundle is deployed already, but failed": ("deployed", DEPLOYED, NEW, 1),
     "another bundle is deployed": ("deployed", DEPLOYED, NEW, 1),
     "the build fails": (
         "The build of the image ended with FAILURE. The command pip returned a non-zero code: 1. "
-        "See its log: https://.*/build-0. The job still runs the image before.",
+        "See its log: https://.*/build-0. The job keeps the image that it has.",
         *(FIRST, None, 1),
     ),
     "the build times out": ("The build of the image ended with TIMEOUT.", FIRST, None, 1),
@@ -69,11 +72,15 @@ EXPECTED = {
     "a look gets 503": ("deployed", DEPLOYED, NEW, 1),
     "the build gets 503": ("deployed", DEPLOYED, NEW, 2),
     "the build is not allowed": (
-        "The caller does not have permission. The job or the bucket for sources does not exist, "
+        "The caller does not have permission. The job or its bucket for sources does not exist, "
         "or the deployer lacks a role. Run `uv run just deploy nprod`.",
         *(FIRST, None, 1),
     ),
-    "the job does not exist": ("Resource .* does not exist. The job or the bucket", None, None, 0),
+    "the project may not build in the region": (
+        ".* cannot run builds in this region Set `build_region` in infra/environments",
+        *(FIRST, None, 1),
+    ),
+    "the job does not exist": ("Resource .* does not exist. The job or its bucket", None, None, 0),
     "Google is out of order": ("The service is currently unavailable.", FIRST, None, 0),
 }
 
@@ -148,3 +155,27 @@ def test_a_job_that_is_not_there_is_an_error(project: Path) -> None:
         1,
         "Not deployed: There is no job 'reports'. The jobs are: cloud_function.",
     )
+
+
+def test_a_job_without_a_dockerfile_is_an_error(
+    project: Path, google: Google, cloud: Cloud
+) -> None:
+    with moved(project / "cloud_function" / "Dockerfile"):
+        recipe = ("uv", "run", "just", "deploy-job", "nprod")
+        status, printed = end(*recipe, cwd=project, env=google.settings)
+
+    assert (status, printed.strip()) == (
+        1,
+        "Not deployed: cloud_function/Dockerfile is missing. Copy that of cloud_function/.",
+    )
+    assert cloud.requests == []
+
+
+@contextmanager
+def moved(file: Path) -> Iterator[None]:
+    """Move a file away during the block."""
+    elsewhere = file.rename(file.with_name("elsewhere"))
+    try:
+        yield
+    finally:
+        elsewhere.rename(file)

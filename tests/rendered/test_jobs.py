@@ -52,7 +52,9 @@ with storage_emulator() as settings:
 @pytest.fixture(scope="module")
 def project(render: Render) -> Path:
     """A project with functions and jobs."""
-    return render(FUNCTIONS_AND_JOBS)
+    project = render(FUNCTIONS_AND_JOBS)
+    run("uv", "lock", cwd=project / "cloud_function")
+    return project
 
 
 def test_the_demo_runs_the_job_and_leaves_no_process(

@@ -916,6 +916,7 @@ def test_an_error_in_the_yaml_of_a_job_is_reported(attributes: str, problem: str
     [
         (None, "cloud_function"),
         ("nightly-monthly-reports", "monthly_reports"),
+        ("nightly-reports", "reports"),
         ("elsewhere", None),
     ],
 )
@@ -925,10 +926,23 @@ def test_the_task_of_a_job_is_looked_for_in_its_folder(job: str | None, folder: 
     )
     with create_defs_folder_sandbox() as sandbox:
         project = sandbox.project_root
-        for each in ("cloud_function", "monthly_reports"):
+        for each in ("cloud_function", "monthly_reports", "reports"):
             (project / each / "tasks").mkdir(parents=True)
             (project / each / "job.py").touch()
 
         found = component._task_source(project / "orchestrator")
 
     assert found == (folder and project / folder / "tasks" / "scripted.py")
+
+
+def test_a_folder_is_no_name_of_a_job() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        project = sandbox.project_root
+        (project / "monthly_reports").mkdir()
+        (project / "monthly_reports" / "job.py").touch()
+        component = CloudRunJobAsset.from_attributes_dict(
+            attributes={"assets": [{"key": "thing"}], "task": "any", "job": "monthly-reports"}
+        )
+        errors = dict(component._find_inconsistencies(project / "orchestrator"))
+
+    assert errors["job",].startswith("must be the name of a job in Google Cloud, and not a folder")

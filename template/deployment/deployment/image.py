@@ -64,13 +64,14 @@ def build_image(
         DeploymentError: The build failed, or has not ended in time.
         GoogleError: Google rejected a request.
     """
-    project, region = environment["project_id"], environment["region"]
+    project = environment["project_id"]
+    region = environment.variables.get("build_region") or environment["region"]
     tagged = f"{image.name}:{image.version}"
     options = [f"--tag={tagged}", f"--build-arg=VERSION={image.version}"]
-    operation = api.request(
-        "POST",
+    build = _start(
+        api,
         f"{_API}/projects/{project}/locations/{region}/builds",
-        json={
+        {
             "source": {"storageSource": dict(source)},
             "steps": [{"name": "gcr.io/cloud-builders/docker", "args": ["build", *options, "."]}],
             "images": [tagged],
@@ -79,14 +80,29 @@ def build_image(
             "timeout": f"{timeout:.0f}s",
         },
     )
-    build = _wait(api, operation["metadata"]["build"], interval, timeout)
+    build = _wait(api, build, interval, timeout)
     if build["status"] != "SUCCESS":
         detail = build.get("statusDetail") or build.get("failureInfo", {}).get("detail") or ""
         raise DeploymentError(
             f"The build of the image ended with {build['status']}. {detail} See its log: "
-            f"{build.get('logUrl')}. The job still runs the image before."
+            f"{build.get('logUrl')}. The job keeps the image that it has."
         )
     return f"{image.name}@{build['results']['images'][0]['digest']}"
+
+
+def _start(api: GoogleApi, url: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Start a build; return its description."""
+    try:
+        operation = api.request("POST", url, json=request)
+    except GoogleError as error:
+        if error.status != 400 or "region" not in str(error):
+            raise
+        raise DeploymentError(
+            f"{error} Set `build_region` in infra/environments to a region where this project may "
+            "build, such as europe-west1; see infra/README.md."
+        ) from error
+    build: dict[str, Any] = operation["metadata"]["build"]
+    return build
 
 
 def _wait(api: GoogleApi, build: dict[str, Any], interval: float, timeout: float) -> dict[str, Any]:

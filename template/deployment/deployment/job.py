@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from deployment.advice import explained
 from deployment.bundle import Bundle
 from deployment.deployer import deploy_code
 from deployment.environments import Environment
@@ -62,14 +63,18 @@ def update_job(
     try:
         return _update(api, environment, bundle, waits)
     except GoogleError as error:
-        reason = str(error) if str(error).endswith((".", "?")) else f"{error}."
-        raise DeploymentError(f"{reason} {_advice(error, environment)}") from error
+        raise explained(error, "job", environment) from error
 
 
 def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Waits) -> bool:
+    if not (bundle.folder / "Dockerfile").exists():
+        raise DeploymentError(
+            f"{bundle.folder.name}/Dockerfile is missing. Copy that of cloud_function/."
+        )
     url = job_url(environment, bundle)
     job = api.request("GET", url)
-    if _deployed_bundle(job) == bundle.label and _is_ready(job):
+    before = _deployed_bundle(job)
+    if before == bundle.label and _is_ready(job):
         return False
     source = {"bucket": environment["sources_bucket"], "object": f"{bundle.sha256}.zip"}
     upload_bundle(api, bundle, **source)
@@ -79,7 +84,7 @@ def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Wai
     job["labels"] = {**job.get("labels", {}), "bundle": bundle.label}
     job["template"]["template"]["containers"][0]["image"] = image
     _replace(api, url, job)
-    _wait(api, url, bundle, waits)
+    _wait(api, url, bundle, before, waits)
     return True
 
 
@@ -120,8 +125,8 @@ def _replace(api: GoogleApi, url: str, job: dict[str, Any]) -> None:
             ) from error
 
 
-def _wait(api: GoogleApi, url: str, bundle: Bundle, waits: Waits) -> None:
-    """Wait until the job runs the bundle.
+def _wait(api: GoogleApi, url: str, bundle: Bundle, before: str | None, waits: Waits) -> None:
+    """Wait until the job runs the bundle. At first, Google may still show what it ran before.
 
     The deployer may look at the job, and not at the operation, which belongs to the project.
 
@@ -131,31 +136,22 @@ def _wait(api: GoogleApi, url: str, bundle: Bundle, waits: Waits) -> None:
     deadline = time.monotonic() + waits.update
     while time.monotonic() < deadline:
         job = api.request("GET", url)
-        if _deployed_bundle(job) != bundle.label:
+        label = _deployed_bundle(job)
+        if label not in (bundle.label, before):
             raise DeploymentError(
                 "Another deployment has replaced this one. Deploy again, when no other one is "
                 "running."
             )
-        if _is_ready(job):
+        if label == bundle.label and _is_ready(job):
             return
         condition = job.get("terminalCondition", {})
-        if condition.get("state") == "CONDITION_FAILED" and not job.get("reconciling"):
+        has_failed = condition.get("state") == "CONDITION_FAILED" and not job.get("reconciling")
+        if label == bundle.label and has_failed:
             raise DeploymentError(f"The job cannot run: {condition.get('message')}")
         time.sleep(waits.interval)
     raise DeploymentError(
         f"The job was not updated within {waits.update / 60:.0f} minutes. Deploy again."
     )
-
-
-def _advice(error: GoogleError, environment: Environment) -> str:
-    """What to do after Google has rejected a request."""
-    if error.status in (403, 404):
-        return (
-            "The job or the bucket for sources does not exist, or the deployer lacks a role. "
-            f"Run `uv run just deploy {environment.name}`. If that was just done, deploy again in "
-            "a few minutes, when its roles are effective."
-        )
-    return "Deploy again. If it fails again, see infra/README.md."
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployment.advice import explained
 from deployment.bundle import Bundle
 from deployment.environments import Environment
 from deployment.errors import DeploymentError
@@ -60,8 +61,7 @@ def update_function(
     try:
         return _update(api, environment, bundle, waits)
     except GoogleError as error:
-        reason = str(error) if str(error).endswith((".", "?")) else f"{error}."
-        raise DeploymentError(f"{reason} {_advice(error, environment)}") from error
+        raise explained(error, "function", environment) from error
 
 
 def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Waits) -> bool:
@@ -78,17 +78,6 @@ def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Wai
             "Another deployment has replaced this one. Deploy again, when no other one is running."
         )
     return True
-
-
-def _advice(error: GoogleError, environment: Environment) -> str:
-    """What to do after Google has rejected a request."""
-    if error.status in (403, 404):
-        return (
-            "The function or its bucket for sources does not exist, or the deployer lacks a role. "
-            f"Run `uv run just deploy {environment.name}`. If that was just done, deploy again in "
-            "a few minutes, when its roles are effective."
-        )
-    return "Deploy again. If it fails again, see infra/README.md."
 
 
 def function_url(environment: Environment, folder: Path = CLOUD_FUNCTION) -> str:

@@ -99,6 +99,11 @@ run "defaults" {
     error_message = "The build account cannot read the bundles, or has more rights on them."
   }
 
+  assert {
+    condition     = time_sleep.job_grants.create_duration == "90s"
+    error_message = "The job is created before its roles are effective."
+  }
+
   # Outputs
 
   assert {
@@ -157,7 +162,7 @@ run "invalid_values_are_rejected" {
 
   variables {
     job_name        = "people_"
-    job_timeout     = 0
+    job_timeout     = 604800
     job_parallelism = -1
     jobs            = { missing = {} }
   }

@@ -255,7 +255,7 @@ def function_server(
         The server's process, and the environment variables that Dagster needs to call it.
     """
     command = uv_run(storage, *program, "--target=main", "--host=127.0.0.1", f"--port={port}")
-    secrets = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
+    secrets = own_secrets(folder)
     own = {
         "FUNCTION_NAME": folder.name,
         "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT,
@@ -274,6 +274,15 @@ def function_server(
             process,
             {url_variable(folder): f"http://127.0.0.1:{port}", "FUNCTION_TIMEOUT": timeout},
         )
+
+
+def own_secrets(folder: Path) -> dict[str, str]:
+    """The variables in the `.env` of a folder with tasks, which are secrets in Google Cloud.
+
+    Args:
+        folder: The folder.
+    """
+    return {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
 
 
 def url_variable(folder: Path) -> str:

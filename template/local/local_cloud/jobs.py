@@ -4,15 +4,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from dotenv import dotenv_values
-from local_cloud.cloud import CLOUD_FUNCTION, HEARTBEAT_INTERVAL, PROJECT, setting
+from local_cloud.cloud import (
+    CLOUD_FUNCTION,
+    HEARTBEAT_INTERVAL,
+    function_folders,
+    own_secrets,
+    setting,
+)
 from local_cloud.credentials import OWN_HOME, uv_run
 from local_cloud.run_admin import Job, run_admin
 
 
 def job_folders() -> list[Path]:
     """The folders of the jobs: those with tasks and an entry point for jobs."""
-    return sorted(path.parent for path in PROJECT.glob("*/job.py"))
+    return [folder for folder in function_folders() if (folder / "job.py").exists()]
 
 
 @contextmanager
@@ -42,8 +47,7 @@ def cloud_run_jobs(storage: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _job(folder: Path, storage: Mapping[str, str]) -> Job:
-    """A job in a folder. As for a function, the variables in its `.env` are its secrets."""
-    secrets = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
+    """The job in a folder."""
     own = {
         "CLOUD_RUN_JOB": "",  # with it, logs are lines of JSON
         "HEARTBEAT_INTERVAL": HEARTBEAT_INTERVAL,
@@ -51,5 +55,5 @@ def _job(folder: Path, storage: Mapping[str, str]) -> Job:
     return Job(
         uv_run(storage, "python", "job.py"),
         directory=folder,
-        environment={**secrets, **own, **storage, "HOME": OWN_HOME},
+        environment={**own_secrets(folder), **own, **storage, "HOME": OWN_HOME},
     )

@@ -23,6 +23,14 @@ class ProcessError(Exception):
     """A process did not start, or ended unexpectedly."""
 
 
+def inherited_environment() -> dict[str, str]:
+    """The environment variables that programs get from this process.
+
+    Without that of its virtual environment: uv would warn that theirs is another one.
+    """
+    return {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+
+
 def free_port() -> int:
     """A free TCP port on 127.0.0.1."""
     with socket.socket() as probe:
@@ -132,14 +140,13 @@ def _process(
     output: IO[str] | int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program, and stop it after the block."""
-    inherited = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     process = None
     try:
         with _signals_delayed():
             process = subprocess.Popen(
                 command,
                 cwd=directory,
-                env={**inherited, **environment},
+                env={**inherited_environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,

@@ -21,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from local_cloud.processes import inherited_environment
+
 _OF_A_JOB = re.compile(r"(projects/[^/]+/locations/[^/]+/jobs/([^/:]+))(:run|/executions)")
 TIME_TO_KILL = 10.0  # seconds between SIGTERM and SIGKILL
 
@@ -62,7 +64,7 @@ class Task:
 
     Attributes:
         index: Its index, from 0.
-        process: Its process; None before it starts.
+        process: Its process, while it is running.
         state: `pending`, `running`, `succeeded`, `failed` or `cancelled`.
         retries: How often Google has started it again.
     """
@@ -73,6 +75,41 @@ class Task:
         self.state = "pending"
         self.retries = 0
         self.message = ""
+        self._lock = threading.Lock()  # guards the process, whose ID may be another's after its end
+
+    def run(self, command: Sequence[str], timeout: float, **options: Any) -> int:
+        """Run a process until its end, and end what it leaves.
+
+        Args:
+            command: The command.
+            timeout: After how many seconds it is terminated.
+            options: As for `subprocess.Popen`.
+
+        Returns:
+            Its status.
+        """
+        with self._lock:
+            # A process group of its own, to be stopped as a whole.
+            self.process = process = subprocess.Popen(command, start_new_session=True, **options)
+        limit = threading.Timer(timeout, self._time_out)
+        limit.daemon = True
+        limit.start()
+        try:
+            return process.wait()
+        finally:
+            limit.cancel()
+            self.send(signal.SIGKILL)
+            with self._lock:
+                self.process = None
+
+    def terminate(self) -> None:
+        """Terminate its process, which has ten seconds until it is killed."""
+        with self._lock:
+            if self.process is not None:
+                self.process.terminate()
+                killing = threading.Timer(TIME_TO_KILL, self._kill, [self.process])
+                killing.daemon = True
+                killing.start()
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to its process and the children of that, if they are running.
@@ -80,10 +117,19 @@ class Task:
         Args:
             number: The signal.
         """
-        if self.process is not None:
-            # No process of the group is left: Linux raises the first error, macOS the second.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, number)
+        with self._lock:
+            if self.process is not None:
+                # No process of the group is left: Linux raises the first error, macOS the second.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.process.pid, number)
+
+    def _time_out(self) -> None:
+        self.message = "The configured timeout was reached."
+        self.terminate()
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        if self.process is process:
+            self.send(signal.SIGKILL)
 
     def condition(self, state: str | None = None) -> dict[str, str]:
         """What the API says of its end, or of that of its execution.
@@ -149,8 +195,7 @@ class Execution:
         """Cancel it: its processes get ten seconds."""
         self._is_cancelled.set()
         for task in self.tasks:
-            if task.process is not None:
-                task.process.terminate()
+            task.terminate()
 
     def stop(self) -> None:
         """Kill its processes."""
@@ -215,6 +260,8 @@ class Execution:
         name = f"Task {self.name.rpartition('/')[2]}-task{task.index}"
         if self._job.problem is not None:
             task.message = self._job.problem
+        elif task.message:
+            pass
         elif status == -9:
             task.message = f"{name} failed with message: Memory limit of 512 MiB exceeded."
         elif status != 0:
@@ -226,36 +273,30 @@ class Execution:
     def _run_container(self, task: Task) -> int:
         """Run the process until it ends, its time is over, or it is cancelled; its status."""
         own = {each["name"]: each.get("value", "") for each in self.variables}
-        task.process = subprocess.Popen(
-            [*self._job.command, *self.args],
-            env={
-                **os.environ,
-                "CLOUD_RUN_JOB": self.name.split("/")[5],
-                **self._job.environment,
-                **own,
-                "CLOUD_RUN_EXECUTION": self.name.rpartition("/")[2],
-                "CLOUD_RUN_TASK_INDEX": str(task.index),
-                "CLOUD_RUN_TASK_COUNT": str(len(self.tasks)),
-                "CLOUD_RUN_TASK_ATTEMPT": str(task.retries),
-            },
-            cwd=self._job.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=self._job.output,
-            stderr=self._job.output,
-            start_new_session=True,  # a process group of its own, to be stopped as a whole
-        )
         task.state = "running"
-        if self.is_cancelled:
-            task.process.terminate()
+        task.message = ""
         try:
-            return task.process.wait(self._timeout)
-        except subprocess.TimeoutExpired:
-            task.process.terminate()
-        try:
-            return task.process.wait(TIME_TO_KILL)
-        except subprocess.TimeoutExpired:
-            task.send(signal.SIGKILL)
-            return task.process.wait()
+            return task.run(
+                [*self._job.command, *self.args],
+                self._timeout,
+                env={
+                    **inherited_environment(),
+                    "CLOUD_RUN_JOB": self.name.split("/")[5],
+                    **self._job.environment,
+                    **own,
+                    "CLOUD_RUN_EXECUTION": self.name.rpartition("/")[2],
+                    "CLOUD_RUN_TASK_INDEX": str(task.index),
+                    "CLOUD_RUN_TASK_COUNT": str(len(self.tasks)),
+                    "CLOUD_RUN_TASK_ATTEMPT": str(task.retries),
+                },
+                cwd=self._job.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=self._job.output,
+                stderr=self._job.output,
+            )
+        except OSError as error:
+            task.message = f"The container did not start: {error}."
+            return 1
 
 
 def _time(when: datetime) -> str:
@@ -356,7 +397,10 @@ def run_admin(jobs: dict[str, Job]) -> Iterator[RunAdmin]:
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, response = admin.handle(self.command, self.path, body)
+            if "Origin" in self.headers:  # of a web page, which must not run programs here
+                status, response = 403, _error(403, "PERMISSION_DENIED", "Web pages may not.")
+            else:
+                status, response = admin.handle(self.command, self.path, body)
             content = json.dumps(response).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

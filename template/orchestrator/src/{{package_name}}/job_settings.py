@@ -20,7 +20,7 @@ class JobSettings:
         job_timeout: For how long a task may run, in seconds.
         google_cloud_project: The ID of the job's project.
         google_cloud_region: The job's region.
-        cloud_run_endpoint: The URL of the Cloud Run Admin API, which another one replaces locally.
+        cloud_run_endpoint: The URL of the Cloud Run Admin API; on your machine, of the local cloud.
     """
 
     job_name: str

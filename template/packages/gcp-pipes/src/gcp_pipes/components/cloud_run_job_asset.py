@@ -66,12 +66,27 @@ class CloudRunJobAsset(ExternalAsset):
 
     def _tasks_folder(self, project_root: Path) -> Path:
         """That of the job: the name of a further job ends with the name of its folder."""
-        folders = [entry_point.parent for entry_point in project_root.parent.glob("*/job.py")]
         job = self.job or CLOUD_FUNCTION
-        own = [each.name for each in folders if job.endswith(f"-{each.name.replace('_', '-')}")]
-        return project_root.parent / (own[0] if own else job) / "tasks"
+        own = [name for name in _job_folders(project_root) if job.endswith(f"-{_hyphens(name)}")]
+        return project_root.parent / max(own, key=len, default=job) / "tasks"
 
     def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
         yield from super()._find_inconsistencies(project_root)
+        if self.job and self.job in map(_hyphens, _job_folders(project_root)):
+            yield (
+                ("job",),
+                f"must be the name of a job in Google Cloud, and not a folder: that of the first "
+                f"job, and -{self.job}.",
+            )
         if self.task_count > 1 and any(spec.partitions_def for spec in self.assets):
             yield ("task_count",), "must be 1 for partitioned assets: each partition is a task."
+
+
+def _job_folders(project_root: Path) -> list[str]:
+    """The names of the folders that are jobs."""
+    return [path.parent.name for path in project_root.parent.glob("*/job.py")]
+
+
+def _hyphens(folder: str) -> str:
+    """The name of a folder as it is in the name of a job."""
+    return folder.replace("_", "-")

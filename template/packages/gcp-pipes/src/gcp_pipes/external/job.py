@@ -67,7 +67,11 @@ def job_event(client: storage.Client) -> Iterator[Event]:
         event = _read_event(os.environ, client)
         if attempt := int(os.environ.get("CLOUD_RUN_TASK_ATTEMPT", 0)):
             event = _event_of_retry(event, client, attempt)
-        yield event
+        try:
+            yield event
+        except BaseException as error:  # Python prints it, in lines without a severity
+            _logger.error("The task failed after %.3f s: %r", time.monotonic() - started, error)
+            raise
         _logger.info("The task succeeded after %.3f s", time.monotonic() - started)
 
 

@@ -26,7 +26,7 @@ class PipesCloudRunJobClient(PipesExternalClient):
     """Runs the work of an asset or op in a Cloud Run job, for days if needed.
 
     Each call is an execution of a job that exists. The account of Dagster needs
-    `roles/run.developer` on the job.
+    `roles/run.jobsExecutorWithOverrides` and `roles/run.viewer` on the job.
 
     Args:
         message_reader: Reads the messages of the job.

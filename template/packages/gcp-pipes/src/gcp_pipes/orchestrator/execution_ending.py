@@ -14,7 +14,8 @@ from gcp_pipes.orchestrator.http import never_connected
 from gcp_pipes.orchestrator.launcher import Ending, Outcome
 
 _HINTS = {
-    403: "Grant roles/run.developer on the job, or a role with run.jobs.runWithOverrides, "
+    403: "Grant roles/run.jobsExecutorWithOverrides and roles/run.viewer on the job, or "
+    "roles/run.developer, or a role with run.jobs.runWithOverrides, "
     "run.executions.get, run.executions.list, run.executions.cancel and run.tasks.list.",
     404: "Check the name of the job, its project and its region.",
     429: "The quota of the Cloud Run Admin API is used up, or too many executions are running.",
