@@ -166,7 +166,8 @@ def test_a_job_without_a_dockerfile_is_an_error(
 
     assert (status, printed.strip()) == (
         1,
-        "Not deployed: cloud_function/Dockerfile is missing. Copy that of cloud_function/.",
+        "Not deployed: cloud_function/Dockerfile, from which the job's image is built, is missing. "
+        "The template has one, in cloud_function/.",
     )
     assert cloud.requests == []
 

@@ -268,6 +268,25 @@ def test_an_execution_that_is_cancelled_before_its_first_message_fails_the_step(
     assert "The Cloud Run job failed: The execution was cancelled." in run.failure
 
 
+def test_a_cancelled_process_that_does_not_end_is_killed_after_ten_seconds(
+    work: Work, admin: RunAdmin
+) -> None:
+    admin.jobs["work"].command = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
+
+    def cancel() -> None:
+        eventually(lambda: bool(admin.executions) and bool(admin.executions[0].tasks[0].process))
+        admin.executions[0].cancel()
+
+    cancelling = threading.Thread(target=cancel)
+    cancelling.start()
+    run = work()
+
+    cancelling.join()
+    assert "The Cloud Run job failed: The execution was cancelled." in run.failure
+    eventually(lambda: admin.executions[0].has_ended, 15)
+    assert admin.executions[0].tasks[0].process is None
+
+
 def test_a_state_that_comes_late_is_waited_for(work: Work, admin: RunAdmin) -> None:
     admin.jobs["work"].ends_after = 6
 

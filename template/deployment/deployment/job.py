@@ -69,7 +69,8 @@ def update_job(
 def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Waits) -> bool:
     if not (bundle.folder / "Dockerfile").exists():
         raise DeploymentError(
-            f"{bundle.folder.name}/Dockerfile is missing. Copy that of cloud_function/."
+            f"{bundle.folder.name}/Dockerfile, from which the job's image is built, is missing. "
+            "The template has one, in cloud_function/."
         )
     url = job_url(environment, bundle)
     job = api.request("GET", url)

@@ -77,12 +77,19 @@ class Task:
         self.message = ""
         self._lock = threading.Lock()  # guards the process, whose ID may be another's after its end
 
-    def run(self, command: Sequence[str], timeout: float, **options: Any) -> int:
+    def run(
+        self,
+        command: Sequence[str],
+        timeout: float,
+        is_cancelled: threading.Event,
+        **options: Any,
+    ) -> int:
         """Run a process until its end, and end what it leaves.
 
         Args:
             command: The command.
             timeout: After how many seconds it is terminated.
+            is_cancelled: Set if it is to be terminated at once.
             options: As for `subprocess.Popen`.
 
         Returns:
@@ -91,6 +98,8 @@ class Task:
         with self._lock:
             # A process group of its own, to be stopped as a whole.
             self.process = process = subprocess.Popen(command, start_new_session=True, **options)
+        if is_cancelled.is_set():  # before there was a process
+            self.terminate()
         limit = threading.Timer(timeout, self._time_out)
         limit.daemon = True
         limit.start()
@@ -279,6 +288,7 @@ class Execution:
             return task.run(
                 [*self._job.command, *self.args],
                 self._timeout,
+                self._is_cancelled,
                 env={
                     **inherited_environment(),
                     "CLOUD_RUN_JOB": self.name.split("/")[5],

@@ -75,8 +75,8 @@ class CloudRunJobAsset(ExternalAsset):
         if self.job and self.job in map(_hyphens, _job_folders(project_root)):
             yield (
                 ("job",),
-                f"must be the name of a job in Google Cloud, and not a folder: that of the first "
-                f"job, and -{self.job}.",
+                "must be the name of a job in Google Cloud, and not a folder: the name of the "
+                f"first job, and -{self.job}.",
             )
         if self.task_count > 1 and any(spec.partitions_def for spec in self.assets):
             yield ("task_count",), "must be 1 for partitioned assets: each partition is a task."
