@@ -222,7 +222,7 @@ def test_a_call_is_retried_for_longer_while_other_calls_are_running(
     keys = days(4)
 
     assert partitions.run(
-        define(max_in_flight=4, lines=1, pause=2, run={"retry_timeout": 3}), *keys
+        define(max_in_flight=4, lines=1, pause=3, run={"retry_timeout": 5}), *keys
     )
 
     assert partitions.materialized() == dict.fromkeys(keys, 1)
