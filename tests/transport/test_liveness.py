@@ -125,7 +125,7 @@ def test_the_process_that_stores_heartbeats_is_restarted(
 
 
 def test_a_silent_task_is_cancelled(interrupt: Callable[..., str], beating: FaultProxy) -> None:
-    printed = interrupt(beating.url, "thing line 0", lines=1, sleeps=8)
+    printed = interrupt(beating.url, "thing line 0", lines=1, sleeps=30)
 
     assert "TaskCancelledError" in printed
     eventually(lambda: beating.in_flight == 0, 1)
@@ -135,7 +135,7 @@ def test_a_silent_task_is_cancelled(interrupt: Callable[..., str], beating: Faul
 def test_a_call_goes_on_if_termination_is_not_forwarded(
     interrupt: Callable[..., str], beating: FaultProxy
 ) -> None:
-    printed = interrupt(beating.url, "thing line 0", forward_termination=False, lines=1, sleeps=8)
+    printed = interrupt(beating.url, "thing line 0", forward_termination=False, lines=1, sleeps=30)
 
     assert "nterrupt" in printed
     assert "TaskCancelledError" not in printed
