@@ -33,7 +33,7 @@ pictures: uv
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, many
 # partitions in one step next to the usual way and as the tasks of a job, partitions of a table that
-# are written at once, tables in the local bucket beside a folder, and the daily loop. It takes an hour.
+# are written at once, tables in the local bucket and in a folder, and the daily loop. It takes an hour.
 benchmark: uv
 	uv run --no-dev python benchmarks/rendering.py
 	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD \

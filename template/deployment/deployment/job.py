@@ -19,6 +19,7 @@ from deployment.google import GoogleApi, GoogleError
 from deployment.image import Image, build_image
 from deployment.project import function_folders, name_in_cloud
 from deployment.sources import upload_bundle
+from deployment.update import deployed_bundle
 
 _API = "https://run.googleapis.com/v2"
 
@@ -74,7 +75,7 @@ def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Wai
         )
     url = job_url(environment, bundle)
     job = api.request("GET", url)
-    before = _deployed_bundle(job)
+    before = deployed_bundle(job)
     if before == bundle.label and _is_ready(job):
         return False
     source = {"bucket": environment["sources_bucket"], "object": f"{bundle.sha256}.zip"}
@@ -99,12 +100,6 @@ def job_url(environment: Environment, bundle: Bundle) -> str:
     project, region = environment["project_id"], environment["region"]
     name = name_in_cloud(bundle.folder, environment["job_name"])
     return f"{_API}/projects/{project}/locations/{region}/jobs/{name}"
-
-
-def _deployed_bundle(job: dict[str, Any]) -> str | None:
-    """The label of the bundle that a job runs; None if it was never deployed."""
-    deployed: str | None = job.get("labels", {}).get("bundle")
-    return deployed
 
 
 def _is_ready(job: dict[str, Any]) -> bool:
@@ -137,7 +132,7 @@ def _wait(api: GoogleApi, url: str, bundle: Bundle, before: str | None, waits: W
     deadline = time.monotonic() + waits.update
     while time.monotonic() < deadline:
         job = api.request("GET", url)
-        label = _deployed_bundle(job)
+        label = deployed_bundle(job)
         if label not in (bundle.label, before):
             raise DeploymentError(
                 "Another deployment has replaced this one. Deploy again, when no other one is "

@@ -92,13 +92,13 @@ def function_url(environment: Environment, folder: Path = CLOUD_FUNCTION) -> str
     return f"{_API}/projects/{project}/locations/{region}/functions/{name}"
 
 
-def deployed_bundle(function: dict[str, Any]) -> str | None:
+def deployed_bundle(resource: dict[str, Any]) -> str | None:
     """The label of the bundle that is deployed; None if there is none.
 
     Args:
-        function: The function, as the Cloud Functions API describes it.
+        resource: What runs the bundle, as its API describes it.
     """
-    deployed: str | None = function.get("labels", {}).get("bundle")
+    deployed: str | None = resource.get("labels", {}).get("bundle")
     return deployed
 
 
