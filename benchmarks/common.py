@@ -10,7 +10,8 @@ from typing import Any
 import dagster as dg
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, cloud_function
+from local_cloud.functions import cloud_function
+from local_cloud.project import TASKS
 
 FUNCTIONS = Path(__file__).parent / "functions"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -19,7 +20,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 @contextmanager
 def serve(source: Path, **environment: str) -> Iterator[str]:
     """Serve a function, in the environment of the cloud function; yield its URL."""
-    environment |= {"FUNCTION_SOURCE": str(source), "PYTHONPATH": str(CLOUD_FUNCTION)}
+    environment |= {"FUNCTION_SOURCE": str(source), "PYTHONPATH": str(TASKS)}
     with cloud_function(environment) as settings:
         yield settings["FUNCTION_URL"]
 

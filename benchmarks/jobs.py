@@ -27,7 +27,8 @@ from common import FUNCTIONS, make_client, print_machine, serve
 from gcp_pipes.orchestrator import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.cloud_run_job_client import PipesCloudRunJobClient
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
+from local_cloud.cloud import storage_emulator
+from local_cloud.project import TASKS
 from local_cloud.run_admin import Execution, Job, RunAdmin, run_admin
 from partitions import PARTITIONS, materialize
 
@@ -40,17 +41,17 @@ def main() -> None:
     arguments.add_argument("--partitions", type=int, default=1_000)
     arguments.add_argument("--rounds", type=int, default=1)
     options = arguments.parse_args()
-    shutil.copy(FUNCTIONS / "nap.py", CLOUD_FUNCTION / "tasks" / "nap.py")
+    shutil.copy(FUNCTIONS / "nap.py", TASKS / "tasks" / "nap.py")
     with ExitStack() as stack:
         home, objects = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
         os.environ["DAGSTER_HOME"] = str(home)
         (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
         os.environ.update(stack.enter_context(storage_emulator(objects)))
-        url = stack.enter_context(serve(CLOUD_FUNCTION / "main.py", THREADS=str(PARALLELISM + 28)))
-        python = str(CLOUD_FUNCTION / ".venv" / "bin" / "python")
+        url = stack.enter_context(serve(TASKS / "main.py", THREADS=str(PARALLELISM + 28)))
+        python = str(TASKS / ".venv" / "bin" / "python")
         job = Job(
             [python, "job.py"],
-            CLOUD_FUNCTION,
+            TASKS,
             parallelism=PARALLELISM,
             ends_after=0,
             output=subprocess.DEVNULL,

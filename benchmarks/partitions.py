@@ -28,7 +28,8 @@ import requests
 from common import FUNCTIONS, QUIET, make_client, print_machine, serve
 from gcp_pipes.orchestrator.dagster_internals import NO_FURTHER_EVENT, materialization_tags
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
+from local_cloud.cloud import storage_emulator
+from local_cloud.project import TASKS
 from requests.adapters import HTTPAdapter
 from usual import usual
 
@@ -50,16 +51,14 @@ def main() -> None:
     if options.peak is not None:
         print_peak(options.peak)
         return
-    shutil.copy(FUNCTIONS / "nap.py", CLOUD_FUNCTION / "tasks" / "nap.py")
+    shutil.copy(FUNCTIONS / "nap.py", TASKS / "tasks" / "nap.py")
     with ExitStack() as stack:
         home, objects = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
         os.environ["DAGSTER_HOME"] = str(home)
         (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
         os.environ.update(stack.enter_context(storage_emulator(objects)))
         threads = str(IN_FLIGHT + 28)
-        os.environ["NAP_URL"] = stack.enter_context(
-            serve(CLOUD_FUNCTION / "main.py", THREADS=threads)
-        )
+        os.environ["NAP_URL"] = stack.enter_context(serve(TASKS / "main.py", THREADS=threads))
         os.environ["FLOOR_URL"] = stack.enter_context(
             serve(FUNCTIONS / "floor_nap.py", THREADS=threads)
         )

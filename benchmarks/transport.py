@@ -27,7 +27,8 @@ from common import FUNCTIONS, QUIET, make_client, print_machine, serve
 from dagster_gcp.pipes import PipesGCSMessageReader
 from gcp_pipes.orchestrator import PipesCloudFunctionClient
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
+from local_cloud.cloud import storage_emulator
+from local_cloud.project import TASKS
 
 Body = Callable[[dg.OpExecutionContext], object]
 
@@ -40,7 +41,7 @@ def main() -> None:
     arguments.add_argument("--lines", type=int, default=20_000, help="log lines of one call")
     options = arguments.parse_args()
     for task in ("noop", "many_logs", "clock"):
-        shutil.copy(FUNCTIONS / f"{task}.py", CLOUD_FUNCTION / "tasks" / f"{task}.py")
+        shutil.copy(FUNCTIONS / f"{task}.py", TASKS / "tasks" / f"{task}.py")
     with ExitStack() as stack:
         os.environ.update(stack.enter_context(storage_emulator()))
         urls = {
@@ -50,10 +51,10 @@ def main() -> None:
                 "floor": FUNCTIONS / "floor.py",
                 "stock": FUNCTIONS / "stock.py",
                 "ours": FUNCTIONS / "ours.py",
-                "main.py": CLOUD_FUNCTION / "main.py",  # ours, with its two log lines
+                "main.py": TASKS / "main.py",  # ours, with its two log lines
             }.items()
         }
-        quiet = stack.enter_context(serve(CLOUD_FUNCTION / "main.py", FORWARD_OUTPUT="false"))
+        quiet = stack.enter_context(serve(TASKS / "main.py", FORWARD_OUTPUT="false"))
         print_machine()
         measure_calls(urls, options.rounds, options.stock_rounds)
         measure_output(urls["main.py"], quiet, 10 * options.rounds)

@@ -43,7 +43,7 @@ def read_table(
         where: A condition in SQL for the rows to read, such as `"day" >= '2026-01-01'`.
 
     Raises:
-        LakeAccessError: The bucket does not exist, or the function may not read it.
+        LakeAccessError: The bucket does not exist, or the tasks may not read it.
         deltalake.exceptions.DeltaError: The table does not exist or could not be read.
     """
     rows = scan_table(location, where=where)
@@ -89,7 +89,7 @@ def write_table(
     Raises:
         ValueError: The columns cannot be replaced by appending.
         WriteRefusedError: The rows do not fit the table, or Delta does not support a type.
-        LakeAccessError: The bucket does not exist, or the function may not write to it.
+        LakeAccessError: The bucket does not exist, or the tasks may not write to it.
         deltalake.exceptions.DeltaError: The table could not be written.
     """
     on_schema_change = on_schema_change or ("replace" if mode == "overwrite" else "refuse")

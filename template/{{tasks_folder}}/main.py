@@ -9,6 +9,7 @@ import functions_framework
 from google.cloud import storage
 
 import tasks
+from function_settings import function_timeout
 from gcp_pipes.external import (
     PipesCloudStorageMessageWriter,
     cancel_calls,
@@ -24,7 +25,7 @@ from gcp_pipes.external import (
     seconds_left,
     trace_id,
 )
-from settings import forward_output, function_timeout, heartbeat_interval, messages_bucket
+from settings import forward_output, heartbeat_interval, messages_bucket
 
 _VERSION = Path(__file__).with_name("version.txt")  # only in the deployed bundle
 __version__ = _VERSION.read_text().strip() if _VERSION.exists() else "development"

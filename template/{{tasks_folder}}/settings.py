@@ -1,9 +1,8 @@
-"""Settings from the environment variables of the function."""
+"""Settings of the tasks, from the environment variables of what runs them."""
 
 import math
 import os
 
-_LONGEST_TIMEOUT = 3600.0  # seconds: the limit of Google Cloud
 _HEARTBEAT_INTERVAL = 15.0  # seconds
 
 
@@ -21,48 +20,42 @@ def messages_bucket() -> str:
     if not bucket:
         raise SettingsError(
             "MESSAGES_BUCKET is not set. Set it to the name of the bucket that Dagster reads "
-            "messages from, in the function's environment variables."
+            "messages from, in the environment variables of what runs the tasks."
         )
     return bucket
-
-
-def function_timeout() -> float:
-    """The function's own timeout, in seconds.
-
-    From `CLOUD_RUN_TIMEOUT_SECONDS`, which Google Cloud may set, or `FUNCTION_TIMEOUT`, which the
-    deployment sets. Without either, it is the longest timeout that Google Cloud allows.
-
-    Raises:
-        SettingsError: The variable is not a positive number.
-    """
-    for variable in ("CLOUD_RUN_TIMEOUT_SECONDS", "FUNCTION_TIMEOUT"):
-        if os.environ.get(variable):
-            return _seconds(variable, "the function's timeout")
-    return _LONGEST_TIMEOUT
 
 
 def heartbeat_interval() -> float:
     """How long a call stores nothing, at most, in seconds: `HEARTBEAT_INTERVAL`, by default 15.
 
-    For Dagster, a function that has stored nothing for two and a half intervals is dead.
+    For Dagster, a task that has stored nothing for two and a half intervals is dead.
 
     Raises:
         SettingsError: The variable is not a positive number.
     """
     if not os.environ.get("HEARTBEAT_INTERVAL"):
         return _HEARTBEAT_INTERVAL
-    return _seconds("HEARTBEAT_INTERVAL", "the interval of heartbeats")
+    return seconds("HEARTBEAT_INTERVAL", "the interval of heartbeats")
 
 
-def _seconds(variable: str, meaning: str) -> float:
+def seconds(variable: str, meaning: str) -> float:
+    """The value of a variable that is a number of seconds.
+
+    Args:
+        variable: The name of the variable, which is set.
+        meaning: What it is, for the error.
+
+    Raises:
+        SettingsError: It is not a positive number.
+    """
     text = os.environ[variable]
     try:
-        seconds = float(text)
+        value = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
+        value = 0.0
+    if not 0 < value < math.inf:
         raise SettingsError(f"{variable} must be {meaning} in seconds; it is {text!r}.")
-    return seconds
+    return value
 
 
 def forward_output() -> bool:

@@ -13,7 +13,7 @@ from pictures import PICTURES, SCENES
 
 DOCS = TEMPLATE / "docs"
 ORCHESTRATOR = TEMPLATE / "template" / "orchestrator" / "src" / "{{package_name}}"
-CLOUD_FUNCTION = TEMPLATE / "template" / "cloud_function"
+TASKS = TEMPLATE / "template" / "{{tasks_folder}}"
 GCP_PIPES = TEMPLATE / "template" / "packages" / "gcp-pipes" / "src" / "gcp_pipes"
 
 
@@ -85,7 +85,11 @@ def test_the_page_lists_the_settings_that_the_code_reads() -> None:
     files = ("settings.py", "job_settings.py", "defs/alerts.py")
     of_dagster = set(filter(variable.fullmatch, texts(*(ORCHESTRATOR / file for file in files))))
     external = GCP_PIPES / "external"
-    sources = [CLOUD_FUNCTION / "settings.py", external / "logs.py", external / "message_writer.py"]
+    sources = [
+        *(TASKS / name for name in ("settings.py", "function_settings.py")),
+        external / "logs.py",
+        external / "message_writer.py",
+    ]
     of_the_function = set(filter(variable.fullmatch, texts(*sources)))
 
     # Google's own libraries read the first one, and the doctor the second. `url_variable` makes the

@@ -36,7 +36,8 @@ from conftest import environment_without_pytest, serve, server_at
 from faults import FaultProxy, Request, Response, cut, cut_after, fault_proxy, respond
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, storage_emulator
+from local_cloud.cloud import storage_emulator
+from local_cloud.project import TASKS
 
 JOBS = Path(__file__).with_name("chaos_jobs.py")
 DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2027-01-01").get_partition_keys()
@@ -179,7 +180,7 @@ class Chaos:
         reads = self._proxy("reads", self._storage_url)
         url = self._stack.enter_context(
             serve(
-                CLOUD_FUNCTION / "main.py",
+                TASKS / "main.py",
                 writes.url,
                 MESSAGES_BUCKET=emulator["MESSAGES_BUCKET"],
                 HEARTBEAT_INTERVAL="3",

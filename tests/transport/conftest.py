@@ -29,7 +29,9 @@ from faults import FaultProxy, fault_proxy
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, cloud_function, storage_emulator
+from local_cloud.cloud import storage_emulator
+from local_cloud.functions import cloud_function
+from local_cloud.project import TASKS
 
 FUNCTIONS = Path(__file__).parent / "functions"
 
@@ -41,7 +43,7 @@ def serve(
     """Serve a function, in the environment of the cloud function; yield its URL."""
     environment |= {
         "FUNCTION_SOURCE": str(source),
-        "PYTHONPATH": str(CLOUD_FUNCTION),
+        "PYTHONPATH": str(TASKS),
         "STORAGE_EMULATOR_HOST": storage_url,
     }
     with cloud_function(environment, port) as settings:
@@ -87,7 +89,7 @@ def reading_proxy(emulator: Mapping[str, str]) -> Iterator[FaultProxy]:
 def calling_proxy(writing_proxy: FaultProxy) -> Iterator[FaultProxy]:
     """The proxy of `calls`, with the function."""
     with (
-        serve(CLOUD_FUNCTION / "main.py", writing_proxy.url, THREADS="40") as url,
+        serve(TASKS / "main.py", writing_proxy.url, THREADS="40") as url,
         fault_proxy(url) as proxy,
     ):
         yield proxy

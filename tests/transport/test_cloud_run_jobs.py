@@ -40,11 +40,11 @@ from gcp_pipes.components import CloudRunJobAsset
 from gcp_pipes.components.yaml_errors import DefsYamlError
 from gcp_pipes.orchestrator import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.cloud_run_job_client import PipesCloudRunJobClient
-from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
+from local_cloud.project import TASKS
 from local_cloud.run_admin import Job, RunAdmin, run_admin
 
-PYTHON = CLOUD_FUNCTION / ".venv" / "bin" / "python"
+PYTHON = TASKS / ".venv" / "bin" / "python"
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def admin(writes: FaultProxy) -> Iterator[RunAdmin]:
     """The API, and a job that runs the tasks of the function."""
     job = Job(
         [str(PYTHON), "job.py"],
-        directory=CLOUD_FUNCTION,
+        directory=TASKS,
         environment={"STORAGE_EMULATOR_HOST": writes.url, "HEARTBEAT_INTERVAL": "1"},
     )
     with run_admin({"work": job}) as admin:

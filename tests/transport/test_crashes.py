@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from conftest import days, eventually, serve, server_at
 from crashes import Dagster
 from faults import FaultProxy, Request, Response
-from local_cloud.cloud import CLOUD_FUNCTION
+from local_cloud.project import TASKS
 
 
 def forward_after(seconds: float) -> Callable[[Request], Response]:
@@ -116,7 +116,7 @@ def test_a_call_whose_function_was_killed_too_is_made_again(
     dagster: Dagster, emulator: Mapping[str, str]
 ) -> None:
     storage_url = emulator["STORAGE_EMULATOR_HOST"]
-    with serve(CLOUD_FUNCTION / "main.py", storage_url, HEARTBEAT_INTERVAL="1") as url:
+    with serve(TASKS / "main.py", storage_url, HEARTBEAT_INTERVAL="1") as url:
         dagster.url = url
         run_id = dagster.launch("one", lines=5, pause=1.0)
         eventually(lambda: dagster.states() == ["started"])
@@ -134,7 +134,7 @@ def test_a_call_that_is_known_to_be_dead_is_not_followed_again(
     dagster: Dagster, emulator: Mapping[str, str]
 ) -> None:
     storage_url = emulator["STORAGE_EMULATOR_HOST"]
-    with serve(CLOUD_FUNCTION / "main.py", storage_url, HEARTBEAT_INTERVAL="1") as url:
+    with serve(TASKS / "main.py", storage_url, HEARTBEAT_INTERVAL="1") as url:
         dagster.url = url
         run_id = dagster.launch("one", lines=6, pause=1.0)
         eventually(lambda: dagster.states() == ["started"])

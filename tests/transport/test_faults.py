@@ -28,8 +28,8 @@ from faults import (
 )
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
+from local_cloud.project import TASKS
 
 # The reader
 
@@ -306,7 +306,7 @@ def test_a_messages_bucket_that_does_not_exist_is_named(
     reader.bucket = "no-such-bucket"
 
     with serve(
-        CLOUD_FUNCTION / "main.py",
+        TASKS / "main.py",
         emulator["STORAGE_EMULATOR_HOST"],
         MESSAGES_BUCKET="no-such-bucket",
     ) as url:
@@ -405,7 +405,7 @@ def test_a_task_that_takes_too_long_is_an_exception_in_dagster(
     materialize: Materialize, emulator: Mapping[str, str]
 ) -> None:
     with serve(
-        CLOUD_FUNCTION / "main.py",
+        TASKS / "main.py",
         emulator["STORAGE_EMULATOR_HOST"],
         CLOUD_RUN_TIMEOUT_SECONDS="2",
     ) as url:
@@ -617,7 +617,7 @@ def test_a_function_that_is_not_ready_yet_is_called_again(
     with ThreadPoolExecutor() as pool:
         running = pool.submit(materialize, url=f"http://127.0.0.1:{port}", lines=3)
         time.sleep(1)
-        with serve(CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"], port=port):
+        with serve(TASKS / "main.py", emulator["STORAGE_EMULATOR_HOST"], port=port):
             run = running.result(60)
 
     assert run.success, run.failure

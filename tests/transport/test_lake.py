@@ -27,9 +27,10 @@ from faults import (
     respond_after,
 )
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
-from local_cloud.cloud import CLOUD_FUNCTION, cloud_storage, lake_server
+from local_cloud.cloud import cloud_storage, lake_server
 from local_cloud.credentials import HOME, process_variables
 from local_cloud.metadata_server import ACCOUNT
+from local_cloud.project import TASKS
 
 ACCESS_DENIED = (
     b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>AccessDenied</Code><Message>Access denied."
@@ -68,7 +69,7 @@ def serve_with_lake(
     def serve_function(**variables: str) -> Any:
         environment = {**lake_settings, "GOOGLE_BASE_URL": lake_proxy.url, **variables}
         environment.pop("STORAGE_EMULATOR_HOST")
-        return serve(CLOUD_FUNCTION / "main.py", writing_proxy.url, port=None, **environment)
+        return serve(TASKS / "main.py", writing_proxy.url, port=None, **environment)
 
     return serve_function
 

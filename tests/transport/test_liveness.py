@@ -26,7 +26,7 @@ from faults import (
 )
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION
+from local_cloud.project import TASKS
 
 INTERVAL = 1.0  # seconds
 
@@ -35,7 +35,7 @@ INTERVAL = 1.0  # seconds
 def beating(writes: FaultProxy) -> Iterator[FaultProxy]:
     """The proxy of a function with an interval of a second between heartbeats."""
     with (
-        serve(CLOUD_FUNCTION / "main.py", writes.url, HEARTBEAT_INTERVAL=str(INTERVAL)) as url,
+        serve(TASKS / "main.py", writes.url, HEARTBEAT_INTERVAL=str(INTERVAL)) as url,
         fault_proxy(url) as proxy,
     ):
         yield proxy
@@ -149,7 +149,7 @@ def test_a_task_whose_instance_ends_says_so(
     emulator: Mapping[str, str],
 ) -> None:
     client = PipesCloudFunctionClient(reader)
-    source = CLOUD_FUNCTION / "main.py"
+    source = TASKS / "main.py"
     with serve(source, emulator["STORAGE_EMULATOR_HOST"]) as url, fault_proxy(url) as calls:
 
         def end() -> None:

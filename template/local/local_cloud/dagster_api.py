@@ -5,7 +5,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from local_cloud.cloud import local_opener
+from local_cloud.processes import local_opener
 
 _RUNS_IN_PROGRESS = """
 query ($before: Float!) {

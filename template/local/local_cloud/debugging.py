@@ -1,22 +1,17 @@
-"""Lets a debugger attach to the function and to `just materialize`.
+"""Lets a debugger attach to what runs tasks, and to `just materialize`.
 
-`python -m local_cloud.debugging ...` is the Functions Framework, with a debugger listening in the
-process that runs the tasks. `breakpoint()` in a task waits for the debugger, in `just dev` with and
-without `--debug`.
+`breakpoint()` in a task waits for the debugger, in `just dev` with and without `--debug`.
 """
 
 import importlib
 import os
-import runpy
 import sys
-import threading
 import time
 from contextlib import suppress
 
 import debugpy
 
-FUNCTION_PORT, MATERIALIZE_PORT = 5678, 5679  # as in the editor's launch configurations
-FURTHER_FUNCTIONS_PORT = 5680  # of the second function, and so on
+MATERIALIZE_PORT = 5679  # as in the editor's launch configurations
 PORT = "DEBUG_PORT"  # the variable with the port to listen on
 HOOK = {"PYTHONBREAKPOINT": f"{__name__}.wait_at_breakpoint"}
 """The variable that makes `breakpoint()` call `wait_at_breakpoint`."""
@@ -51,17 +46,10 @@ def wait_at_breakpoint(*_: object) -> None:
     if not wait_for_debugger():
         print("No debugger was attached. The task continues.", file=sys.stderr, flush=True)
         return
-    # The debugger in debugpy, whose own `breakpoint` would stop in this function.
+    # The debugger in debugpy, whose own `breakpoint` would stop here.
     importlib.import_module("pydevd").settrace(
         suspend=True,
         trace_only_current_thread=True,
         patch_multiprocessing=False,
         stop_at_frame=sys._getframe().f_back,
     )
-
-
-if __name__ == "__main__":
-    # The server forks the process that runs the tasks.
-    os.register_at_fork(after_in_child=lambda: threading.Timer(0.1, listen).start())
-    sys.argv[0] = "functions-framework"
-    runpy.run_module("functions_framework", run_name="__main__")

@@ -10,15 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from local_cloud.cloud import (
-    ORCHESTRATOR,
-    SettingsError,
-    cloud_storage,
-    function_folders,
-)
+from local_cloud.cloud import cloud_storage
 from local_cloud.console import console, failed, show_log, show_report, step
 from local_cloud.credentials import uv_run
 from local_cloud.processes import UV, ProcessError, interrupted_once, run_to_end
+from local_cloud.project import ORCHESTRATOR, SettingsError, task_folders
 from local_cloud.targets import TARGETS
 
 # `make demo` of the template runs the demo in a folder, but its reader is in another one.
@@ -77,8 +73,8 @@ def run_demo(folder: Path) -> dict[str, Any]:
 
 
 def prepare_environments() -> None:
-    """Install the dependencies of the functions and of Dagster."""
-    for project in (*function_folders(), ORCHESTRATOR):
+    """Install the dependencies of the tasks and of Dagster."""
+    for project in (*task_folders(), ORCHESTRATOR):
         console.print(f"Preparing {project.name} ...")
         run_to_end("uv sync", [UV, "sync"], environment={}, directory=project)
 
@@ -96,8 +92,7 @@ def materialize(folder: Path, settings: Mapping[str, str]) -> dict[str, Any]:
 
     Args:
         folder: Where to store the report and Dagster's log.
-        settings: The environment variables with the function's URL, the messages bucket and the
-            data lake.
+        settings: The environment variables of the local cloud.
 
     Returns:
         The report of `local_cloud.materialize_all`.

@@ -1,36 +1,27 @@
 """Dagster's web page and the local cloud, which reload when you edit: `just dev`.
 
-After an edit, its function restarts, or Dagster reloads its definitions. Tables and runs are kept
-in `.local/`. If `FUNCTION_URL` is set, in the environment or in `orchestrator/.env`, Dagster calls
-that function, and only Dagster runs on this machine.
+After an edit, what runs the tasks uses the new code, or Dagster reloads its definitions. Tables and
+runs are kept in `.local/`. If the settings, in the environment or in `orchestrator/.env`, name what
+is deployed, Dagster calls that, and only Dagster runs on this machine.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from local_cloud.cloud import (
-    CLOUD_FUNCTION,
-    GCP_PIPES,
-    ORCHESTRATOR,
-    SettingsError,
-    cloud_functions,
-    function_folders,
-    url_variable,
-)
 from local_cloud.console import console, failed, step
 from local_cloud.credentials import uv_run
 from local_cloud.dagster_api import cancel_interrupted_runs, query_dagster
 from local_cloud.dagster_output import DagsterOutput
-from local_cloud.debugging import FUNCTION_PORT, FURTHER_FUNCTIONS_PORT
 from local_cloud.demo import prepare_environments
+from local_cloud.dev_target import DevTarget, is_any_in
 from local_cloud.instance import (
     choose_port,
     kept_storage,
@@ -44,8 +35,8 @@ from local_cloud.processes import (
     is_listening,
     running,
 )
-from local_cloud.served_function import ServedFunction
-from local_cloud.targets import TARGETS
+from local_cloud.project import GCP_PIPES, ORCHESTRATOR, SettingsError, task_folders
+from local_cloud.targets import CALLED, IN_DEV, TARGETS
 from watchfiles import PythonFilter, watch
 
 _RELOAD_DEFINITIONS = """
@@ -79,13 +70,10 @@ def main() -> int:
 
 def read_options() -> argparse.Namespace:
     """The options on the command line."""
-    parser = argparse.ArgumentParser(prog="just dev", description="Start Dagster and the function.")
+    parser = argparse.ArgumentParser(prog="just dev", description="Start the local cloud.")
     parser.add_argument("--port", type=int, help="the port of Dagster's web page")
-    parser.add_argument("--function-port", type=int, help="the port of the function")
-    parser.add_argument(
-        "--debug", action="store_true", help="let a debugger attach to the function at any time"
-    )
-    parser.add_argument("--debug-port", type=int, help="the port for the debugger")
+    for target in IN_DEV.values():
+        target.add_options(parser)
     parser.add_argument(
         "--lake", metavar="DIR", help="a folder for the data lake, instead of a bucket"
     )
@@ -109,27 +97,20 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     usual = usual_ports()
     dagster_port = choose_port("Dagster", "--port", options.port, next(usual))
     prepare_environments()
-    functions: list[ServedFunction] = []
+    targets: dict[str, DevTarget] = {}
     servers = {}
     local = {}
-    if not settings.get("FUNCTION_URL"):
-        ports = choose_function_ports(options, usual)
+    if not _is_deployed(settings):
+        targets = {name: IN_DEV[name](start, options, usual) for name, start in TARGETS.items()}
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(kept_storage(options.lake))
-        with step("Starting the cloud function"):
-            for folder, (port, debug_port) in ports.items():
-                served = ServedFunction(folder, storage, port, debug_port, debug=options.debug)
-                functions.append(stack.enter_context(served))
         servers["The storage emulator"] = storage["STORAGE_EMULATOR_HOST"]
         if "GOOGLE_BASE_URL" in storage:
             servers["The data lake"] = storage["GOOGLE_BASE_URL"]
         local = {**storage}
-        for function in functions:
-            local |= function.settings
-        for target, start in TARGETS.items():
-            if start is not cloud_functions:
-                with step(f"Starting {target}"):
-                    local |= stack.enter_context(start(storage))
+        for name, target in targets.items():
+            with step(f"Starting {name}"):
+                local |= stack.enter_context(target.start(storage))
         settings |= local
     started = time.time()
     with step("Starting Dagster"):
@@ -149,43 +130,14 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
 
     addresses: dict[str, str | None] = {
         "Dagster": servers["Dagster"],
-        "Cloud function": settings["FUNCTION_URL"],
+        **{name: settings.get(variable) for name, variable in CALLED.items()},
         "Data lake": settings.get("LAKE_URI"),
         **({"Cloud Storage": local["STORAGE_EMULATOR_HOST"]} if local else {}),
     }
-    for function in functions:
-        name = "" if function.folder == CLOUD_FUNCTION else f" {function.folder.name}"
-        if name:
-            addresses[f"Function{name}"] = local[url_variable(function.folder)]
-        if options.debug:
-            addresses[f"Debugger{name}"] = f"127.0.0.1:{function.debug_port}"
+    for target in targets.values():
+        addresses |= target.addresses
     show(addresses)
-    follow_edits(functions, servers, addresses)
-
-
-def choose_function_ports(
-    options: argparse.Namespace, usual: Iterator[int]
-) -> dict[Path, tuple[int, int]]:
-    """The port of each function, and the port for its debugger.
-
-    Args:
-        options: The options on the command line, which are for `cloud_function/`.
-        usual: The ports that the functions have if they are free.
-
-    Raises:
-        SettingsError: Another process listens on a port that the user wants.
-    """
-    port = choose_port("the function", "--function-port", options.function_port, next(usual))
-    debug = choose_port("the debugger", "--debug-port", options.debug_port, FUNCTION_PORT)
-    ports = {CLOUD_FUNCTION: (port, debug)}
-    for number, folder in enumerate(function_folders()[1:]):
-        name = f"the function {folder.name}"
-        port = choose_port(name, "--function-port", None, next(usual))
-        debug = choose_port(
-            f"the debugger of {folder.name}", "--debug-port", None, FURTHER_FUNCTIONS_PORT + number
-        )
-        ports[folder] = (port, debug)
-    return ports
+    follow_edits(list(targets.values()), servers, addresses)
 
 
 def show(addresses: Mapping[str, str | None]) -> None:
@@ -205,17 +157,23 @@ def read_settings() -> dict[str, str]:
     """The environment variables, overridden by `orchestrator/.env` as in Dagster.
 
     Raises:
-        SettingsError: The file is meant for a deployed function, but does not name one.
+        SettingsError: The file is meant for what is deployed, but does not name it.
     """
     file = {name: value or "" for name, value in dotenv_values(ORCHESTRATOR / ".env").items()}
     settings = {**os.environ, **file}
-    deployed = [name for name in file if name.startswith("FUNCTION_URL") or name == "LAKE_URI"]
-    if not settings.get("FUNCTION_URL") and deployed:
+    called, variable = next(iter(CALLED.items()))
+    deployed = [name for name in file if name.startswith(variable) or name == "LAKE_URI"]
+    if not _is_deployed(settings) and deployed:
         raise SettingsError(
-            "orchestrator/.env does not name the function to call. To call a deployed function, "
-            f"set FUNCTION_URL there. To use the local cloud, remove {' and '.join(deployed)}."
+            f"orchestrator/.env does not set {variable}. To call a deployed {called.lower()}, set "
+            f"it there. To use the local cloud, remove {' and '.join(deployed)}."
         )
     return settings
+
+
+def _is_deployed(settings: Mapping[str, str]) -> bool:
+    """Whether Dagster calls what is deployed."""
+    return bool(settings.get(next(iter(CALLED.values()))))
 
 
 @contextmanager
@@ -246,26 +204,26 @@ def dagster(settings: Mapping[str, str], port: int, output: DagsterOutput) -> It
 
 
 def follow_edits(
-    functions: Sequence[ServedFunction],
+    targets: Sequence[DevTarget],
     servers: Mapping[str, str],
     addresses: Mapping[str, str | None],
 ) -> None:
-    """Reload after each edit, and restart a function if it ends, until another server ends.
+    """Reload after each edit, until a server ends.
 
     Args:
-        functions: The local functions; none if Dagster calls deployed ones.
-        servers: The URLs of the other servers by name, including `Dagster`.
+        targets: What runs the tasks; nothing if Dagster calls what is deployed.
+        servers: The URLs of the servers by name, including `Dagster`.
         addresses: The addresses to print after each reload.
 
     Raises:
         ProcessError: A server ended.
     """
     of_definitions = (ORCHESTRATOR / "src", GCP_PIPES)
-    known = [folder.name for folder in function_folders()]
+    known = [folder.name for folder in task_folders()]
     edited = PythonFilter(extra_extensions=(".yaml", ".yml", ".toml", ".env"))
     for changes in watch(
         *of_definitions,
-        *function_folders(),
+        *task_folders(),
         watch_filter=edited,
         rust_timeout=1_000,
         yield_on_timeout=True,
@@ -274,26 +232,19 @@ def follow_edits(
             if not is_listening(urlsplit(url).port or 80):
                 raise ProcessError(f"{name} ended")
         paths = [Path(path) for _, path in changes]
-        if functions and (new := _new_functions(known)):
+        if targets and (new := _new_folders(known)):
             known += new
             console.print(f"New: {', '.join(new)}. Restart `just dev` to serve it.", markup=False)
-        for function in functions:
-            if _is_any_in(paths, (function.folder, GCP_PIPES)):
-                function.reload()
-            else:
-                function.restart_if_ended()
-        if _is_any_in(paths, of_definitions):
+        for target in targets:
+            target.follow_edits(paths)
+        if is_any_in(paths, of_definitions):
             reload_definitions(servers["Dagster"])
         if paths:
             show(addresses)
 
 
-def _new_functions(known: Sequence[str]) -> list[str]:
-    return [folder.name for folder in function_folders() if folder.name not in known]
-
-
-def _is_any_in(paths: Iterable[Path], folders: Iterable[Path]) -> bool:
-    return any(path.is_relative_to(folder) for path in paths for folder in folders)
+def _new_folders(known: Sequence[str]) -> list[str]:
+    return [folder.name for folder in task_folders() if folder.name not in known]
 
 
 def reload_definitions(dagster_url: str) -> None:

@@ -1,4 +1,4 @@
-"""Pytest fixtures for the local cloud, and the Pipes context that Dagster sends to a function.
+"""Pytest fixtures for the local cloud, and the Pipes context that Dagster sends to a task.
 
 Each `pyproject.toml` loads them with `-p local_cloud.fixtures`.
 """
@@ -39,7 +39,7 @@ def lake(emulated_storage: Mapping[str, str]) -> str:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
-    """The served function and emulated Cloud Storage; the environment has their settings.
+    """The local cloud, with all that Dagster calls; the environment has their settings.
 
     Args:
         tmp_path_factory: Creates the folder for the buckets.
@@ -62,7 +62,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def context_data(asset_keys: Sequence[str], partition_key: str | None = None) -> PipesContextData:
-    """The Pipes context that Dagster sends to a function to materialize assets.
+    """The Pipes context that Dagster sends to a task to materialize assets.
 
     Args:
         asset_keys: The keys of the assets.

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
-from local_cloud.cloud import PROJECT, SettingsError, cloud_storage
+from local_cloud.cloud import cloud_storage
 from local_cloud.console import console
 from local_cloud.processes import free_port, is_free
+from local_cloud.project import PROJECT, SettingsError
 
 LOCAL = PROJECT / ".local"
 _BUCKETS = LOCAL / "buckets"
@@ -27,7 +28,7 @@ _PORTS = range(20_000, 32_000, 20)
 
 
 def usual_ports() -> Iterator[int]:
-    """The ports of Dagster's web page and of each function: the same at each start of a project."""
+    """The ports of Dagster's web page, and of what else listens: the same at each start."""
     return itertools.count(_PORTS[zlib.crc32(str(PROJECT).encode()) % len(_PORTS)])
 
 

@@ -4,20 +4,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from local_cloud.cloud import (
-    CLOUD_FUNCTION,
-    HEARTBEAT_INTERVAL,
-    function_folders,
-    own_secrets,
-    setting,
-)
+from local_cloud.cloud import HEARTBEAT_INTERVAL
 from local_cloud.credentials import OWN_HOME, uv_run
+from local_cloud.project import TASKS, own_secrets, setting, task_folders
 from local_cloud.run_admin import Job, run_admin
 
 
 def job_folders() -> list[Path]:
     """The folders of the jobs: those with tasks and an entry point for jobs."""
-    return [folder for folder in function_folders() if (folder / "job.py").exists()]
+    return [folder for folder in task_folders() if (folder / "job.py").exists()]
 
 
 @contextmanager
@@ -32,7 +27,7 @@ def cloud_run_jobs(storage: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """
     name = setting("JOB_NAME")
     jobs = {
-        name if folder == CLOUD_FUNCTION else f"{name}-{folder.name.replace('_', '-')}": _job(
+        name if folder == TASKS else f"{name}-{folder.name.replace('_', '-')}": _job(
             folder, storage
         )
         for folder in job_folders()

@@ -1,8 +1,8 @@
 """Materializes one asset from the terminal: `just materialize ASSET`.
 
 It runs in the orchestrator's environment, on the Dagster instance of `just dev`. If `just dev` is
-running, it calls that function, and the run is on that web page. Otherwise it starts a local cloud
-of its own.
+running, it uses that local cloud, and the run is on that web page. Otherwise it starts a local
+cloud of its own.
 """
 
 import argparse
@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
-from local_cloud.cloud import SettingsError, cloud_targets, root_module
+from local_cloud.cloud import cloud_targets
 from local_cloud.console import console, failed, json_object, show_log, show_report
 from local_cloud.credentials import use
 from local_cloud.instance import kept_storage, running_dev
 from local_cloud.materialize_all import run_arguments
 from local_cloud.processes import ProcessError, interrupted_once
+from local_cloud.project import SettingsError, root_module
 from local_cloud.results import add, new_report
 
 from gcp_pipes.components.yaml_errors import DefsYamlError

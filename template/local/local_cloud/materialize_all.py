@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from local_cloud.cloud import root_module
+from local_cloud.project import root_module
 from local_cloud.results import add, new_report
 
 _MOST_PARTITIONS = 3

@@ -1,4 +1,4 @@
-"""Stands in for Google Cloud's metadata server, which hands out tokens to functions.
+"""Stands in for Google Cloud's metadata server, which hands out tokens to tasks.
 
 Its values: https://cloud.google.com/compute/docs/metadata/predefined-metadata-keys
 """
@@ -8,8 +8,8 @@ import secrets
 import time
 from email.message import Message
 
-ACCOUNT = "function@local.iam.gserviceaccount.com"
-"""The service account that the function runs as."""
+ACCOUNT = "tasks@local.iam.gserviceaccount.com"
+"""The service account that tasks run as."""
 
 _JSON, _TEXT = "application/json", "application/text"
 _ACCOUNT_PATH = "/computeMetadata/v1/instance/service-accounts/default/"

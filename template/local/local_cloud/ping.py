@@ -8,7 +8,7 @@ import importlib
 import json
 
 import dagster as dg
-from local_cloud.cloud import root_module
+from local_cloud.project import root_module
 from local_cloud.results import reason
 
 from gcp_pipes.orchestrator.auth import CredentialsError, http_session
@@ -44,7 +44,8 @@ def call_function(package: str) -> str | None:
     Returns:
         The reason why the run failed, or None.
     """
-    resources = importlib.import_module(f"{package}.defs.resources")
+    resources = importlib.import_module(f"{package}.defs.resources").resources().resources
+    client = importlib.import_module(f"{package}.defs.function_client").function_client().resources
 
     @dg.op(required_resource_keys={"settings", "pipes_function_client"})
     def call(context: dg.OpExecutionContext) -> None:
@@ -54,7 +55,7 @@ def call_function(package: str) -> str | None:
             event={"task": "ping"},
         )
 
-    @dg.job(resource_defs=dict(resources.resources().resources))
+    @dg.job(resource_defs={**resources, **client})
     def round_trip() -> None:
         call()
 

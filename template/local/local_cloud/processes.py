@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def local_opener() -> urllib.request.OpenerDirector:
+    """An opener for URLs of this machine, which ignores proxies."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def is_free(port: int) -> bool:

@@ -8,10 +8,11 @@ from pathlib import Path
 from subprocess import Popen
 
 from local_cloud.calls import end_calls
-from local_cloud.cloud import CLOUD_FUNCTION, function_server
 from local_cloud.console import console, step
 from local_cloud.debugging import HOOK, PORT
+from local_cloud.functions import function_server
 from local_cloud.processes import ProcessError
+from local_cloud.project import TASKS
 
 # The log of gunicorn, which serves the function in a worker process, and starts another one if the
 # worker ends.
@@ -53,7 +54,7 @@ class ServedFunction:
         debug: bool = False,
     ) -> None:
         self.folder = folder
-        self._title = "The function" if folder == CLOUD_FUNCTION else f"The function {folder.name}"
+        self._title = "The function" if folder == TASKS else f"The function {folder.name}"
         self._storage = storage
         self._port = port
         self.debug_port = debug_port
@@ -61,7 +62,7 @@ class ServedFunction:
         self._program = ["functions-framework"]
         if debug:
             self._environment["FUNCTION_TIMEOUT"] = _TIMEOUT_OF_DEBUGGED
-            self._program = ["python", "-m", "local_cloud.debugging"]
+            self._program = ["python", "-m", "local_cloud.debugged_function"]
         self._running = ExitStack()
         self._process: Popen[bytes] | None = None
         self.settings: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Runs one task in this process, without Dagster and without a server: `just task NAME`.
 
-It runs in the function's environment, with the secrets in its `.env`. `breakpoint()` works in the
-task.
+It runs in the environment of the task's folder, with the secrets in its `.env`. `breakpoint()`
+works in the task.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dotenv import load_dotenv
-from local_cloud.cloud import PROJECT, SettingsError
 from local_cloud.console import console, failed, json_object, show_asset, show_check
 from local_cloud.credentials import use
 from local_cloud.instance import kept_storage, running_dev
 from local_cloud.processes import ProcessError, interrupted_once
+from local_cloud.project import PROJECT, SettingsError
 from werkzeug.exceptions import BadRequest
 
 from gcp_pipes.external import find_task
@@ -28,7 +28,7 @@ from gcp_pipes.external.testing import RecordingPipesContext
 def main() -> int:
     """Run the task, and return the exit status."""
     parser = argparse.ArgumentParser(prog="just task", description="Run one task, without Dagster.")
-    parser.add_argument("task", help="a module in the function's tasks/, without .py")
+    parser.add_argument("task", help="a module in tasks/, without .py")
     parser.add_argument("--event", type=json_object, default={}, help="inputs: a JSON object")
     parser.add_argument("--asset", help="the key of the asset (default: the name of the task)")
     parser.add_argument("--partition", help="the partition key")
@@ -40,7 +40,7 @@ def main() -> int:
     asset_key = options.asset or options.task
     pipes = RecordingPipesContext(asset_key, partition_key=options.partition)
     _print_logs(pipes)
-    import tasks  # the function's own, in the working directory
+    import tasks  # those in the working directory
 
     try:
         with interrupted_once(), _storage(options.lake) as storage:

@@ -44,8 +44,8 @@ def alert(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Callable
     @dg.asset
     def people() -> None:
         raise dg.Failure(
-            "The cloud function responded 500: no luck\n\nMore",
-            metadata={"cloud_function_logs": dg.MetadataValue.url(LOGS)},
+            "The task failed: no luck\n\nMore",
+            metadata={"cloud_run_logs": dg.MetadataValue.url(LOGS)},
         )
 
     def run() -> None:
@@ -71,7 +71,7 @@ def test_a_failed_run_is_posted(alert: Callable[[], None], monkeypatch: pytest.M
     first, second = body["text"].split("\n")
     assert first.startswith("Run ")
     assert first.endswith(" failed")
-    assert second == f"people: The cloud function responded 500: no luck (<{LOGS}|logs>)"
+    assert second == f"people: The task failed: no luck (<{LOGS}|logs>)"
 
 
 def test_a_webhook_that_fails_is_an_error_without_its_url(

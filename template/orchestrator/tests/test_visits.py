@@ -1,4 +1,4 @@
-"""The example of an asset with partitions, materialized through the served function."""
+"""The example of an asset with partitions, materialized in the local cloud."""
 
 from collections.abc import Mapping
 from datetime import date

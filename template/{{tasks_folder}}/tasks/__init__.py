@@ -1,1 +1,1 @@
-"""The tasks: each module is one, and has a function `run(pipes, event)`."""
+"""The tasks: each module is one, and has `run(pipes, event)`."""

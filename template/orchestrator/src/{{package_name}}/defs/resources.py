@@ -1,4 +1,4 @@
-"""What the assets need: the settings, and the client that calls the cloud function."""
+"""What the assets need: the settings, and the reader of what their tasks send."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 import dagster as dg
 from google.cloud import storage
 
-from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
+from gcp_pipes.orchestrator import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.auth import find_credentials
 
 from ..settings import Settings
@@ -17,22 +17,6 @@ from ..settings import Settings
 def settings() -> Settings:
     """The settings, read when a run starts: loading the definitions needs none."""
     return Settings.from_environment()
-
-
-@dg.resource(required_resource_keys={"settings"})
-def pipes_function_client(context: dg.InitResourceContext) -> Iterator[PipesCloudFunctionClient]:
-    """Calls the cloud function, and reads its messages from the bucket in the settings."""
-    settings: Settings = context.resources.settings
-    with message_reader(settings) as reader:
-        client = PipesCloudFunctionClient(
-            message_reader=reader,
-            timeout=settings.function_timeout,
-            project=reader.client.project,
-            audience=settings.function_audience,
-            impersonate=settings.impersonate_service_account,
-        )
-        with closing(client):
-            yield client
 
 
 @contextmanager
@@ -50,10 +34,10 @@ def message_reader(settings: Settings) -> Iterator[PipesCloudStorageMessageReade
 
 @dg.definitions
 def resources() -> dg.Definitions:
-    """The resources, under the names by which assets ask for them."""
+    """The settings, under the name by which assets ask for them, and how steps run."""
     # `just dev` runs the steps of a run in the run's own process, which starts faster.
     in_process = os.environ.get("DAGSTER_EXECUTOR") == "in_process"
     return dg.Definitions(
-        resources={"settings": settings, "pipes_function_client": pipes_function_client},
+        resources={"settings": settings},
         executor=dg.in_process_executor if in_process else None,
     )

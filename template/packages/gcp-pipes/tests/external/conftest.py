@@ -1,4 +1,4 @@
-"""Runs the function of cloud_function/ on this machine, with emulated Cloud Storage."""
+"""Emulated Cloud Storage, example tasks, and the messages that they send."""
 
 import json
 import uuid
@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import functions_framework
 import pytest
 from dagster_pipes import (
     DAGSTER_PIPES_CONTEXT_ENV_VAR,
     DAGSTER_PIPES_MESSAGES_ENV_VAR,
     encode_param,
 )
-from flask.testing import FlaskClient
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION
 from local_cloud.fixtures import context_data
 
 import tasks
@@ -38,15 +35,6 @@ def example_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 def client() -> storage.Client:
     """A client of the emulated Cloud Storage."""
     return storage.Client()
-
-
-@pytest.fixture
-def web() -> FlaskClient:
-    """Sends requests to the function, which the Functions Framework serves."""
-    web: FlaskClient = functions_framework.create_app(
-        "main", str(CLOUD_FUNCTION / "main.py")
-    ).test_client()
-    return web
 
 
 @pytest.fixture

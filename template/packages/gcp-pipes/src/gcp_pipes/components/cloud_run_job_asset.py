@@ -10,7 +10,7 @@ from pydantic import Field
 from gcp_pipes.components.checked_component import checked
 from gcp_pipes.components.external_asset import ExternalAsset, ExternalAssetScaffolder
 from gcp_pipes.components.yaml_errors import Place
-from gcp_pipes.orchestrator.code_references import CLOUD_FUNCTION
+from gcp_pipes.orchestrator.code_references import CLOUD_FUNCTION, CLOUD_RUN_JOB
 
 
 @dg.scaffold_with(ExternalAssetScaffolder)
@@ -66,9 +66,11 @@ class CloudRunJobAsset(ExternalAsset):
 
     def _tasks_folder(self, project_root: Path) -> Path:
         """That of the job: the name of a further job ends with the name of its folder."""
-        job = self.job or CLOUD_FUNCTION
-        own = [name for name in _job_folders(project_root) if job.endswith(f"-{_hyphens(name)}")]
-        return project_root.parent / max(own, key=len, default=job) / "tasks"
+        folders = _job_folders(project_root)
+        first = CLOUD_FUNCTION if CLOUD_FUNCTION in folders else CLOUD_RUN_JOB
+        job = self.job or ""
+        own = [name for name in folders if job.endswith(f"-{_hyphens(name)}")]
+        return project_root.parent / max(own, key=len, default=job or first) / "tasks"
 
     def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:
         yield from super()._find_inconsistencies(project_root)

@@ -6,11 +6,13 @@ from typing import Any
 import dagster as dg
 import requests
 
+from gcp_pipes.orchestrator.outcome import LOGS_SUFFIX
+
 _TIMEOUT = 10.0  # seconds
 
 
 def post_failed_run(context: dg.RunFailureSensorContext, webhook: str) -> None:
-    """Post a failed run: its assets, the first line of each error, and the function's logs.
+    """Post a failed run: its assets, the first line of each error, and the logs.
 
     Args:
         context: The context of a sensor of failed runs.
@@ -35,13 +37,15 @@ def _text(context: dg.RunFailureSensorContext) -> str:
 
 
 def _errors(context: dg.RunFailureSensorContext) -> Iterator[str]:
-    """The first line of the error of each step, with a link to the function's logs."""
+    """The first line of the error of each step, with a link to the logs of its call."""
     for event in context.get_step_failure_events():
         data: Any = event.event_specific_data
         failure = data.user_failure_data
         text = (failure and failure.description) or (data.error and data.error.message) or ""
         first_line, *_ = text.strip().split("\n")
         line = f"{event.step_key}: {first_line}"
-        if failure and (logs := failure.metadata.get("cloud_function_logs")):
-            line += f" (<{logs.value}|logs>)"
+        metadata = failure.metadata if failure else {}
+        logs = [value for name, value in metadata.items() if name.endswith(LOGS_SUFFIX)]
+        if logs:
+            line += f" (<{logs[0].value}|logs>)"
         yield line

@@ -4,26 +4,27 @@ from pathlib import Path
 
 import dagster as dg
 
-CLOUD_FUNCTION = "cloud_function"
-"""The folder of the function, next to that of the Dagster project."""
+CLOUD_FUNCTION, CLOUD_RUN_JOB = "cloud_function", "cloud_run_job"
+"""The folder with the tasks, next to that of the Dagster project: of a function, or of a job."""
 
 
 def code_references(
-    definition: str, *, task: str, function: str = CLOUD_FUNCTION
+    definition: str, *, task: str, function: str | None = None
 ) -> dict[str, dg.CodeReferencesMetadataValue]:
     """Metadata for an asset whose Python function has the name of its task.
 
     Args:
         definition: The `__file__` of the module that defines the asset.
         task: The name of the task.
-        function: The folder of the cloud function.
+        function: The folder with the task, if it is not that of the first function or job.
     """
     file = Path(definition)
     references = [_reference(file, f"def {task}(", "definition")]
-    for folder in file.parents:
-        source = folder / function / "tasks" / f"{task}.py"
-        if source.is_file():
-            references.append(task_reference(source))
+    for parent in file.parents:
+        for folder in [function] if function else [CLOUD_FUNCTION, CLOUD_RUN_JOB]:
+            source = parent / folder / "tasks" / f"{task}.py"
+            if source.is_file():
+                references.append(task_reference(source))
     return link_to(*references)
 
 

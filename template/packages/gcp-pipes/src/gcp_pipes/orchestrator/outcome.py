@@ -16,6 +16,8 @@ from gcp_pipes.orchestrator.context import (
 from gcp_pipes.orchestrator.launcher import Outcome
 from gcp_pipes.orchestrator.messages import CallMessageHandler
 
+LOGS_SUFFIX = "_logs"  # of the name of the metadata that links to the logs of a call
+
 
 def find_problem(
     context: StepContext,
@@ -206,7 +208,7 @@ def call_metadata(
         f"{name}_call": dg.MetadataValue.md(f"| call | |\n| --- | --- |\n{rows}"),
     }
     if logs is not None:
-        metadata[f"{name}_logs"] = dg.MetadataValue.url(logs)
+        metadata[f"{name}{LOGS_SUFFIX}"] = dg.MetadataValue.url(logs)
     return metadata
 
 

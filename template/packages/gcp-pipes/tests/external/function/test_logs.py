@@ -11,9 +11,10 @@ import pytest
 import requests
 from dagster_pipes import encode_param
 from google.cloud import storage
-from local_cloud.cloud import CLOUD_FUNCTION, cloud_function
+from local_cloud.functions import cloud_function
+from local_cloud.project import TASKS
 
-EXAMPLE_TASKS = Path(__file__).parent / "example_tasks"
+EXAMPLE_TASKS = Path(__file__).parents[1] / "example_tasks"
 TRACES = [f"{number:032x}" for number in range(1, 9)]
 RUN_ID = "11111111-2222-3333-4444-555555555555"
 
@@ -38,7 +39,7 @@ def deployed(folder: Path) -> Iterator[Call]:
         "GOOGLE_CLOUD_PROJECT": "a-project",
         "K_SERVICE": "a-function",
         "LOG_EXECUTION_ID": "true",
-        "PYTHONPATH": str(CLOUD_FUNCTION),
+        "PYTHONPATH": str(TASKS),
     }
     with cloud_function(settings) as function:
 
