@@ -128,10 +128,12 @@ def owners() -> dict[str, str]:
 
 def owning_path(name: str, package: str) -> str | None:
     """The longest path in the table of owners that is a file, or a folder that it is in."""
+    own = name.startswith(("cloud_function/", "cloud_run_job/"))
+    tasks = name.partition("/")[0] if own else "TASKS"
     matching = (
         path
         for path in owners()
-        if name == (real := path.replace("PACKAGE", package))
+        if name == (real := path.replace("PACKAGE", package).replace("TASKS", tasks))
         or (real.endswith("/") and name.startswith(real))
     )
     return max(matching, key=len, default=None)

@@ -29,8 +29,9 @@ MODULES = sorted(
 ANSWER_SETS = sorted((TEMPLATE / "tests" / "template" / "answers").glob("*.yml"))
 
 FUNCTIONS_AND_JOBS: dict[str, object] = {"runs_on": ["functions", "jobs"]}
+JOBS_ALONE: dict[str, object] = {"runs_on": ["jobs"]}
 ENVIRONMENTS = {".venv", ".mypy_cache"}
-PARTS_WITH_ENVIRONMENTS = {"orchestrator", "cloud_function"}
+PARTS_WITH_ENVIRONMENTS = {"orchestrator", "cloud_function", "cloud_run_job"}
 
 # How to install the programs that some tests need.
 INSTALL = {

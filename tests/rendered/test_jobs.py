@@ -1,4 +1,4 @@
-"""A project with a Cloud Run job runs it on this machine, as processes, and can make its image."""
+"""A project with Cloud Run jobs runs them on this machine, as processes, and can make their image."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ from zipfile import ZipFile
 
 import psutil
 import pytest
-from conftest import FUNCTIONS_AND_JOBS, Render, run
+from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render, Workshop, fail, replace, run
 from dev import Dev, running_dev
 
 # Runs the command of an image, where it is unpacked, as the local cloud does for a job.
@@ -146,3 +146,88 @@ def test_the_image_holds_what_the_job_needs(project: Path, tmp_path: Path) -> No
         *(str(tmp_path), str(python), "job.py"),
         cwd=project / "orchestrator",
     )
+
+
+@pytest.fixture(scope="module")
+def alone(render: Render, workshop: Workshop) -> Path:
+    """A project with jobs, and without functions. It has a second job, `reports`."""
+    alone = workshop(render(JOBS_ALONE))
+    run("uv", "run", "just", "add-job", "reports", cwd=alone)
+    (alone / "reports" / "tasks" / "monthly.py").write_text(MONTHLY)
+    (alone / "reports" / ".env").write_text("API_KEY=sesame\n")
+    definition = alone / "orchestrator" / "src" / "my_data_platform" / "defs" / "monthly"
+    definition.mkdir()
+    (definition / "defs.yaml").write_text(OF_REPORTS)
+    return alone
+
+
+MONTHLY = """\"\"\"A report.\"\"\"
+
+import os
+
+from dagster_pipes import PipesContext
+
+from gcp_pipes.external import Event
+
+
+def run(pipes: PipesContext, event: Event) -> None:
+    \"\"\"Report the secret.\"\"\"
+    pipes.report_asset_materialization(metadata={"secret": os.environ["API_KEY"]})
+"""
+OF_REPORTS = """type: gcp_pipes.components.CloudRunJobAsset
+
+attributes:
+  assets:
+    - key: monthly
+  task: monthly
+  job: my-data-platform-reports
+"""
+
+
+def test_the_demo_of_jobs_alone_materializes_all_assets(
+    alone: Path, mark: Mapping[str, str]
+) -> None:
+    shown = run("uv", "run", "just", "demo", cwd=alone, env={**mark, "COLUMNS": "200"}).stdout
+
+    assert re.findall("^Starting the (?!emulated)(.+?)  ", shown, re.M) == ["Cloud Run job"]
+    assert "jobs/my-data-platform-reports" in shown
+    for asset in ("people", "visits, partition", "monthly"):
+        assert re.search(f"^{asset}", shown, re.M), shown
+
+
+def test_an_asset_is_materialized_by_the_job_that_it_names(alone: Path) -> None:
+    printed = run("uv", "run", "just", "materialize", "monthly", cwd=alone).stdout
+
+    assert "sesame" in printed
+
+
+def test_a_task_of_the_second_job_runs_in_the_terminal(alone: Path) -> None:
+    printed = run("uv", "run", "just", "job=reports", "task", "monthly", cwd=alone).stdout
+
+    assert "sesame" in printed
+    assert "There is no job nope/." in fail(
+        "uv", "run", "just", "job=nope", "task", "monthly", cwd=alone
+    )
+
+
+def test_the_next_run_of_a_job_uses_the_edited_task(alone: Path) -> None:
+    with running_dev(alone) as dev:
+        assert dev.address("Cloud Run job") == "my-data-platform"
+        before = dev.materialize("people")
+        replace(alone / "cloud_run_job" / "tasks" / "people.py", "Writing", "Storing")
+        after = dev.materialize("people")
+
+    assert any(line.startswith("Writing 1000 rows") for line in before)
+    assert any(line.startswith("Storing 1000 rows") for line in after)
+
+
+@pytest.mark.parametrize("settings", ["LAKE_URI=gs://the-real-lake", "JOB_NAME="])
+def test_settings_that_name_no_deployed_job_are_an_error(alone: Path, settings: str) -> None:
+    file = alone / "orchestrator" / ".env"
+    file.write_text(f"{settings}\n")
+    try:
+        printed = fail("uv", "run", "just", "dev", cwd=alone)
+    finally:
+        file.unlink()
+
+    assert "orchestrator/.env does not name the job to call." in printed

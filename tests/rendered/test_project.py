@@ -11,8 +11,17 @@ from conftest import ANSWER_SETS, TEMPLATE, Render, Workshop, run
 
 # Each has something that the others lack: no answers, short names, long names, names of other parts
 # of the project, signs that mean something to shells, YAML, TOML or Markdown, nothing but the
-# project itself, and Cloud Run jobs.
-RUN_WHOLE = ("booleans", "defaults", "jobs", "longest", "lookalikes", "punctuation", "shortest")
+# project itself, Cloud Run jobs, and nothing else than jobs.
+RUN_WHOLE = (
+    "booleans",
+    "defaults",
+    "jobs",
+    "jobs_alone",
+    "longest",
+    "lookalikes",
+    "punctuation",
+    "shortest",
+)
 
 WITH_A_SECOND_FUNCTION = "shortest"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from checks import ANSWERS_FILE, assert_owned, contents, owners, owning_path
-from conftest import FUNCTIONS_AND_JOBS, TEMPLATE, Render
+from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, TEMPLATE, Render
 from jinja2 import Environment
 
 PACKAGE = "my_data_platform"
@@ -22,7 +22,7 @@ def test_every_rendered_file_has_an_owner(project: Path) -> None:
 
 
 def test_every_path_in_the_table_is_rendered(project: Path, render: Render) -> None:
-    others = ({"ci": "gitlab"}, FUNCTIONS_AND_JOBS)
+    others = ({"ci": "gitlab"}, FUNCTIONS_AND_JOBS, JOBS_ALONE)
     names = {*contents(project), *(name for each in others for name in contents(render(each)))}
     used = {owning_path(name, PACKAGE) for name in names}
 
@@ -40,8 +40,12 @@ def test_your_files_are_rendered_once(operation: str) -> None:
     yours = {
         f"/{path.replace('PACKAGE', '*')}" for path, owner in owners().items() if owner == "you"
     }
+    answers = {"_copier_operation": operation, "tasks_folder": "TASKS"}
 
-    assert set(configuration["_skip_if_exists"]) == yours
+    def render(pattern: str) -> str:
+        return Environment().from_string(pattern).render(answers)
+
+    assert set(map(render, configuration["_skip_if_exists"])) == yours
     *_, exclude = configuration["_exclude"]
-    excluded = Environment().from_string(exclude).render(_copier_operation=operation)
+    excluded = render(exclude)
     assert set(excluded.split()) == (yours if operation == "update" else set())

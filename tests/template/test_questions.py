@@ -30,7 +30,8 @@ ACCEPTED = {
     "lake_bucket": ["my-lake", "abc", "a" * 63, "data.example.com", "0_lake"],
     "messages_bucket": ["my-messages", "abd", "b" * 63, "messages.example.com", "1-a_b"],
     "function_name": ["my-function", "f", "f" * 49, "a1-2"],
-    "runs_on": ["[functions]", "[functions, jobs]"],
+    "job_name": ["my-job", "j", "j" * 49, "a1-2"],
+    "runs_on": ["[functions]", "[jobs]", "[functions, jobs]"],
     "iac": ["terraform", "none"],
     "environments": ["prod", "nprod, prod", "dev,test,live", "a" * 12, "e1 , e2"],
     "ci": ["github", "gitlab", "none"],
@@ -98,9 +99,14 @@ REJECTED: dict[str, dict[str, str]] = {
         "my-function-": "do not end with a hyphen",
         "f" * 50: "at most 49",
     },
+    "job_name": {
+        "": "at most 49",
+        "my_job": "hyphens",
+        "j" * 50: "at most 49",
+    },
     "runs_on": {
-        "[]": "Choose functions",
-        "[jobs]": "Choose functions",
+        "[]": "Choose functions, jobs, or both",
+        "[services]": "Invalid choice",
         "[functions, services]": "Invalid choice",
     },
     "iac": {"pulumi": "Invalid choice", "": "Invalid choice", "Terraform ": "Invalid choice"},
@@ -124,6 +130,8 @@ REJECTED: dict[str, dict[str, str]] = {
 
 def answer(folder: Path, **answers: Any) -> None:
     """Answer the questions as `copier copy --data` does, without writing a project."""
+    if "job_name" in answers:  # which is asked only without functions
+        answers["runs_on"] = ["jobs"]
     copier.run_copy(
         str(TEMPLATE), folder, data=answers, defaults=True, vcs_ref="HEAD", pretend=True, quiet=True
     )
@@ -222,7 +230,8 @@ def package_names(names: Iterable[str]) -> set[str]:
 
 
 def test_there_are_at_most_twelve_questions_and_all_have_defaults() -> None:
-    assert len(questions()) <= 12
+    either = {"function_name", "job_name"}  # is asked
+    assert len(questions().keys() - either) <= 11
     assert all("default" in question for question in questions().values())
 
 
@@ -242,7 +251,16 @@ def test_names_of_imported_packages_are_rejected(
         str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) if not node.level
     }
     # In other environments than the orchestrator's.
-    elsewhere = {"deployment", "hcl2", "lake", "lark", "settings", "tasks", "werkzeug"}
+    elsewhere = {
+        "deployment",
+        "function_settings",
+        "hcl2",
+        "lake",
+        "lark",
+        "settings",
+        "tasks",
+        "werkzeug",
+    }
 
     imported = package_names(name.partition(".")[0] for name in names)
     assert {"dagster", "gcp_pipes", "polars"} <= imported
@@ -259,7 +277,8 @@ def test_copying_needs_no_trust_and_prints_the_next_command(tmp_path: Path) -> N
 
     assert f'cd "{destination}"\n    uv run just demo' in copied.stdout
     answers = yaml.safe_load((destination / ".copier-answers.yml").read_text())
-    assert {name for name in answers if not name.startswith("_")} == questions().keys()
+    asked = questions().keys() - {"job_name"}
+    assert {name for name in answers if not name.startswith("_")} == asked
 
 
 def test_a_relative_path_of_the_template_becomes_absolute(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from local_cloud.instance import (
     publish,
     usual_ports,
 )
+from local_cloud.names import KIND
 from local_cloud.processes import (
     ProcessError,
     interrupted_once,
@@ -161,12 +162,12 @@ def read_settings() -> dict[str, str]:
     """
     file = {name: value or "" for name, value in dotenv_values(ORCHESTRATOR / ".env").items()}
     settings = {**os.environ, **file}
-    called, variable = next(iter(CALLED.items()))
+    variable = next(iter(CALLED.values()))
     deployed = [name for name in file if name.startswith(variable) or name == "LAKE_URI"]
     if not _is_deployed(settings) and deployed:
         raise SettingsError(
-            f"orchestrator/.env does not set {variable}. To call a deployed {called.lower()}, set "
-            f"it there. To use the local cloud, remove {' and '.join(deployed)}."
+            f"orchestrator/.env does not name the {KIND} to call. To call a deployed {KIND}, set "
+            f"{variable} there. To use the local cloud, remove {' and '.join(deployed)}."
         )
     return settings
 

@@ -1,0 +1,48 @@
+"""What runs no tasks leaves no trace in a project."""
+
+import re
+
+import pytest
+from checks import contents
+from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render
+
+FUNCTIONS = re.compile("function|gcf", re.IGNORECASE)
+JOBS = re.compile(r"cloud.?run.?job|job_(client|settings|name)|jobs\.|\bjob\.py|Dockerfile", re.IGNORECASE)
+
+DELIVERIES: list[dict[str, object]] = [
+    {},
+    {"ci": "gitlab", "editor": "none"},
+    {"iac": "none", "ci": "none"},
+]
+
+
+def traces(pattern: re.Pattern[str], files: dict[str, str]) -> list[str]:
+    """The places where a pattern occurs, but for the package, which is the same for all."""
+    return [
+        f"{name}: {line}"
+        for name, text in files.items()
+        if not name.startswith("packages/")
+        for line in (name, *text.splitlines())
+        if pattern.search(line)
+    ]
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_jobs_alone_leave_no_trace_of_functions(
+    delivery: dict[str, object], render: Render
+) -> None:
+    assert traces(FUNCTIONS, contents(render({**JOBS_ALONE, **delivery}))) == []
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_functions_alone_leave_no_trace_of_jobs(
+    delivery: dict[str, object], render: Render
+) -> None:
+    assert traces(JOBS, contents(render(delivery))) == []
+
+
+def test_the_traces_of_both_are_found(render: Render) -> None:
+    files = contents(render(FUNCTIONS_AND_JOBS))
+
+    assert len(traces(FUNCTIONS, files)) > 100
+    assert len(traces(JOBS, files)) > 100
