@@ -24,7 +24,10 @@ from pytest_copie.plugin import Copie
 TEMPLATE = Path(__file__).resolve().parent.parent
 # The Python that is rendered, but for its tests.
 MODULES = sorted(
-    path for path in (TEMPLATE / "template").rglob("*.py") if "tests" not in path.parts
+    path
+    for pattern in ("*.py", "*.py.jinja")
+    for path in (TEMPLATE / "template").rglob(pattern)
+    if "tests" not in path.parts
 )
 ANSWER_SETS = sorted((TEMPLATE / "tests" / "template" / "answers").glob("*.yml"))
 
@@ -62,6 +65,14 @@ def questions(template: Path = TEMPLATE) -> dict[str, dict[str, Any]]:
         for name, question in configuration.items()
         if not name.startswith("_") and question.get("when") is not False
     }
+
+
+def source(module: Path) -> str:
+    """The text of a module of the template. One with Jinja has what it has for any answers."""
+    text = module.read_text()
+    if module.suffix == ".jinja":
+        text = re.sub("{{.+?}}", "answer", re.sub("{%.+?%}", "", text))
+    return text
 
 
 @pytest.fixture(scope="session")

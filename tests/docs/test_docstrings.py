@@ -7,21 +7,21 @@ from pathlib import Path
 
 import griffe
 import pytest
-from conftest import MODULES, TEMPLATE
+from conftest import MODULES, TEMPLATE, source
 
 GCP_PIPES = "/packages/gcp-pipes/src/"
 EXPORTED = {
     name
     for path in MODULES
     if path.name == "__init__.py" and path.parent.parent.name == "gcp_pipes"
-    for name in griffe.visit(path.parent.name, filepath=path, code=path.read_text()).exports or ()
+    for name in griffe.visit(path.parent.name, filepath=path, code=source(path)).exports or ()
 }
 """What the subpackages of `gcp_pipes` export: the rest has docstrings for its readers."""
 
 
 def read(path: Path) -> griffe.Module:
     """A module, as it is written."""
-    module = griffe.visit(path.stem, filepath=path, code=path.read_text())
+    module = griffe.visit(path.name.partition(".")[0], filepath=path, code=source(path))
     for part in public(module):
         if part.docstring is not None:
             part.docstring.parser = griffe.Parser.google
@@ -70,7 +70,7 @@ def raised(part: griffe.Object) -> set[str]:
         return set()
     assert isinstance(part.filepath, Path)
     assert part.lineno is not None
-    lines = part.filepath.read_text().splitlines()[part.lineno - 1 : part.endlineno]
+    lines = source(part.filepath).splitlines()[part.lineno - 1 : part.endlineno]
     names = {
         ast.unparse(node.exc.func).rpartition(".")[2]
         for node in ast.walk(ast.parse(textwrap.dedent("\n".join(lines))))

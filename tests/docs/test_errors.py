@@ -5,7 +5,7 @@ import builtins
 import re
 from collections.abc import Iterator
 
-from conftest import MODULES, TEMPLATE
+from conftest import MODULES, TEMPLATE, source
 
 PAGE = TEMPLATE / "docs" / "reference" / "errors.md"
 
@@ -36,7 +36,7 @@ def messages() -> set[str]:
     """The first sentence of each error in the code."""
     found: set[str] = set()
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(source(path))):
             found.update(told(node))
     return {text for text in found if len(text.replace(VALUE, "").split()) >= 2} - NO_ERRORS
 
@@ -98,7 +98,7 @@ def error_classes() -> set[str]:
     return {
         node.name
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(source(path)))
         if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and node.name[0] != "_"
     }
 

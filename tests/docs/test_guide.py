@@ -8,7 +8,7 @@ from typing import Any
 
 import reference
 import yaml
-from conftest import TEMPLATE
+from conftest import TEMPLATE, source
 from pictures import PICTURES, SCENES
 
 DOCS = TEMPLATE / "docs"
@@ -41,7 +41,7 @@ def first_cells(page: str, heading: str = "") -> set[str]:
 
 def texts(*sources: Path) -> set[str]:
     """All the texts that stand in Python sources."""
-    nodes = (node for path in sources for node in ast.walk(ast.parse(path.read_text())))
+    nodes = (node for path in sources for node in ast.walk(ast.parse(source(path))))
     return {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
 
 
@@ -82,7 +82,7 @@ def test_the_diagram_is_drawn_from_its_source() -> None:
 
 def test_the_page_lists_the_settings_that_the_code_reads() -> None:
     variable = re.compile("[A-Z]+(_[A-Z]+)+")
-    files = ("settings.py", "job_settings.py", "defs/alerts.py")
+    files = ("settings.py.jinja", "job_settings.py", "defs/alerts.py")
     of_dagster = set(filter(variable.fullmatch, texts(*(ORCHESTRATOR / file for file in files))))
     external = GCP_PIPES / "external"
     sources = [

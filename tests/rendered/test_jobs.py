@@ -1,4 +1,4 @@
-"""A project with Cloud Run jobs runs them on this machine, as processes, and can make their image."""
+"""A project with Cloud Run jobs runs them on this machine, and can make their image."""
 
 import re
 import shutil

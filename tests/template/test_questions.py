@@ -12,7 +12,7 @@ from typing import Any
 import copier
 import pytest
 import yaml
-from conftest import MODULES, TEMPLATE, questions, run
+from conftest import MODULES, TEMPLATE, questions, run, source
 from jinja2 import Environment, FileSystemLoader
 
 ACCEPTED = {
@@ -244,7 +244,7 @@ def test_names_of_python_modules_are_rejected(taken_package_names: set[str]) -> 
 def test_names_of_imported_packages_are_rejected(
     taken_package_names: set[str],
 ) -> None:
-    modules = [ast.parse(path.read_text()) for path in MODULES]
+    modules = [ast.parse(source(path)) for path in MODULES]
     nodes = [node for module in modules for node in ast.walk(module)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {

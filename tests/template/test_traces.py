@@ -7,7 +7,9 @@ from checks import contents
 from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render
 
 FUNCTIONS = re.compile("function|gcf", re.IGNORECASE)
-JOBS = re.compile(r"cloud.?run.?job|job_(client|settings|name)|jobs\.|\bjob\.py|Dockerfile", re.IGNORECASE)
+JOBS = re.compile(
+    r"(?i:cloud.?run.?job|job_(client|settings))|JOB_NAME|job_name +=|jobs\.|\bjob\.(py|tf)|Dockerfile"
+)
 
 DELIVERIES: list[dict[str, object]] = [
     {},

@@ -33,7 +33,11 @@ class DevFunctions(DevTarget):
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the ports of the function and of its debugger, and `--debug`."""
+        """Add the ports of the function and of its debugger, and `--debug`.
+
+        Args:
+            parser: The parser of the command line.
+        """
         parser.add_argument("--function-port", type=int, help="the port of the function")
         parser.add_argument(
             "--debug", action="store_true", help="let a debugger attach to the function at any time"
@@ -53,7 +57,11 @@ class DevFunctions(DevTarget):
         return addresses
 
     def follow_edits(self, paths: Sequence[Path]) -> None:
-        """Restart each function that was edited, or has ended."""
+        """Restart each function that was edited, or has ended.
+
+        Args:
+            paths: The files that were edited.
+        """
         for function in self._functions:
             if is_any_in(paths, (function.folder, GCP_PIPES)):
                 function.reload()

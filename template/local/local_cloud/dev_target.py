@@ -22,7 +22,11 @@ class DevTarget:
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        """Add its options to those of `just dev`."""
+        """Add its options to those of `just dev`.
+
+        Args:
+            parser: The parser of the command line.
+        """
 
     @property
     def addresses(self) -> Mapping[str, str]:
