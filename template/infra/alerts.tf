@@ -1,5 +1,11 @@
 # Alert policies for each function, if `notification_channels` names a channel.
 
+variable "notification_channels" {
+  description = "Channels of Cloud Monitoring to notify if a function responds with errors, logs errors, or has no instance left: projects/.../notificationChannels/ID. Without a channel there are no alert policies."
+  type        = list(string)
+  default     = []
+}
+
 locals {
   watched = length(var.notification_channels) > 0 ? local.functions : {}
 

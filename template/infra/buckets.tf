@@ -3,13 +3,9 @@
 locals {
   location  = var.dual_region == null ? var.region : var.dual_region.location
   placement = var.dual_region == null ? [] : [[upper(var.region), upper(var.dual_region.second_region)]]
-
-  builds_bucket = "gcf-v2-sources-${data.google_project.project.number}-${var.region}"
 }
 
-data "google_project" "project" {}
-
-# The function's messages to Dagster, one object for each chunk.
+# The tasks' messages to Dagster, one object for each chunk.
 resource "google_storage_bucket" "messages" {
   #checkov:skip=CKV_GCP_62:Access logs would be larger than the messages.
   #checkov:skip=CKV_GCP_78:Objects are written once and never overwritten.
@@ -79,53 +75,15 @@ resource "google_storage_bucket" "lake" {
   depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agents_use_key]
 }
 
-# The functions' source code: the bundles, one object for each version, named after its hash.
+# The tasks' source code: the bundles, one object for each version, named after its hash.
 resource "google_storage_bucket" "sources" {
-  #checkov:skip=CKV_GCP_62:The function's audit log has all deployments.
+  #checkov:skip=CKV_GCP_62:The audit log has all deployments.
   #checkov:skip=CKV_GCP_78:Objects are named after their content and never overwritten.
   name                        = var.sources_bucket
   location                    = var.region
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
   force_destroy               = true # the bundles can be rebuilt from the repository
-
-  dynamic "encryption" {
-    for_each = var.kms_key[*]
-    content {
-      default_kms_key_name = encryption.value
-    }
-  }
-
-  depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agents_use_key]
-}
-
-# Google copies the source code to a bucket of this name and builds the function from it. Google
-# would create the bucket at the first deployment in a project, but would not let the build account
-# read it. Terraform creates the bucket first, in order to grant that role. All functions of the
-# project in this region share the bucket, so it is not deleted unless it is empty.
-resource "google_storage_bucket" "builds" {
-  #checkov:skip=CKV_GCP_62:Only Google writes to it, and only the build account reads it.
-  count = var.create_builds_bucket ? 1 : 0
-
-  name                        = local.builds_bucket
-  location                    = var.region
-  uniform_bucket_level_access = true
-  public_access_prevention    = "enforced"
-  force_destroy               = false
-
-  versioning {
-    enabled = true
-  }
-
-  lifecycle_rule {
-    action {
-      type = "Delete"
-    }
-    condition {
-      num_newer_versions = 3
-      with_state         = "ARCHIVED"
-    }
-  }
 
   dynamic "encryption" {
     for_each = var.kms_key[*]

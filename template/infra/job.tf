@@ -2,7 +2,7 @@
 # them with an image of Google's that does nothing; `just deploy-job` builds theirs from the bundle.
 
 variable "job_name" {
-  description = "Name of the job in cloud_function/. The names of further jobs start with it."
+  description = "Name of the first job: that of the folder `first_folder` in main.tf. The names of further jobs start with it."
   type        = string
 
   validation {
@@ -12,7 +12,7 @@ variable "job_name" {
 }
 
 variable "job_timeout" {
-  description = "For how long a task may run, in seconds. Dagster sets it for each execution: that of cloud_function, unless the asset has its own. A task with a GPU may run for an hour, so 3570 seconds."
+  description = "For how long a task may run, in seconds. Dagster sets it for each execution: that of the first job, unless the asset has its own. A task with a GPU may run for an hour, so 3570 seconds."
   type        = number
   default     = 86400
 
@@ -91,7 +91,7 @@ locals {
   # The names in Google Cloud, by folder.
   job_names = {
     for folder in local.job_folders :
-    folder => folder == "cloud_function" ? var.job_name : "${var.job_name}-${replace(folder, "_", "-")}"
+    folder => folder == local.first_folder ? var.job_name : "${var.job_name}-${replace(folder, "_", "-")}"
   }
 
   # The variable of an environment for one job, or that for all of them.
@@ -200,7 +200,8 @@ resource "google_cloud_run_v2_job" "job" {
   depends_on = [time_sleep.job_grants]
 }
 
-# As `time_sleep.grants` for functions: new roles take a minute or more to become effective.
+# New accounts and roles take a minute or more to become effective everywhere, and a build or an
+# execution that starts earlier fails. Terraform waits when it creates them, and not later.
 resource "time_sleep" "job_grants" {
   create_duration = "90s"
 
@@ -211,6 +212,7 @@ resource "time_sleep" "job_grants" {
 
   depends_on = [
     google_artifact_registry_repository_iam_member.build_writes_images,
+    google_project_iam_member.build_writes_logs,
     google_project_service.api,
     google_secret_manager_secret_iam_member.job_reads_secret,
     google_storage_bucket_iam_member.build_reads_bundles,
@@ -223,7 +225,7 @@ resource "time_sleep" "job_grants" {
 resource "google_service_account" "job" {
   for_each = local.jobs
 
-  account_id   = each.key == "cloud_function" ? "${local.account_prefix}-job" : "${trimsuffix(substr(each.value.name, 0, 19), "-")}-job-${substr(sha1(each.value.name), 0, 6)}"
+  account_id   = each.key == local.first_folder ? "${local.account_prefix}-job" : "${trimsuffix(substr(each.value.name, 0, 19), "-")}-job-${substr(sha1(each.value.name), 0, 6)}"
   display_name = "Runs the Cloud Run job ${each.value.name}"
 
   depends_on = [google_project_service.api]
