@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FUNCTIONS_AND_JOBS, Render, initialize, replace, run
+from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render, initialize, replace, run
 
 # The answers that change the Terraform files. Environments only matter by their number.
 COMBINATIONS: dict[str, dict[str, Any]] = {
@@ -17,6 +17,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "none": {"ci": "none", "environments": "solo"},
     "github, with jobs": FUNCTIONS_AND_JOBS,
     "none, with jobs": {"ci": "none", "environments": "solo", **FUNCTIONS_AND_JOBS},
+    "gitlab, jobs alone": {"ci": "gitlab", **JOBS_ALONE},
 }
 
 # Gives each binding known values.
@@ -28,13 +29,9 @@ variables {
   lake_bucket     = "the-lake"
   messages_bucket = "the-messages"
   sources_bucket  = "the-sources"
-  function_name   = "the-function"
 
   orchestrator_users = ["user:name@example.com"]
-  functions = {
-    cloud_function = { secrets = ["NAME"] }
-    MORE_FUNCTIONS
-  }
+  FUNCTIONS
   JOBS
   FEDERATION
 }
@@ -59,7 +56,13 @@ override_resource {{
   values = {{ name = "the-account-{name}", member = "serviceAccount:{name}" }}
 }}
 """
-JOBS = 'job_name = "the-job"\n  jobs = { cloud_function = { secrets = ["NAME"] } }'
+FUNCTIONS = """function_name = "the-function"
+  functions = {
+    cloud_function = { secrets = ["NAME"] }
+    MORE_FUNCTIONS
+  }
+"""
+JOBS = 'job_name = "the-job"\n  jobs = { FOLDER = { secrets = ["NAME"] } }'
 FEDERATION = 'git_repository = { id = "1", owner_id = "2" }'
 RESOURCES = {
     "the-lake": "bucket `lake`",
@@ -98,10 +101,10 @@ def ci(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def project(ci: str, render: Render) -> Path:
-    """A project with Terraform's providers and the function's bundle."""
+    """A project with Terraform's providers and the bundle."""
     project = render(COMBINATIONS[ci])
     initialize(project / "infra")
-    run("uv", "lock", cwd=project / "cloud_function")
+    run("uv", "lock", cwd=project / first_folder(project / "infra"))
     run("uv", "run", "just", "bundle", cwd=project)
     return project
 
@@ -122,9 +125,11 @@ def apply(infra: Path, ci: str, environment: str, functions: str = "") -> Iterat
     folder.mkdir(exist_ok=True)
     (folder / "plan.tftest.hcl").write_text(
         PLAN.replace("FEDERATION", "" if ci.startswith("none") else FEDERATION)
+        .replace("FUNCTIONS", FUNCTIONS if (infra / "function.tf").exists() else "", 1)
         .replace("JOBS", JOBS if (infra / "job.tf").exists() else "")
         .replace("MORE_FUNCTIONS", functions)
         .replace("OVERRIDES", "".join(map(known_account, accounts)))
+        .replace("FOLDER", first_folder(infra))
     )
     printed = run(
         *("terraform", "test", "-json", "-verbose", "-test-directory=planned"),
@@ -136,9 +141,14 @@ def apply(infra: Path, ci: str, environment: str, functions: str = "") -> Iterat
     yield from state["root_module"]["resources"]
 
 
+def first_folder(infra: Path) -> str:
+    """The folder with the tasks that the template rendered."""
+    return "cloud_function" if (infra / "function.tf").exists() else "cloud_run_job"
+
+
 def known_account(name: str) -> str:
     """Gives an account known values."""
-    target = f'{name}["cloud_function"]' if name in ("function", "job") else name
+    target = f'{name}["FOLDER"]' if name in ("function", "job") else name
     return ACCOUNT.format(name=name, target=target)
 
 
@@ -289,7 +299,7 @@ def test_a_binding_on_the_project_is_found(github_infra: Path) -> None:
 
 def test_a_binding_that_is_not_documented_is_found(github_infra: Path) -> None:
     replace(
-        github_infra / "iam.tf",
+        github_infra / "function.tf",
         '"roles/storage.objectCreator" # can neither read nor overwrite messages',
         '"roles/storage.objectAdmin"',
     )

@@ -8,7 +8,7 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -212,9 +212,10 @@ def ticks(dev: Dev) -> int:
 
 def daemon(dev: Dev) -> psutil.Process:
     """The process of Dagster that evaluates the sensors."""
-    [process] = [
-        each
-        for each in psutil.Process(dev.process.pid).children(recursive=True)
-        if "dagster._daemon" in each.cmdline() and "run" in each.cmdline()
-    ]
-    return process
+    found = []
+    for process in psutil.Process(dev.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            if "dagster._daemon" in process.cmdline() and "run" in process.cmdline():
+                found.append(process)
+    [daemon] = found
+    return daemon
