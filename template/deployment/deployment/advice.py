@@ -10,7 +10,7 @@ def explained(error: GoogleError, what: str, environment: Environment) -> Deploy
 
     Args:
         error: The error of the request.
-        what: What is deployed, such as `function`.
+        what: What is deployed: the kind of its target.
         environment: The environment that is deployed to.
     """
     reason = str(error) if str(error).endswith((".", "?")) else f"{error}."

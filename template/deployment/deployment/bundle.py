@@ -1,7 +1,7 @@
-"""Builds the bundle of each function, such as build/cloud_function.zip: `just bundle`.
+"""Builds the bundle of each folder with tasks, a zip file in build/: `just bundle`.
 
-The bundle contains the function's folder, the package gcp_pipes, and a requirements.txt with the
-locked version and the hashes of each dependency. The same sources result in the same bytes on every
+The bundle contains the folder, the package gcp_pipes, and a requirements.txt with the locked
+version and the hashes of each dependency. The same sources result in the same bytes on every
 machine, so its hash shows whether a deployment changes anything.
 """
 
@@ -11,27 +11,29 @@ import sys
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile, ZipInfo
 
+from deployment.answers import ENTRY_POINT
 from deployment.errors import DeploymentError
-from deployment.project import PROJECT, UV, function_folders
+from deployment.project import PROJECT, UV, task_folders
 
 _PACKAGE = PROJECT / "packages" / "gcp-pipes" / "src"
 _BUNDLES = PROJECT / "build"
 _REQUIREMENTS = "requirements.txt"
-_VERSION = "version.txt"  # main.py logs it
+_VERSION = "version.txt"  # differs between any two bundles
 
-# Not needed to run the function, as all files whose names start with a dot.
+# Not needed to run the tasks, as all files whose names start with a dot.
 _DEVELOPMENT = {"tests", "pyproject.toml", "uv.lock", "__pycache__"}
 _ONLY_FOR_DAGSTER = {"orchestrator", "components"}  # in gcp_pipes
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The zip file with a function's sources and requirements.
+    """The zip file with the sources and requirements of a folder with tasks.
 
     Attributes:
-        folder: The folder of the function.
+        folder: The folder.
         path: The zip file.
         sha256: The hash of the file, in hexadecimal.
     """
@@ -47,7 +49,7 @@ class Bundle:
 
 
 def main() -> int:
-    """Build the bundle of each function, and print its path and hash.
+    """Build the bundle of each folder with tasks, and print its path and hash.
 
     Returns:
         The exit status: 0, or 1 after an error.
@@ -63,31 +65,31 @@ def main() -> int:
 
 
 def make_bundles() -> list[Bundle]:
-    """Build the bundle of each function, and delete those of former functions.
+    """Build the bundle of each folder with tasks, and delete those of former folders.
 
     Raises:
-        DeploymentError: The sources or the lock file of a function cannot be deployed.
+        DeploymentError: The sources or the lock file of a folder cannot be deployed.
     """
-    bundles = [make_bundle(folder) for folder in function_folders()]
+    bundles = [make_bundle(folder) for folder in task_folders()]
     for former in set(_BUNDLES.glob("*.zip")) - {bundle.path for bundle in bundles}:
         former.unlink()
     return bundles
 
 
 def make_bundle(folder: Path) -> Bundle:
-    """Build the bundle of a function.
+    """Build the bundle of a folder with tasks.
 
     Args:
-        folder: The folder of the function.
+        folder: The folder.
 
     Raises:
-        DeploymentError: The function's sources or its lock file cannot be deployed.
+        DeploymentError: Its sources or its lock file cannot be deployed.
     """
     files = {path.relative_to(folder).as_posix(): path for path in _source_files(folder)}
     for path in _source_files(_PACKAGE, _DEVELOPMENT | _ONLY_FOR_DAGSTER):
         files[path.relative_to(_PACKAGE).as_posix()] = path
-    if "main.py" not in files:
-        raise DeploymentError(f"{folder.name}/main.py, the function's entry point, is missing.")
+    if ENTRY_POINT not in files:
+        raise DeploymentError(f"{folder.name}/{ENTRY_POINT}, the entry point, is missing.")
     if _REQUIREMENTS in files:
         raise DeploymentError(
             f"{folder.name}/{_REQUIREMENTS} conflicts with the one that is generated from "
@@ -95,7 +97,7 @@ def make_bundle(folder: Path) -> Bundle:
         )
     contents = {name: path.read_bytes() for name, path in files.items()}
     contents[_REQUIREMENTS] = _export_requirements(folder)
-    contents[_VERSION] = _version({folder.name: b"", **contents})  # no two functions share one
+    contents[_VERSION] = _version({folder.name: b"", **contents})
 
     _BUNDLES.mkdir(exist_ok=True)
     bundle = _BUNDLES / f"{folder.name}.zip"
@@ -103,6 +105,16 @@ def make_bundle(folder: Path) -> Bundle:
         for name, content in sorted(contents.items()):
             archive.writestr(_zip_entry(name), content)
     return Bundle(folder, bundle, hashlib.sha256(bundle.read_bytes()).hexdigest())
+
+
+def deployed_bundle(resource: dict[str, Any]) -> str | None:
+    """The label of the bundle that is deployed; None if there is none.
+
+    Args:
+        resource: What runs the bundle, as its API describes it.
+    """
+    deployed: str | None = resource.get("labels", {}).get("bundle")
+    return deployed
 
 
 def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[Path]:
@@ -122,7 +134,7 @@ def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[P
 
 
 def _export_requirements(folder: Path) -> bytes:
-    """The function's packages, with their locked versions and hashes."""
+    """The packages that a folder needs, with their locked versions and hashes."""
     lock = f"Run `uv lock --directory {folder.name}`, and commit the file."
     if not (folder / "uv.lock").exists():
         raise DeploymentError(f"{folder.name}/uv.lock is missing. {lock}")

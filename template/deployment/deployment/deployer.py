@@ -13,27 +13,20 @@ from deployment.bundle import Bundle, make_bundle
 from deployment.environments import Environment, find_environment
 from deployment.errors import DeploymentError
 from deployment.google import SCOPES, GoogleApi, find_credentials
-from deployment.project import name_in_cloud
+from deployment.target import Target
 from google.auth import identity_pool
 from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 
 
-def deploy_code(
-    kind: str,
-    folders: Sequence[Path],
-    update: Callable[[GoogleApi, Environment, Bundle], bool],
-    verb: str,
-) -> int:
+def deploy_code(target: Target, update: Callable[[GoogleApi, Environment, Bundle], bool]) -> int:
     """Deploy code to the environment on the command line.
 
     With the name of a folder after it, only that of this folder is deployed.
 
     Args:
-        kind: What runs the code, such as `function`.
-        folders: The folders with the code.
-        update: Updates what runs the code of a bundle; returns whether that was necessary.
-        verb: What it then does with the bundle, such as `serves`.
+        target: What runs the code.
+        update: Updates the resource that runs a bundle; returns whether that was necessary.
 
     Returns:
         The exit status: 0, also if CI may not deploy to the environment yet; 1 for a failure; 130
@@ -41,7 +34,7 @@ def deploy_code(
     """
     try:
         environment = find_environment(sys.argv[1])
-        chosen = _chosen(kind, folders, sys.argv[2:])
+        chosen = _chosen(target, sys.argv[2:])
         if os.environ.get("CI") and not environment.is_federated:
             print(
                 f"Skipped: CI cannot deploy to {environment.name}, because git_repository is not "
@@ -52,8 +45,8 @@ def deploy_code(
         with closing(GoogleApi(deployer_credentials())) as api:
             for bundle in bundles:
                 is_new = update(api, environment, bundle)
-                name = name_in_cloud(bundle.folder, environment[f"{kind}_name"])
-                now = verb if is_new else f"already {verb}"
+                name = target.name(environment, bundle.folder)
+                now = target.verb if is_new else f"already {target.verb}"
                 print(f"{name} in {environment.name} {now} {bundle.sha256}", flush=True)
     except (DeploymentError, GoogleAuthError) as error:
         print(f"Not deployed: {error}", file=sys.stderr)
@@ -64,14 +57,15 @@ def deploy_code(
     return 0
 
 
-def _chosen(kind: str, folders: Sequence[Path], names: Sequence[str]) -> Sequence[Path]:
+def _chosen(target: Target, names: Sequence[str]) -> list[Path]:
     """The folder that is named, or all."""
+    folders = target.find_folders()
     if not names:
         return folders
     known = {folder.name: folder for folder in folders}
     if names[0] not in known:
         raise DeploymentError(
-            f"There is no {kind} {names[0]!r}. The {kind}s are: {', '.join(known)}."
+            f"There is no {target.kind} {names[0]!r}. The {target.kind}s are: {', '.join(known)}."
         )
     return [known[names[0]]]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import hcl2
+from deployment.answers import NAME_VARIABLE
 from deployment.errors import DeploymentError
 from deployment.project import PROJECT
 from lark import UnexpectedInput
@@ -47,12 +48,12 @@ class Environment:
         return bool(self.variables.get("git_repository"))
 
     def account(self, role: str) -> str:
-        """The e-mail address of a service account, as infra/iam.tf names it.
+        """The e-mail address of a service account, as infra/ names it.
 
         Args:
             role: What it is for, such as `orchestrator`.
         """
-        prefix = self["function_name"][:17].removesuffix("-")
+        prefix = self[NAME_VARIABLE][:17].removesuffix("-")
         return f"{prefix}-{role}@{self['project_id']}.iam.gserviceaccount.com"
 
     def __getitem__(self, variable: str) -> str:

@@ -8,8 +8,8 @@ back.
 import sys
 
 from deployment.deployer import deploy_code
-from deployment.project import function_folders
+from deployment.function_target import FUNCTIONS
 from deployment.update import update_function
 
 if __name__ == "__main__":
-    sys.exit(deploy_code("function", function_folders(), update_function, "serves"))
+    sys.exit(deploy_code(FUNCTIONS, update_function))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deployment.answers import NAME_VARIABLE
 from deployment.bundle import Bundle
 from deployment.environments import Environment
 from deployment.errors import DeploymentError
@@ -28,14 +29,14 @@ class Image:
 
     @classmethod
     def of(cls, environment: Environment, bundle: Bundle) -> "Image":
-        """The image of a bundle, in the repository that infra/function.tf creates.
+        """The image of a bundle, in the repository of images that infra/ creates.
 
         Args:
             environment: The environment.
             bundle: The bundle.
         """
         host = f"{environment['region']}-docker.pkg.dev"
-        repository = f"{environment['project_id']}/{environment['function_name']}"
+        repository = f"{environment['project_id']}/{environment[NAME_VARIABLE]}"
         return cls(f"{host}/{repository}/{bundle.folder.name}-job", bundle.sha256)
 
 

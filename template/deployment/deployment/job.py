@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployment.advice import explained
-from deployment.bundle import Bundle
+from deployment.bundle import Bundle, deployed_bundle
 from deployment.deployer import deploy_code
 from deployment.environments import Environment
 from deployment.errors import DeploymentError
 from deployment.google import GoogleApi, GoogleError
 from deployment.image import Image, build_image
-from deployment.project import function_folders, name_in_cloud
+from deployment.job_target import JOBS
+from deployment.project import TASKS
 from deployment.sources import upload_bundle
-from deployment.update import deployed_bundle
-
-_API = "https://run.googleapis.com/v2"
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,16 @@ def update_job(
     try:
         return _update(api, environment, bundle, waits)
     except GoogleError as error:
-        raise explained(error, "job", environment) from error
+        raise explained(error, JOBS.kind, environment) from error
 
 
 def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Waits) -> bool:
     if not (bundle.folder / "Dockerfile").exists():
         raise DeploymentError(
             f"{bundle.folder.name}/Dockerfile, from which the job's image is built, is missing. "
-            "The template has one, in cloud_function/."
+            f"The template has one, in {TASKS.name}/."
         )
-    url = job_url(environment, bundle)
+    url = JOBS.url(environment, bundle.folder)
     job = api.request("GET", url)
     before = deployed_bundle(job)
     if before == bundle.label and _is_ready(job):
@@ -88,18 +86,6 @@ def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Wai
     _replace(api, url, job)
     _wait(api, url, bundle, before, waits)
     return True
-
-
-def job_url(environment: Environment, bundle: Bundle) -> str:
-    """The URL of a job in the Cloud Run Admin API.
-
-    Args:
-        environment: The environment of the job.
-        bundle: The bundle that it runs.
-    """
-    project, region = environment["project_id"], environment["region"]
-    name = name_in_cloud(bundle.folder, environment["job_name"])
-    return f"{_API}/projects/{project}/locations/{region}/jobs/{name}"
 
 
 def _is_ready(job: dict[str, Any]) -> bool:
@@ -151,5 +137,4 @@ def _wait(api: GoogleApi, url: str, bundle: Bundle, before: str | None, waits: W
 
 
 if __name__ == "__main__":
-    jobs = [folder for folder in function_folders() if (folder / "job.py").exists()]
-    sys.exit(deploy_code("job", jobs, update_job, "runs"))
+    sys.exit(deploy_code(JOBS, update_job))

@@ -3,25 +3,17 @@
 import os
 from pathlib import Path
 
+from deployment.answers import TASKS_FOLDER
+
 PROJECT = Path(__file__).resolve().parents[2]
 ORCHESTRATOR = PROJECT / "orchestrator"
-CLOUD_FUNCTION = PROJECT / "cloud_function"
+TASKS = PROJECT / TASKS_FOLDER
 
 
-def function_folders() -> list[Path]:
-    """The folders of the functions: those with tasks, `cloud_function/` first."""
+def task_folders() -> list[Path]:
+    """The folders with tasks, `TASKS` first."""
     folders = sorted(path.parents[1] for path in PROJECT.glob("*/tasks/__init__.py"))
-    return sorted(folders, key=lambda folder: folder != CLOUD_FUNCTION)
-
-
-def url_variable(folder: Path) -> str:
-    """The environment variable of Dagster with the URL of a function.
-
-    Args:
-        folder: The folder of the function.
-    """
-    name = folder.name.upper().replace("-", "_")
-    return "FUNCTION_URL" if folder == CLOUD_FUNCTION else f"FUNCTION_URL_{name}"
+    return sorted(folders, key=lambda folder: folder != TASKS)
 
 
 def name_in_cloud(folder: Path, first: str) -> str:
@@ -29,9 +21,9 @@ def name_in_cloud(folder: Path, first: str) -> str:
 
     Args:
         folder: The folder.
-        first: The name of what runs the tasks in `cloud_function/`. The others' start with it.
+        first: The name of what runs those in `TASKS`. The others' start with it.
     """
-    if folder == CLOUD_FUNCTION:
+    if folder == TASKS:
         return first
     return f"{first}-{folder.name.replace('_', '-')}"
 

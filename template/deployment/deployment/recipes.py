@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import product
 
 from deployment import doctor, services, terraform
-from deployment.bundle import Bundle, make_bundles
+from deployment.bundle import Bundle, deployed_bundle, make_bundles
 from deployment.environments import Environment, find_environment
 from deployment.errors import DeploymentError
 from deployment.google import (
@@ -24,7 +25,7 @@ from deployment.google import (
     find_project,
 )
 from deployment.settings import expected_settings, write_settings
-from deployment.update import deployed_bundle, function_url
+from deployment.targets import TARGETS
 
 
 def main() -> int:
@@ -126,29 +127,31 @@ def transient_error(errors: str, *, has_new_grants: bool) -> str | None:
         The rest of a sentence that starts with "because".
     """
     text = " ".join(errors.replace("│", " ").split())  # Terraform breaks its lines
-    if "Unable to retrieve the repository metadata" in text:
-        return "Cloud Functions may not use the repository of images yet"
-    if re.search(r"Access to bucket gcf-v2-sources-\S+ denied", text):
-        return "the build account may not read the sources yet"
+    for target in TARGETS:
+        for pattern, reason in target.transient_errors.items():
+            if re.search(pattern, text):
+                return reason
     if has_new_grants and re.search(r"\bError 403\b", text):
         return "Google rejected a request (403) minutes after roles were granted"
     return None
 
 
 def _warn_of_other_code(environment: Environment, bundles: list[Bundle]) -> None:
-    """Report functions that serve other code than the bundles, such as that of a later commit."""
+    """Report what runs other code than the bundles, such as that of a later commit."""
     with closing(GoogleApi(find_credentials())) as api:
-        for bundle in bundles:
-            url = function_url(environment, bundle.folder)
+        for target, bundle in product(TARGETS, bundles):
+            if bundle.folder not in target.find_folders():
+                continue
             try:
-                deployed = deployed_bundle(api.request("GET", url))
+                resource = api.request("GET", target.url(environment, bundle.folder))
             except GoogleError:
                 continue  # not deployed yet, or not visible
+            deployed = deployed_bundle(resource)
             if deployed not in (None, bundle.label):
                 print(
-                    f"{url.rpartition('/')[2]} in {environment.name} serves other code "
-                    f"({deployed[:12]}) than that of this checkout ({bundle.sha256[:12]}). "
-                    "Answer `yes` to replace it.",
+                    f"{target.name(environment, bundle.folder)} in {environment.name} "
+                    f"{target.verb} other code ({deployed[:12]}) than that of this checkout "
+                    f"({bundle.sha256[:12]}). {target.replacement}",
                     flush=True,
                 )
 

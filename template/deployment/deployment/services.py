@@ -12,13 +12,12 @@ from deployment.errors import DeploymentError
 from deployment.google import GoogleApi, GoogleError, disabled_apis
 
 _API = "https://serviceusage.googleapis.com"
-_ACT_FOR_US = ("artifactregistry", "cloudbuild", "cloudfunctions", "run")
 _INTERVAL = 2.0  # seconds between two requests for the state of an operation
 _LONGEST_OPERATION = 10 * 60.0  # seconds; one takes less than a minute
 
 
 def turn_on(api: GoogleApi, project: str) -> None:
-    """Enable the APIs that the functions need, and create the accounts of Google's services.
+    """Enable the APIs that the project needs, and create the accounts of Google's services.
 
     Args:
         api: Sends the requests, with the credentials of an administrator of the project.
@@ -27,13 +26,12 @@ def turn_on(api: GoogleApi, project: str) -> None:
     Raises:
         DeploymentError: A request was rejected, or an operation failed.
     """
-    parent = f"projects/{project}"
-    if names := disabled_apis(api, parent, expected()["apis"]["names"]):
+    parent, apis = f"projects/{project}", expected()["apis"]
+    if names := disabled_apis(api, parent, apis["names"]):
         print(f"Enabling {', '.join(names)} ...", flush=True)
         url = f"{_API}/v1/{parent}/services:batchEnable"
         _finish(api, api.request("POST", url, json={"serviceIds": names}))
-    for name in _ACT_FOR_US:
-        service = f"{name}.googleapis.com"
+    for service in apis["with_accounts"]:
         print(f"Creating the account of {service} ...", flush=True)
         url = f"{_API}/v1beta1/{parent}/services/{service}:generateServiceIdentity"
         try:

@@ -4,13 +4,8 @@ import shutil
 from io import StringIO
 
 from deployment.environments import Environment
-from deployment.project import (
-    ORCHESTRATOR,
-    PROJECT,
-    function_folders,
-    name_in_cloud,
-    url_variable,
-)
+from deployment.project import ORCHESTRATOR, PROJECT
+from deployment.targets import TARGETS
 from dotenv import dotenv_values, set_key
 
 
@@ -20,18 +15,16 @@ def expected_settings(environment: Environment) -> dict[str, str]:
     Args:
         environment: The environment, deployed or not.
     """
-    project, region = environment["project_id"], environment["region"]
-    host = f"{region}-{project}.cloudfunctions.net"
-    names = {each: name_in_cloud(each, environment["function_name"]) for each in function_folders()}
-    return {
-        **{url_variable(folder): f"https://{host}/{name}" for folder, name in names.items()},
-        "FUNCTION_AUDIENCE": "",
-        "GOOGLE_CLOUD_PROJECT": project,
-        "GOOGLE_CLOUD_REGION": region,
+    settings = {
+        "GOOGLE_CLOUD_PROJECT": environment["project_id"],
+        "GOOGLE_CLOUD_REGION": environment["region"],
         "IMPERSONATE_SERVICE_ACCOUNT": _orchestrator(environment),
         "LAKE_URI": f"gs://{environment['lake_bucket']}",
         "MESSAGES_BUCKET": environment["messages_bucket"],
     }
+    for target in TARGETS:
+        settings |= target.expected_settings(environment)
+    return settings
 
 
 def _orchestrator(environment: Environment) -> str:

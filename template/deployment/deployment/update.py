@@ -5,18 +5,15 @@ The old version keeps serving requests until the new one is built. If the build 
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from deployment.advice import explained
-from deployment.bundle import Bundle
+from deployment.bundle import Bundle, deployed_bundle
 from deployment.environments import Environment
 from deployment.errors import DeploymentError
+from deployment.function_target import FUNCTIONS
 from deployment.google import GoogleApi, GoogleError
-from deployment.project import CLOUD_FUNCTION, name_in_cloud
 from deployment.sources import upload_bundle
-
-_API = "https://cloudfunctions.googleapis.com/v2"
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,11 @@ def update_function(
     try:
         return _update(api, environment, bundle, waits)
     except GoogleError as error:
-        raise explained(error, "function", environment) from error
+        raise explained(error, FUNCTIONS.kind, environment) from error
 
 
 def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Waits) -> bool:
-    url = function_url(environment, bundle.folder)
+    url = FUNCTIONS.url(environment, bundle.folder)
     before = api.request("GET", url)
     if _serves(before, bundle):
         return False
@@ -78,28 +75,6 @@ def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Wai
             "Another deployment has replaced this one. Deploy again, when no other one is running."
         )
     return True
-
-
-def function_url(environment: Environment, folder: Path = CLOUD_FUNCTION) -> str:
-    """Return the URL of a function in the Cloud Functions API.
-
-    Args:
-        environment: The environment of the function.
-        folder: The folder of the function.
-    """
-    name = name_in_cloud(folder, environment["function_name"])
-    project, region = environment["project_id"], environment["region"]
-    return f"{_API}/projects/{project}/locations/{region}/functions/{name}"
-
-
-def deployed_bundle(resource: dict[str, Any]) -> str | None:
-    """The label of the bundle that is deployed; None if there is none.
-
-    Args:
-        resource: What runs the bundle, as its API describes it.
-    """
-    deployed: str | None = resource.get("labels", {}).get("bundle")
-    return deployed
 
 
 def _serves(function: dict[str, Any], bundle: Bundle) -> bool:
@@ -213,7 +188,7 @@ class _Deployment:
         if self._operation is None:
             return None
         try:
-            operation = self._api.request("GET", f"{_API}/{self._operation}")
+            operation = self._api.request("GET", f"{FUNCTIONS.api}/{self._operation}")
         except GoogleError as error:
             if error.status not in (403, 404):
                 raise
