@@ -19,7 +19,7 @@ from deployment.bundle import Bundle
 from deployment.environments import find_environment
 from deployment.errors import DeploymentError
 from deployment.google import GoogleApi, find_credentials
-from deployment.project import CLOUD_FUNCTION
+from deployment.project import TASKS
 from google_cloud import DROPPED, HOSTS, Cloud, Fault, Function, Rollout, error
 from google_stand_ins import Google, Response, google_stand_ins, service_account_key
 
@@ -236,7 +236,7 @@ def main() -> None:
     """Run the deployments, and print their results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = Bundle(CLOUD_FUNCTION, folder / "bundle.zip", NEW)
+        bundle = Bundle(TASKS, folder / "bundle.zip", NEW)
         bundle.path.write_bytes(b"new")
         (folder / "key.json").write_text(json.dumps(service_account_key()))
         with google_stand_ins(folder, *HOSTS) as google:

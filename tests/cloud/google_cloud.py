@@ -132,6 +132,15 @@ def first_job() -> dict[str, Any]:
     }
 
 
+def deployed_job() -> dict[str, Any]:
+    """A job with code, as `just deploy-job` leaves it."""
+    job = first_job()
+    job["labels"]["bundle"] = "a" * 63
+    [container] = job["template"]["template"]["containers"]
+    container["image"] = f"{REGION}-docker.pkg.dev/my-gcp-project/my-data-platform/tasks-job:1"
+    return job
+
+
 @dataclass
 class _Update:
     body: dict[str, Any]
@@ -149,13 +158,15 @@ class Cloud:
         functions: The functions by name.
         jobs: The Cloud Run jobs by name.
         job_rollout: How the next update of a job is carried out.
-        objects: The contents of the bucket for sources, by name.
+        sources: The name of the bucket for sources.
+        objects: The contents of that bucket, by name.
         buckets: The responses for buckets, by name. Others do not exist.
         enabled: The APIs that are on.
         identities: The services whose accounts exist.
         denied: The permissions that the caller lacks.
         description: The response with the project.
         regions: The regions where functions can run.
+        job_regions: The regions where jobs can run.
         rollout: How the next update is carried out.
         operations_are_readable: Whether the caller may read operations.
         faults: What happens to some requests instead of what they ask for.
@@ -167,6 +178,7 @@ class Cloud:
         default_factory=lambda: {"my-data-platform": first_job()}
     )
     job_rollout: JobRollout = field(default_factory=JobRollout)
+    sources: str = SOURCES
     objects: dict[str, bytes] = field(default_factory=dict)
     buckets: dict[str, Response] = field(default_factory=dict)
     enabled: set[str] = field(default_factory=set)
@@ -176,6 +188,7 @@ class Cloud:
         default_factory=lambda: Response(200, {"projectNumber": NUMBER, "lifecycleState": "ACTIVE"})
     )
     regions: tuple[str, ...] = (REGION, "us-east1")
+    job_regions: tuple[str, ...] = (REGION, "us-east1")
     rollout: Rollout = Rollout()
     operations_are_readable: bool = False
     faults: list[Fault] = field(default_factory=list)
@@ -273,7 +286,7 @@ class Cloud:
     def upload(self, request: Request, bucket: str) -> Response:
         """Store an object, unless it exists."""
         name = request.query["name"]
-        if bucket != SOURCES:
+        if bucket != self.sources:
             return error(404, "The specified bucket does not exist.")
         if request.query.get("ifGenerationMatch") == "0" and name in self.objects:
             return error(412, "At least one of the pre-conditions you specified did not hold.")
@@ -285,7 +298,7 @@ class Cloud:
     def create_build(self, request: Request, region: str) -> Response:
         """Start to build an image from an object in the bucket for sources."""
         source = request.body["source"]["storageSource"]
-        if source["bucket"] != SOURCES or source["object"] not in self.objects:
+        if source["bucket"] != self.sources or source["object"] not in self.objects:
             return error(400, f"Source {source} does not exist.")
         number = len(self._image_builds)
         build = {
@@ -321,6 +334,10 @@ class Cloud:
         ]
 
     # run.googleapis.com
+
+    def list_job_regions(self, request: Request) -> Response:
+        """List the regions where jobs can run."""
+        return Response(200, {"locations": [{"locationId": name} for name in self.job_regions]})
 
     def describe_job(self, request: Request, name: str) -> Response:
         """Describe a job."""
@@ -464,6 +481,8 @@ _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     (r"POST storage.googleapis.com/upload/storage/v1/b/([\w.-]+)/o", Cloud.upload),
     (rf"POST {_BUILDS}/locations/([\w-]+)/builds", Cloud.create_build),
     (rf"GET {_BUILDS}/locations/[\w-]+/builds/build-(\d+)", Cloud.describe_build),
+    (r"GET run.googleapis.com/v1/projects/[\w-]+/locations", Cloud.list_job_regions),
+    (rf"POST {_JOBS}/[\w-]+:testIamPermissions", Cloud.test_permissions),
     (rf"GET {_JOBS}/([\w-]+)", Cloud.describe_job),
     (rf"PATCH {_JOBS}/([\w-]+)", Cloud.replace_job),
     (rf"GET {_PARENT}", Cloud.list_regions),
@@ -473,4 +492,14 @@ _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     (rf"GET {_PARENT}/[\w-]+/operations/([\w-]+)", Cloud.describe_operation),
 ]
 
-__all__ = ["DROPPED", "Cloud", "Fault", "Function", "JobRollout", "Rollout", "error"]
+__all__ = [
+    "DROPPED",
+    "Cloud",
+    "Fault",
+    "Function",
+    "JobRollout",
+    "Rollout",
+    "deployed_job",
+    "error",
+    "first_job",
+]

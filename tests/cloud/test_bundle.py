@@ -188,4 +188,4 @@ def test_sources_that_cannot_be_deployed_are_rejected(
     (sources / "requirements.txt").unlink()
 
     (sources / "main.py").rename(sources / "start.py")
-    assert "cloud_function/main.py, the function's entry point, is missing" in bundle_error(project)
+    assert "cloud_function/main.py, the entry point, is missing" in bundle_error(project)

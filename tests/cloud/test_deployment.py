@@ -300,7 +300,7 @@ DEPLOYMENTS = Path(__file__).with_name("deployments.py")
 def run_deployments(project: Path, which: str) -> dict[str, dict[str, Any]]:
     """The results of the deployments in deployments.py, by name."""
     results: dict[str, dict[str, Any]] = json.loads(
-        run_with_google(project, "python", str(DEPLOYMENTS), which)
+        run_with_google(project, "python", str(DEPLOYMENTS), which).splitlines()[-1]
     )
     return results
 

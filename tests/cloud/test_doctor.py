@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import diagnoses
 import pytest
 from conftest import Render, end, replaced, run
 from google_cloud import HOSTS, Cloud, error
@@ -97,22 +98,12 @@ def project(render: Render) -> Path:
 
 def diagnose(project: Path, google: Google, *arguments: str, **settings: str) -> dict[str, str]:
     """The doctor's result of each check."""
-    command = ("uv", "run", "just", "doctor", *arguments)
-    environment = {**google.settings, **settings}
-    status, printed = end(*command, cwd=project, env=environment, timeout=120)
-    return parse_results(status, printed)
+    return diagnoses.diagnose(CHECKS, project, google, *arguments, **settings)
 
 
 def parse_results(status: int, printed: str) -> dict[str, str]:
-    kinds = ("ok ", "FINDING ", "skipped ")
-    results = {}
-    for line in filter(lambda line: line.startswith(kinds), printed.splitlines()):
-        kind, _, rest = line.partition(" ")
-        name, _, text = rest.strip().partition(": ")
-        results[name] = f"{kind} {text}"
-    assert list(results) == CHECKS
-    assert status == (0 if all(text.startswith("ok ") for text in results.values()) else 1)
-    return results
+    """The result of each check, of a doctor that has ended."""
+    return diagnoses.parse_results(CHECKS, status, printed)
 
 
 def test_a_function_that_is_deployed_and_called_is_healthy(

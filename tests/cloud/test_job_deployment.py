@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -147,6 +148,26 @@ def test_the_image_is_built_from_the_bundle_and_nothing_else_is_changed(
     }
     with ZipFile(project / "build" / "cloud_function.zip") as archive:
         assert {"Dockerfile", "job.py", "requirements.txt"} <= set(archive.namelist())
+
+
+def test_a_deployment_reports_that_it_replaces_other_code_of_a_function_and_of_a_job(
+    project: Path, google: Google, cloud: Cloud, tmp_path: Path
+) -> None:
+    (tmp_path / "terraform").write_text("#!/bin/sh\n")
+    (tmp_path / "terraform").chmod(0o755)
+    cloud.functions["my-data-platform"].shown["labels"]["bundle"] = "e" * 63
+    cloud.jobs["my-data-platform"]["labels"]["bundle"] = "f" * 63
+
+    recipe = ("uv", "run", "python", "-m", "deployment.recipes", "deploy", "nprod")
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    status, printed = end(*recipe, cwd=project, env=google.settings | path, timeout=60)
+
+    assert status == 0, printed
+    function, job = (line for line in printed.splitlines() if "other code" in line)
+    assert function.startswith("my-data-platform in nprod serves other code (eeeeeeeeeeee) than")
+    assert function.endswith("Answer `yes` to replace it.")
+    assert job.startswith("my-data-platform in nprod runs other code (ffffffffffff) than")
+    assert job.endswith("this deployment replaces it without a question. Ctrl-C stops.")
 
 
 def test_a_job_that_is_not_there_is_an_error(project: Path) -> None:
