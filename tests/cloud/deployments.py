@@ -2,7 +2,8 @@
 
     python deployments.py scenarios|random
 
-The waits are a thousandth of the real ones. Prints a JSON object with the result of each.
+The waits are parts of the real ones, and longer than some requests on a slow machine. Prints a JSON
+object with the result of each.
 """
 
 import json
@@ -25,7 +26,7 @@ from google_stand_ins import Google, Response, google_stand_ins, service_account
 
 NEW = "a" * 64
 DEPLOYMENTS = 300
-WAITS = deployment.update.Waits(interval=0.005, start=0.06, same_build=0.18, longest=3.0)
+WAITS = deployment.update.Waits(interval=0.005, start=0.3, same_build=0.9, longest=4.0)
 
 UPDATE = r"PATCH cloudfunctions.*"
 LOOK = r"GET cloudfunctions.*/functions/"

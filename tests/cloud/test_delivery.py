@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import FUNCTIONS_AND_JOBS, TEMPLATE, Render, run
+from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, TEMPLATE, Render, run
 
 ZIZMOR = ("uv", "tool", "run", "--from=zizmor>=1.32,<2", "zizmor", "--offline", "--pedantic")
 EXACT = re.compile(r"\d+\.\d+\.\d+")
@@ -17,6 +17,7 @@ GITHUB: dict[str, dict[str, Any]] = {
     "three environments": {"environments": "dev, test, live"},
     "no infrastructure": {"iac": "none"},
     "functions and jobs": FUNCTIONS_AND_JOBS,
+    "jobs alone": JOBS_ALONE,
 }
 
 

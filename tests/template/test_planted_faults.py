@@ -56,11 +56,11 @@ def unowned_file(template: Path) -> None:
 
 
 def formatting_fault(template: Path) -> None:
-    replace(template / "template" / "cloud_function" / "main.py", '"version.txt"', "'version.txt'")
+    replace(template / "template" / "{{tasks_folder}}" / "main.py", '"version.txt"', "'version.txt'")
 
 
 def unused_import(template: Path) -> None:
-    main = template / "template" / "cloud_function" / "main.py"
+    main = template / "template" / "{{tasks_folder}}" / "main.py"
     replace(main, "import functools\n", "import functools\nimport json\n")
 
 

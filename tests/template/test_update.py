@@ -34,14 +34,18 @@ NEWEST = "9999.0"
 
 PACKAGE = "my_data_platform"
 EXTERNAL = "packages/gcp-pipes/src/gcp_pipes/external"
-YOURS = {path.replace("PACKAGE", PACKAGE) for path, owner in owners().items() if owner == "you"}
+YOURS = {
+    path.replace("PACKAGE", PACKAGE).replace("TASKS", "cloud_function")
+    for path, owner in owners().items()
+    if owner == "you"
+}
 
 Make = Callable[..., Path]
 
 
 def make_older(template: Path) -> None:
     """Turn the working tree into a version that might have been before it."""
-    function = template / "template" / "cloud_function"
+    function = template / "template" / "{{tasks_folder}}"
     external = template / "template" / EXTERNAL
     orchestrator = template / "template" / "orchestrator"
     replace(
@@ -54,7 +58,7 @@ def make_older(template: Path) -> None:
     replace(function / "tasks" / "people.py", "new fake people", "some people")
     replace(template / "template" / "README.md.jinja", "## Run it", "## How to run it")
     (external / "obsolete.py").write_text('"""Superseded in the next version."""\n')
-    (orchestrator / "tests" / "test_settings.py").unlink()
+    (orchestrator / "tests" / "test_settings.py.jinja").unlink()
     replace(
         template / "template" / ".github" / "workflows" / "ci.yml.jinja",
         "name: CI\n",

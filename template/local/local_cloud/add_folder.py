@@ -10,12 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from local_cloud.answers import ENTRY_FILES, KIND, OPTION, TASKS_FOLDER
 from local_cloud.console import console, failed
-from local_cloud.names import ENTRY_POINT, KIND, OPTION, TASKS_FOLDER
 from local_cloud.processes import UV
 from local_cloud.project import PROJECT, TASKS, SettingsError
 
-_COPIED = (*ENTRY_POINT, "settings.py", "lake.py", "tasks/__init__.py", "tasks/ping.py")
+_COPIED = (*ENTRY_FILES, "settings.py", "lake.py", "tasks/__init__.py", "tasks/ping.py")
 _LONGEST_NAME = 20  # characters: the name in Google Cloud has at most 49
 _TEST = '''"""The tasks in this folder."""
 
@@ -90,7 +90,9 @@ def _configure(configuration: str, name: str) -> str:
 def _let_dependabot_update(name: str) -> None:
     for file in PROJECT.glob(".*/dependabot.yml"):
         known = f"      - /{TASKS_FOLDER}\n"
-        file.write_text(file.read_text().replace(known, f"{known}      - /{name}\n"))
+        has_image = (PROJECT / name / "Dockerfile").exists()
+        places = -1 if has_image else 1  # the first one is about packages
+        file.write_text(file.read_text().replace(known, f"{known}      - /{name}\n", places))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Lets a debugger attach to what runs tasks, and to `just materialize`.
-
-`breakpoint()` in a task waits for the debugger, in `just dev` with and without `--debug`.
-"""
+"""Lets a debugger attach to a process of the local cloud, such as `just materialize`."""
 
 import importlib
 import os
@@ -13,8 +10,6 @@ import debugpy
 
 MATERIALIZE_PORT = 5679  # as in the editor's launch configurations
 PORT = "DEBUG_PORT"  # the variable with the port to listen on
-HOOK = {"PYTHONBREAKPOINT": f"{__name__}.wait_at_breakpoint"}
-"""The variable that makes `breakpoint()` call `wait_at_breakpoint`."""
 
 _PATIENCE = 120.0  # seconds to wait for a debugger
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
+from local_cloud.answers import KIND
 from local_cloud.console import console, failed, step
 from local_cloud.credentials import uv_run
 from local_cloud.dagster_api import cancel_interrupted_runs, query_dagster
 from local_cloud.dagster_output import DagsterOutput
 from local_cloud.demo import prepare_environments
 from local_cloud.dev_target import DevTarget, is_any_in
+from local_cloud.dev_targets import IN_DEV
 from local_cloud.instance import (
     choose_port,
     kept_storage,
@@ -29,15 +30,20 @@ from local_cloud.instance import (
     publish,
     usual_ports,
 )
-from local_cloud.names import KIND
 from local_cloud.processes import (
     ProcessError,
     interrupted_once,
     is_listening,
     running,
 )
-from local_cloud.project import GCP_PIPES, ORCHESTRATOR, SettingsError, task_folders
-from local_cloud.targets import CALLED, IN_DEV, TARGETS
+from local_cloud.project import (
+    GCP_PIPES,
+    ORCHESTRATOR,
+    SettingsError,
+    deployed_settings,
+    task_folders,
+)
+from local_cloud.targets import CALLED, TARGETS
 from watchfiles import PythonFilter, watch
 
 _RELOAD_DEFINITIONS = """
@@ -131,7 +137,7 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
 
     addresses: dict[str, str | None] = {
         "Dagster": servers["Dagster"],
-        **{name: settings.get(variable) for name, variable in CALLED.items()},
+        **{name: settings[each] for name, each in CALLED.items() if settings.get(each)},
         "Data lake": settings.get("LAKE_URI"),
         **({"Cloud Storage": local["STORAGE_EMULATOR_HOST"]} if local else {}),
     }
@@ -160,7 +166,7 @@ def read_settings() -> dict[str, str]:
     Raises:
         SettingsError: The file is meant for what is deployed, but does not name it.
     """
-    file = {name: value or "" for name, value in dotenv_values(ORCHESTRATOR / ".env").items()}
+    file = deployed_settings()
     settings = {**os.environ, **file}
     variable = next(iter(CALLED.values()))
     deployed = [name for name in file if name.startswith(variable) or name == "LAKE_URI"]
@@ -235,7 +241,7 @@ def follow_edits(
         paths = [Path(path) for _, path in changes]
         if targets and (new := _new_folders(known)):
             known += new
-            console.print(f"New: {', '.join(new)}. Restart `just dev` to serve it.", markup=False)
+            console.print(f"New: {', '.join(new)}. Restart `just dev` to use it.", markup=False)
         for target in targets:
             target.follow_edits(paths)
         if is_any_in(paths, of_definitions):

@@ -23,7 +23,7 @@ from local_cloud.credentials import use
 from local_cloud.instance import kept_storage, running_dev
 from local_cloud.materialize_all import run_arguments
 from local_cloud.processes import ProcessError, interrupted_once
-from local_cloud.project import SettingsError, root_module
+from local_cloud.project import SettingsError, deployed_settings, root_module
 from local_cloud.results import add, new_report
 
 from gcp_pipes.components.yaml_errors import DefsYamlError
@@ -108,7 +108,7 @@ def _settings(lake: str | None) -> Iterator[Mapping[str, str]]:
         raise SettingsError("`just dev` is running, with a data lake of its own. Omit --lake.")
     if dev:
         console.print(f"Uses the running `just dev`: {dev['dagster']}", markup=False)
-        yield dev["settings"]
+        yield dev["settings"] or deployed_settings()
     else:
         console.print("Starts a local cloud, since `just dev` is not running.", markup=False)
         with kept_storage(lake) as storage, cloud_targets(storage) as targets:

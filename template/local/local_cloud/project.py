@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 from dotenv import dotenv_values
-from local_cloud.names import TASKS_FOLDER
+from local_cloud.answers import TASKS_FOLDER
 
 PROJECT = Path(__file__).resolve().parents[2]
 ORCHESTRATOR = PROJECT / "orchestrator"
@@ -39,6 +39,11 @@ def setting(variable: str) -> str:
     )
 
 
+def deployed_settings() -> dict[str, str]:
+    """The settings in `orchestrator/.env`, with which Dagster calls what is deployed."""
+    return _variables_in(ORCHESTRATOR)
+
+
 def root_module() -> str:
     """The orchestrator's package, as `dg` finds it."""
     configuration = tomllib.loads((ORCHESTRATOR / "pyproject.toml").read_text())
@@ -52,4 +57,8 @@ def own_secrets(folder: Path) -> dict[str, str]:
     Args:
         folder: The folder.
     """
+    return _variables_in(folder)
+
+
+def _variables_in(folder: Path) -> dict[str, str]:
     return {name: value or "" for name, value in dotenv_values(folder / ".env").items()}

@@ -9,7 +9,8 @@ from subprocess import Popen
 
 from local_cloud.calls import end_calls
 from local_cloud.console import console, step
-from local_cloud.debugging import HOOK, PORT
+from local_cloud.debugged_function import HOOK
+from local_cloud.debugging import PORT
 from local_cloud.functions import function_server
 from local_cloud.processes import ProcessError
 from local_cloud.project import TASKS

@@ -10,6 +10,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from gcp_pipes.orchestrator.outcome import LOGS_SUFFIX
+
 LOGS = "https://console.cloud.google.com/logs/query;query=trace"
 
 
@@ -45,7 +47,7 @@ def alert(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Callable
     def people() -> None:
         raise dg.Failure(
             "The task failed: no luck\n\nMore",
-            metadata={"cloud_run_logs": dg.MetadataValue.url(LOGS)},
+            metadata={f"call{LOGS_SUFFIX}": dg.MetadataValue.url(LOGS)},
         )
 
     def run() -> None:

@@ -66,10 +66,9 @@ class CloudRunJobAsset(ExternalAsset):
 
     def _tasks_folder(self, project_root: Path) -> Path:
         """That of the job: the name of a further job ends with the name of its folder."""
-        folders = _job_folders(project_root)
-        first = CLOUD_FUNCTION if CLOUD_FUNCTION in folders else CLOUD_RUN_JOB
-        job = self.job or ""
-        own = [name for name in folders if job.endswith(f"-{_hyphens(name)}")]
+        is_function, job = (project_root.parent / CLOUD_FUNCTION).is_dir(), self.job or ""
+        first = CLOUD_FUNCTION if is_function else CLOUD_RUN_JOB
+        own = [name for name in _job_folders(project_root) if job.endswith(f"-{_hyphens(name)}")]
         return project_root.parent / max(own, key=len, default=job or first) / "tasks"
 
     def _find_inconsistencies(self, project_root: Path) -> Iterator[tuple[Place, str]]:

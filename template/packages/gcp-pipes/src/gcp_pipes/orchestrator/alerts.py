@@ -45,7 +45,7 @@ def _errors(context: dg.RunFailureSensorContext) -> Iterator[str]:
         first_line, *_ = text.strip().split("\n")
         line = f"{event.step_key}: {first_line}"
         metadata = failure.metadata if failure else {}
-        logs = [value for name, value in metadata.items() if name.endswith(LOGS_SUFFIX)]
-        if logs:
-            line += f" (<{logs[0].value}|logs>)"
+        for name, value in metadata.items():
+            if name.endswith(LOGS_SUFFIX) and isinstance(value, dg.UrlMetadataValue):
+                line += f" (<{value.url}|logs>)"
         yield line
