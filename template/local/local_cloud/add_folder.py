@@ -90,8 +90,7 @@ def _configure(configuration: str, name: str) -> str:
 def _let_dependabot_update(name: str) -> None:
     for file in PROJECT.glob(".*/dependabot.yml"):
         known = f"      - /{TASKS_FOLDER}\n"
-        has_image = (PROJECT / name / "Dockerfile").exists()
-        places = -1 if has_image else 1  # the first one is about packages
+        places = -1 if KIND == "job" else 1  # the second one is about images
         file.write_text(file.read_text().replace(known, f"{known}      - /{name}\n", places))
 
 
