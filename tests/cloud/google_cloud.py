@@ -250,6 +250,11 @@ class Cloud:
         permissions = request.body["permissions"]
         return Response(200, {"permissions": [p for p in permissions if p not in self.denied]})
 
+    def test_permissions_on_bucket(self, request: Request) -> Response:
+        """Name the permissions that the caller has on a bucket."""
+        permissions = request.queries["permissions"]
+        return Response(200, {"permissions": [p for p in permissions if p not in self.denied]})
+
     # serviceusage.googleapis.com
 
     def list_services(self, request: Request) -> Response:
@@ -483,6 +488,10 @@ _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     (rf"GET {_BUILDS}/locations/[\w-]+/builds/build-(\d+)", Cloud.describe_build),
     (r"GET run.googleapis.com/v1/projects/[\w-]+/locations", Cloud.list_job_regions),
     (rf"POST {_JOBS}/[\w-]+:testIamPermissions", Cloud.test_permissions),
+    (
+        r"GET storage.googleapis.com/storage/v1/b/[\w.-]+/iam/testPermissions",
+        Cloud.test_permissions_on_bucket,
+    ),
     (rf"GET {_JOBS}/([\w-]+)", Cloud.describe_job),
     (rf"PATCH {_JOBS}/([\w-]+)", Cloud.replace_job),
     (rf"GET {_PARENT}", Cloud.list_regions),

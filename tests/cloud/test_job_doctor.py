@@ -27,6 +27,7 @@ PERSON = {
     "client_secret": "x",
     "refresh_token": "y",
 }
+MAY_READ = "and read messages in my-gcp-project-pipes-messages"
 JOB = "projects/my-gcp-project/locations/europe-west4/jobs/my-data-platform"
 # Prints the settings of an environment.
 SETTINGS = """
@@ -83,7 +84,7 @@ def test_a_job_that_is_deployed_is_healthy(project: Path, google: Google, cloud:
     results = diagnose(CHECKS, project, google)
 
     assert {text.partition(" ")[0] for text in results.values()} == {"ok"}, results
-    assert results["account"] == "ok Your account may run my-data-platform"
+    assert results["account"] == f"ok Your account may run my-data-platform, {MAY_READ}"
     assert "cloudfunctions.googleapis.com" not in {request.host for request in cloud.requests}
 
 
@@ -190,6 +191,12 @@ FINDINGS: dict[str, tuple[Break, str, str, str]] = {
         "Your account may not run the job my-data-platform: run.jobs.runWithOverrides missing.",
         "grant it roles/run.jobsExecutorWithOverrides on the job.",
     ),
+    "an account that may not read messages": (
+        lambda cloud: setattr(cloud, "denied", ("storage.objects.list",)),
+        "account",
+        "storage.objects.list missing.",
+        "grant it roles/storage.objectViewer on the bucket.",
+    ),
 }
 
 
@@ -219,10 +226,12 @@ def test_dagster_needs_the_right_to_run_the_job_as_the_account_that_it_acts_as(
 ) -> None:
     results = diagnose(CHECKS, project, google, IMPERSONATE_SERVICE_ACCOUNT=DAGSTER)
 
-    assert results["account"] == f"ok {DAGSTER} may run my-data-platform"
-    [asked] = [request for request in cloud.requests if request.path.startswith(f"/v2/{JOB}:")]
-    assert asked.bearer == "of-an-account"
-    assert {"of-a-person"} == {request.bearer for request in cloud.requests if request != asked}
+    assert results["account"] == f"ok {DAGSTER} may run my-data-platform, {MAY_READ}"
+    rights = (f"/v2/{JOB}:", "/storage/v1/b/my-gcp-project-pipes-messages/iam/")
+    asked = [request for request in cloud.requests if request.path.startswith(rights)]
+    assert [request.bearer for request in asked] == ["of-an-account", "of-an-account"]
+    others = [request for request in cloud.requests if request not in asked]
+    assert {"of-a-person"} == {request.bearer for request in others}
 
 
 def test_an_account_that_you_cannot_act_as_is_found(project: Path, google: Google) -> None:
@@ -251,7 +260,7 @@ def test_each_job_is_checked(project: Path, google: Google, cloud: Cloud) -> Non
     assert "There is no job my-data-platform-reports in europe-west4." in missing["job"]
     names = "my-data-platform and my-data-platform-reports"
     assert results["job"] == f"ok {names}"
-    assert results["account"] == f"ok Your account may run {names}"
+    assert results["account"] == f"ok Your account may run {names}, {MAY_READ}"
 
 
 def test_an_environment_can_be_checked_before_it_is_deployed(

@@ -57,12 +57,12 @@ class TargetChecks(ABC):
         diagnosis: What the checks know.
 
     Attributes:
-        product: What Google calls the kind, in the plural.
+        plural: What Google calls the kind, in the plural.
         api: The URL of its API, which lists the regions that have it.
         optional_settings: The settings for it that have a default.
     """
 
-    product: ClassVar[str]
+    plural: ClassVar[str]
     api: ClassVar[str]
     optional_settings: ClassVar[tuple[str, ...]] = ()
 

@@ -222,7 +222,7 @@ class Doctor:
             regions = sorted(location["locationId"] for location in found.get("locations", []))
             if region not in regions:
                 raise finding(
-                    f"{target.product} do not run in the region {region}.",
+                    f"{target.plural} do not run in the region {region}.",
                     f"use one of {', '.join(regions)}.",
                 )
         return region

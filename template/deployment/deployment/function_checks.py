@@ -40,7 +40,7 @@ def url_variable(folder: Path) -> str:
 class FunctionChecks(TargetChecks):
     """The checks of the functions: they are private, and Dagster can call them."""
 
-    product = "Cloud Run functions"
+    plural = "Cloud Run functions"
     api = "https://cloudfunctions.googleapis.com/v2"
     optional_settings = ("FUNCTION_AUDIENCE", "FUNCTION_TIMEOUT")
 

@@ -1,5 +1,6 @@
 """What the doctor checks of the Cloud Run jobs."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
 
 _API = "https://run.googleapis.com/v2"
+_BUCKETS = "https://storage.googleapis.com/storage/v1/b"
+_LATER = "A new role is effective after some minutes."
 _PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/job"  # an image that does nothing
-_PERMISSIONS = ("run.jobs.run", "run.jobs.runWithOverrides")
+_TO_RUN = ("run.jobs.run", "run.jobs.runWithOverrides")
+_TO_READ = ("storage.objects.get", "storage.objects.list")
 
 
 def job_folders() -> list[Path]:
@@ -25,7 +29,7 @@ def job_folders() -> list[Path]:
 class JobChecks(TargetChecks):
     """The checks of the jobs: they are deployed, and Dagster may run them."""
 
-    product = "Cloud Run jobs"
+    plural = "Cloud Run jobs"
     api = "https://run.googleapis.com/v1"  # v2 does not list regions
 
     @staticmethod
@@ -105,26 +109,30 @@ class JobChecks(TargetChecks):
         return f"no retries by Google, and messages to {bucket}"
 
     def account(self) -> str:
-        """Check that the account that Dagster acts as may run each job.
+        """Check that the account that Dagster acts as may run each job, and read its messages.
 
         Raises:
             DeploymentError: You cannot act as it, or it may not, or a request failed.
         """
         credentials, account = self._find_account()
+        bucket = self._diagnosis.settings["MESSAGES_BUCKET"]
         with closing(GoogleApi(credentials)) as api:
             for name in self._jobs:
-                found = api.request(
-                    "POST",
-                    f"{self._url(name)}:testIamPermissions",
-                    json={"permissions": _PERMISSIONS},
-                )
-                if missing := sorted(set(_PERMISSIONS) - set(found.get("permissions", []))):
+                url = f"{self._url(name)}:testIamPermissions"
+                found = api.request("POST", url, json={"permissions": _TO_RUN})
+                if missing := _missing(_TO_RUN, found):
                     raise finding(
-                        f"{account} may not run the job {name}: {' and '.join(missing)} missing.",
-                        "grant it roles/run.jobsExecutorWithOverrides on the job. A new role is "
-                        "effective after some minutes.",
+                        f"{account} may not run the job {name}: {missing} missing.",
+                        f"grant it roles/run.jobsExecutorWithOverrides on the job. {_LATER}",
                     )
-        return f"{account} may run {' and '.join(self._jobs)}"
+            url = f"{_BUCKETS}/{bucket}/iam/testPermissions"
+            found = api.request("GET", url, params={"permissions": list(_TO_READ)})
+            if missing := _missing(_TO_READ, found):
+                raise finding(
+                    f"{account} may not read messages in the bucket {bucket}: {missing} missing.",
+                    f"grant it roles/storage.objectViewer on the bucket. {_LATER}",
+                )
+        return f"{account} may run {' and '.join(self._jobs)}, and read messages in {bucket}"
 
     def _find_account(self) -> tuple[Credentials, str]:
         """The credentials of the account that Dagster acts as, and what to call it."""
@@ -142,6 +150,11 @@ class JobChecks(TargetChecks):
                 "roles/iam.serviceAccountTokenCreator on it.",
             ) from error
         return acting, account
+
+
+def _missing(needed: Sequence[str], found: Mapping[str, Any]) -> str:
+    """The permissions that an account lacks, by the response of Google."""
+    return " and ".join(sorted(set(needed) - set(found.get("permissions", []))))
 
 
 def _container(job: dict[str, Any]) -> dict[str, Any]:

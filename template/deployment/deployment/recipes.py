@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from itertools import product
 
 from deployment import doctor, services, terraform
 from deployment.bundle import Bundle, deployed_bundle, make_bundles
@@ -139,21 +138,21 @@ def transient_error(errors: str, *, has_new_grants: bool) -> str | None:
 def _warn_of_other_code(environment: Environment, bundles: list[Bundle]) -> None:
     """Report what runs other code than the bundles, such as that of a later commit."""
     with closing(GoogleApi(find_credentials())) as api:
-        for target, bundle in product(TARGETS, bundles):
-            if bundle.folder not in target.find_folders():
-                continue
-            try:
-                resource = api.request("GET", target.url(environment, bundle.folder))
-            except GoogleError:
-                continue  # not deployed yet, or not visible
-            deployed = deployed_bundle(resource)
-            if deployed not in (None, bundle.label):
-                print(
-                    f"{target.name(environment, bundle.folder)} in {environment.name} "
-                    f"{target.verb} other code ({deployed[:12]}) than that of this checkout "
-                    f"({bundle.sha256[:12]}). {target.replacement}",
-                    flush=True,
-                )
+        for target in TARGETS:
+            folders = target.find_folders()
+            for bundle in (bundle for bundle in bundles if bundle.folder in folders):
+                try:
+                    resource = api.request("GET", target.url(environment, bundle.folder))
+                except GoogleError:
+                    continue  # not deployed yet, or not visible
+                deployed = deployed_bundle(resource)
+                if deployed not in (None, bundle.label):
+                    print(
+                        f"{target.name(environment, bundle.folder)} in {environment.name} "
+                        f"{target.verb} other code ({deployed[:12]}) than that of this checkout "
+                        f"({bundle.sha256[:12]}). {target.replacement}",
+                        flush=True,
+                    )
 
 
 def bootstrap(environment: Environment) -> None:
