@@ -9,7 +9,16 @@ from zipfile import ZipFile
 
 import psutil
 import pytest
-from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render, Workshop, fail, replace, run
+from conftest import (
+    FUNCTIONS_AND_JOBS,
+    JOBS_ALONE,
+    Render,
+    Workshop,
+    add_second_asset,
+    fail,
+    replace,
+    run,
+)
 from dev import Dev, running_dev
 
 # Runs the command of an image, where it is unpacked, as the local cloud does for a job.
@@ -150,8 +159,9 @@ def test_the_image_holds_what_the_job_needs(project: Path, tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def alone(render: Render, workshop: Workshop) -> Path:
-    """A project with jobs, and without functions. It has a second job, `reports`."""
+    """A project with jobs, and without functions. It has a second asset, and a job `reports`."""
     alone = workshop(render(JOBS_ALONE))
+    add_second_asset(alone)
     run("uv", "run", "just", "add-job", "reports", cwd=alone)
     (alone / "reports" / "tasks" / "monthly.py").write_text(MONTHLY)
     (alone / "reports" / ".env").write_text("API_KEY=sesame\n")
@@ -191,7 +201,7 @@ def test_the_demo_of_jobs_alone_materializes_all_assets(
 
     assert re.findall("^Starting the (?!emulated)(.+?)  ", shown, re.M) == ["Cloud Run job"]
     assert "jobs/my-data-platform-reports" in shown
-    for asset in ("people", "visits, partition", "monthly"):
+    for asset in ("people", "visits, partition", "cities", "monthly"):
         assert re.search(f"^{asset}", shown, re.M), shown
 
 

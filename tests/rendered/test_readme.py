@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Render, add_second_asset, run
+from conftest import JOBS_ALONE, Render, add_second_asset, run
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def test_the_second_asset_of_the_readme_follows_the_first(readme_project: Path) 
     assert assets["cities"]["dependency_keys"] == ["people"]
 
 
-def test_the_readmes_have_all_recipes(project: Path) -> None:
+@pytest.mark.parametrize("answers", [{}, JOBS_ALONE])
+def test_the_readmes_have_all_recipes(answers: dict[str, object], render: Render) -> None:
+    project = render(answers)
     pages = [project / "README.md", project / "infra" / "README.md"]
     named = set(re.findall(r"^ *uv run just ([\w-]+)", "".join(map(Path.read_text, pages)), re.M))
     listed = run("uv", "run", "just", cwd=project).stdout
@@ -47,7 +49,9 @@ def test_the_readmes_have_all_recipes(project: Path) -> None:
     assert all(recipes.values())
 
 
-def test_the_paths_of_the_readme_exist(project: Path) -> None:
+@pytest.mark.parametrize("answers", [{}, JOBS_ALONE])
+def test_the_paths_of_the_readme_exist(answers: dict[str, object], render: Render) -> None:
+    project = render(answers)
     paths = re.findall(
         r"^\| `([^`]+/[^`]*|[^`]+\.py)` \|", (project / "README.md").read_text(), re.M
     )

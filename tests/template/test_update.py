@@ -17,6 +17,7 @@ import yaml
 from checks import ANSWERS_FILE, contents, owners
 from conftest import (
     FUNCTIONS_AND_JOBS,
+    JOBS_ALONE,
     RELEASES,
     TEMPLATE,
     Workshop,
@@ -103,7 +104,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(template: Path, tmp_path: Path) -> Make:
     """Makes a project of a version of the template, and commits it."""
 
-    def make(version: str = NEWEST, folder: str = "my project", **answers: str) -> Path:
+    def make(version: str = NEWEST, folder: str = "my project", **answers: object) -> Path:
         project = tmp_path / folder
         copier.run_copy(
             str(template), project, data=answers, vcs_ref=version, defaults=True, quiet=True
@@ -326,6 +327,22 @@ def test_a_package_that_its_owner_moved_is_renamed(make: Make) -> None:
     after = contents(project)
     fresh = contents(make(folder="fresh", **{**given(after), "package_name": "zoo"}))
     assert without(["README.md"], after) == without(["README.md"], fresh)
+
+
+def test_tasks_that_their_owner_moved_run_in_jobs_alone(make: Make) -> None:
+    project = make()
+    git("mv", "cloud_function", "cloud_run_job", cwd=project)
+    commit_all(project, "Move the tasks")
+
+    update(project, data={"runs_on": ["jobs"]})
+
+    conflicts = re.findall(r"^UU (.+)$", git("status", "--porcelain", cwd=project), re.M)
+    assert conflicts == ["cloud_run_job/pyproject.toml"]
+    after = contents(project)
+    to_delete = {"cloud_run_job/main.py", "cloud_run_job/function_settings.py"}
+    assert to_delete <= after.keys()
+    others = YOURS | to_delete | set(conflicts)
+    assert without(others, after) == without(others, contents(make(folder="fresh", **JOBS_ALONE)))
 
 
 def test_a_package_renamed_with_changes_in_it_shows_each_as_a_conflict(make: Make) -> None:
