@@ -192,6 +192,11 @@ resource "google_cloud_run_v2_job" "job" {
     ignore_changes = [client, client_version, template[0].template[0].containers[0].image]
 
     precondition {
+      condition     = each.value.timeout <= var.messages_days * 24 * 60 * 60
+      error_message = "Messages of ${each.value.name} would be deleted while its task is running: set messages_days to more days, or its timeout to fewer seconds."
+    }
+
+    precondition {
       condition     = length(each.value.name) <= 49
       error_message = "${each.value.name} is too long: Google Cloud allows 49 characters. Shorten the name of the folder ${each.key}."
     }
