@@ -123,6 +123,7 @@ def test_the_bundle_has_sources_and_hashed_requirements_and_can_be_served(
     assert names == sorted(
         [
             *(
+                "function_settings.py",
                 "main.py",
                 "settings.py",
                 "lake.py",
