@@ -241,7 +241,7 @@ def follow_edits(
         paths = [Path(path) for _, path in changes]
         if targets and (new := _new_folders(known)):
             known += new
-            console.print(f"New: {', '.join(new)}. Restart `just dev` to use it.", markup=False)
+            console.print(f"New: {', '.join(new)}. Restart `just dev` to serve it.", markup=False)
         for target in targets:
             target.follow_edits(paths)
         if is_any_in(paths, of_definitions):
