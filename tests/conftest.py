@@ -321,6 +321,16 @@ def replaced(path: Path, old: str, new: str) -> Iterator[None]:
         path.write_text(text)
 
 
+@contextmanager
+def moved(file: Path) -> Iterator[None]:
+    """Move a file away during the block."""
+    elsewhere = file.rename(file.with_name("elsewhere"))
+    try:
+        yield
+    finally:
+        elsewhere.rename(file)
+
+
 def add_second_asset(project: Path) -> None:
     """Do what the rendered README says under "Add an asset"."""
     steps = re.findall(

@@ -5,13 +5,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from conftest import FUNCTIONS_AND_JOBS, Render, end, run, run_with_google
+from conftest import FUNCTIONS_AND_JOBS, Render, end, moved, run, run_with_google
 from google_cloud import Cloud
 from google_stand_ins import Google, google_stand_ins, service_account_key
 
@@ -192,13 +191,3 @@ def test_a_job_without_a_dockerfile_is_an_error(
         "The template has one, in cloud_function/.",
     )
     assert cloud.requests == []
-
-
-@contextmanager
-def moved(file: Path) -> Iterator[None]:
-    """Move a file away during the block."""
-    elsewhere = file.rename(file.with_name("elsewhere"))
-    try:
-        yield
-    finally:
-        elsewhere.rename(file)

@@ -4,12 +4,11 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from conftest import JOBS_ALONE, Render, end, fail, run
+from conftest import JOBS_ALONE, Render, end, fail, moved, run
 from google_cloud import HOSTS, Cloud, deployed_job
 from google_stand_ins import Google, google_stand_ins, service_account_key
 
@@ -50,16 +49,6 @@ def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
         yield google
 
 
-@contextmanager
-def without(file: Path) -> Iterator[None]:
-    """Move a file away during the block."""
-    elsewhere = file.rename(file.with_name("elsewhere"))
-    try:
-        yield
-    finally:
-        elsewhere.rename(file)
-
-
 def test_the_bundle_has_the_entry_point_of_the_job(project: Path) -> None:
     run("uv", "run", "just", "bundle", cwd=project)
 
@@ -70,7 +59,7 @@ def test_the_bundle_has_the_entry_point_of_the_job(project: Path) -> None:
 
 
 def test_a_bundle_without_the_entry_point_of_the_job_is_an_error(project: Path) -> None:
-    with without(project / "cloud_run_job" / "job.py"):
+    with moved(project / "cloud_run_job" / "job.py"):
         printed = fail("uv", "run", "just", "bundle", cwd=project)
 
     assert "cloud_run_job/job.py, the entry point, is missing." in printed
@@ -94,7 +83,7 @@ def test_the_job_gets_an_image_that_is_built_from_its_bundle(
 
 
 def test_a_job_without_a_dockerfile_is_an_error(project: Path, google: Google) -> None:
-    with without(project / "cloud_run_job" / "Dockerfile"):
+    with moved(project / "cloud_run_job" / "Dockerfile"):
         recipe = ("uv", "run", "just", "deploy-job", "nprod")
         status, printed = end(*recipe, cwd=project, env=google.settings)
 

@@ -1,7 +1,7 @@
 """What deployments know of the functions."""
 
 from deployment.environments import Environment
-from deployment.function_checks import url_variable
+from deployment.function_checks import FunctionChecks, url_variable
 from deployment.project import task_folders
 from deployment.target import Target
 
@@ -17,7 +17,7 @@ def _expected_settings(environment: Environment) -> dict[str, str]:
 
 FUNCTIONS = Target(
     kind="function",
-    api="https://cloudfunctions.googleapis.com/v2",
+    api=FunctionChecks.api,
     verb="serves",
     replacement="Answer `yes` to replace it.",
     find_folders=task_folders,

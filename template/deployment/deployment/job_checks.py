@@ -13,7 +13,9 @@ from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
 
-_API = "https://run.googleapis.com/v2"
+API = "https://run.googleapis.com/v2"
+"""The URL of the Cloud Run Admin API."""
+
 _BUCKETS = "https://storage.googleapis.com/storage/v1/b"
 _LATER = "A new role is effective after some minutes."
 _PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/job"  # an image that does nothing
@@ -69,7 +71,7 @@ class JobChecks(TargetChecks):
 
     def _url(self, name: str) -> str:
         parent = f"projects/{self._diagnosis.project}/locations/{self._diagnosis.region}"
-        return f"{_API}/{parent}/jobs/{name}"
+        return f"{API}/{parent}/jobs/{name}"
 
     def _check_state(self, name: str, job: dict[str, Any]) -> None:
         if job.get("reconciling"):

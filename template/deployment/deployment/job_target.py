@@ -1,7 +1,7 @@
 """What deployments know of the Cloud Run jobs."""
 
 from deployment.environments import Environment
-from deployment.job_checks import job_folders
+from deployment.job_checks import API, job_folders
 from deployment.target import Target
 
 
@@ -11,7 +11,7 @@ def _expected_settings(environment: Environment) -> dict[str, str]:
 
 JOBS = Target(
     kind="job",
-    api="https://run.googleapis.com/v2",
+    api=API,
     verb="runs",
     # Terraform ignores the image of a job: `just deploy` then builds and sets it.
     replacement="After Terraform, this deployment replaces it without a question. Ctrl-C stops.",

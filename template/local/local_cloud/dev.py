@@ -46,6 +46,8 @@ from local_cloud.project import (
 from local_cloud.targets import CALLED, TARGETS
 from watchfiles import PythonFilter, watch
 
+_NAMES_DEPLOYED = next(iter(CALLED.values()))  # with this setting, Dagster calls what is deployed
+
 _RELOAD_DEFINITIONS = """
 mutation {
   reloadWorkspace {
@@ -107,7 +109,7 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     targets: dict[str, DevTarget] = {}
     servers = {}
     local = {}
-    if not _is_deployed(settings):
+    if not settings.get(_NAMES_DEPLOYED):
         targets = {name: IN_DEV[name](start, options, usual) for name, start in TARGETS.items()}
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(kept_storage(options.lake))
@@ -168,19 +170,13 @@ def read_settings() -> dict[str, str]:
     """
     file = deployed_settings()
     settings = {**os.environ, **file}
-    variable = next(iter(CALLED.values()))
-    deployed = [name for name in file if name.startswith(variable) or name == "LAKE_URI"]
-    if not _is_deployed(settings) and deployed:
+    deployed = [name for name in file if name.startswith(_NAMES_DEPLOYED) or name == "LAKE_URI"]
+    if deployed and not settings.get(_NAMES_DEPLOYED):
         raise SettingsError(
             f"orchestrator/.env does not name the {KIND} to call. To call a deployed {KIND}, set "
-            f"{variable} there. To use the local cloud, remove {' and '.join(deployed)}."
+            f"{_NAMES_DEPLOYED} there. To use the local cloud, remove {' and '.join(deployed)}."
         )
     return settings
-
-
-def _is_deployed(settings: Mapping[str, str]) -> bool:
-    """Whether Dagster calls what is deployed."""
-    return bool(settings.get(next(iter(CALLED.values()))))
 
 
 @contextmanager
