@@ -954,6 +954,20 @@ def test_the_task_of_a_job_is_looked_for_in_its_folder(job: str | None, folder: 
     assert found == (folder and project / folder / "tasks" / "scripted.py")
 
 
+def test_what_is_left_of_a_function_is_not_the_folder_of_a_job() -> None:
+    component = CloudRunJobAsset.from_attributes_dict(
+        attributes={"assets": [{"key": "thing"}], "task": "scripted"}
+    )
+    with create_defs_folder_sandbox() as sandbox:
+        project = sandbox.project_root
+        (project / "cloud_function" / ".venv").mkdir(parents=True)  # Git does not move it
+        (project / "cloud_run_job" / "tasks").mkdir(parents=True)
+
+        found = component._task_source(project / "orchestrator")
+
+    assert found == project / "cloud_run_job" / "tasks" / "scripted.py"
+
+
 def test_a_folder_is_no_name_of_a_job() -> None:
     with create_defs_folder_sandbox() as sandbox:
         project = sandbox.project_root

@@ -66,7 +66,8 @@ class CloudRunJobAsset(ExternalAsset):
 
     def _tasks_folder(self, project_root: Path) -> Path:
         """That of the job: the name of a further job ends with the name of its folder."""
-        is_function, job = (project_root.parent / CLOUD_FUNCTION).is_dir(), self.job or ""
+        job = self.job or ""
+        is_function = (project_root.parent / CLOUD_FUNCTION / "tasks").is_dir()
         first = CLOUD_FUNCTION if is_function else CLOUD_RUN_JOB
         own = [name for name in _job_folders(project_root) if job.endswith(f"-{_hyphens(name)}")]
         return project_root.parent / max(own, key=len, default=job or first) / "tasks"
