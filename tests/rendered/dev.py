@@ -150,12 +150,8 @@ class Dev:
             event["message"] for event in run["events"] if event["__typename"] == "LogMessageEvent"
         ]
 
-    def backfill(self, asset: str, partition_keys: Sequence[str]) -> Any:
-        """Launch a backfill as the web page does, and wait for its end.
-
-        Returns:
-            Its `status`, and its `runs`, each with an `id` and a `status`.
-        """
+    def submit_backfill(self, asset: str, partition_keys: Sequence[str]) -> str:
+        """Launch a backfill as the web page does; return its ID."""
         launched = self.graphql(
             f"""
             mutation {{
@@ -167,14 +163,27 @@ class Dev:
             """
         )["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        return str(launched["backfillId"])
+
+    def backfill_state(self, backfill_id: str) -> Any:
+        """The `status` of a backfill, and its `runs`, each with an `id` and a `status`."""
         query = f"""{{
-          partitionBackfillOrError(backfillId: "{launched["backfillId"]}") {{
+          partitionBackfillOrError(backfillId: "{backfill_id}") {{
             ... on PartitionBackfill {{ status runs {{ id status }} }}
           }}
         }}"""
+        return self.graphql(query)["partitionBackfillOrError"]
+
+    def backfill(self, asset: str, partition_keys: Sequence[str]) -> Any:
+        """Launch a backfill as the web page does, and wait for its end.
+
+        Returns:
+            Its `status`, and its `runs`, each with an `id` and a `status`.
+        """
+        backfill_id = self.submit_backfill(asset, partition_keys)
 
         def state() -> Any:
-            return self.graphql(query)["partitionBackfillOrError"]
+            return self.backfill_state(backfill_id)
 
         self.eventually(lambda: str(state()["status"]).startswith(("COMPLETED", "FAILED")))
         return state()
@@ -211,9 +220,11 @@ class Dev:
 
 
 @contextmanager
-def running_dev(project: Path, *options: str) -> Iterator[Dev]:
-    """Run `just dev` of a project during the block."""
-    dev = Dev(project, start("uv", "run", "just", "dev", *options, cwd=project))
+def running_dev(
+    project: Path, *options: str, command: Sequence[str] = ("uv", "run", "just", "dev")
+) -> Iterator[Dev]:
+    """Run `just dev` of a project during the block, or another command with Dagster's web page."""
+    dev = Dev(project, start(*command, *options, cwd=project))
     try:
         dev.address("Dagster")
         yield dev

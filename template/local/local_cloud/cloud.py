@@ -80,7 +80,7 @@ def cloud_storage(folder: Path, lake: Path | None = None) -> Iterator[dict[str, 
             yield {**emulator, "LAKE_URI": uri}
             return
         url = emulator["STORAGE_EMULATOR_HOST"]
-        _create_bucket(url, urlsplit(uri).netloc)
+        create_bucket(url, urlsplit(uri).netloc)
         with lake_server(url) as lake_settings:
             yield {**emulator, "LAKE_URI": uri, **lake_settings}
 
@@ -113,7 +113,7 @@ def storage_emulator(folder: Path | None = None) -> Iterator[dict[str, str]]:
         command = [str(program), *(word for option in options.items() for word in option)]
         with running("The storage emulator", command, port=port, environment={}):
             bucket = setting("MESSAGES_BUCKET")
-            _create_bucket(url, bucket)
+            create_bucket(url, bucket)
             yield {
                 "STORAGE_EMULATOR_HOST": url,
                 "MESSAGES_BUCKET": bucket,
@@ -169,7 +169,13 @@ def _without_proxy(*hosts: str) -> dict[str, str]:
     return {"NO_PROXY": listed, "no_proxy": listed}
 
 
-def _create_bucket(url: str, name: str) -> None:
+def create_bucket(url: str, name: str) -> None:
+    """Create a bucket, if it does not exist.
+
+    Args:
+        url: The URL of the storage emulator.
+        name: The name of the bucket.
+    """
     request = urllib.request.Request(
         f"{url}/storage/v1/b?project=local",
         data=json.dumps({"name": name}).encode(),

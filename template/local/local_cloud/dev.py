@@ -48,6 +48,7 @@ from watchfiles import PythonFilter, watch
 
 _NAMES_DEPLOYED = next(iter(CALLED.values()))  # with this setting, Dagster calls what is deployed
 
+_RELOADS = "Reloads when you edit."
 _RELOAD_DEFINITIONS = """
 mutation {
   reloadWorkspace {
@@ -109,7 +110,7 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     targets: dict[str, DevTarget] = {}
     servers = {}
     local = {}
-    if not settings.get(_NAMES_DEPLOYED):
+    if not names_deployed(settings):
         targets = {name: IN_DEV[name](start, options, usual) for name, start in TARGETS.items()}
         with step("Starting the emulated Cloud Storage"):
             storage = stack.enter_context(kept_storage(options.lake))
@@ -145,21 +146,22 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     }
     for target in targets.values():
         addresses |= target.addresses
-    show(addresses)
+    show(addresses, _RELOADS)
     follow_edits(list(targets.values()), servers, addresses)
 
 
-def show(addresses: Mapping[str, str | None]) -> None:
+def show(addresses: Mapping[str, str | None], edits: str) -> None:
     """Print the addresses.
 
     Args:
         addresses: The addresses by name.
+        edits: What happens after an edit.
     """
     console.print()
     width = max(15, *map(len, addresses))
     for name, address in addresses.items():
         console.print(f"{name:<{width}} {address}")
-    console.print("Reloads when you edit. Press Ctrl-C to stop.\n")
+    console.print(f"{edits} Press Ctrl-C to stop.\n")
 
 
 def read_settings() -> dict[str, str]:
@@ -177,6 +179,15 @@ def read_settings() -> dict[str, str]:
             f"{_NAMES_DEPLOYED} there. To use the local cloud, remove {' and '.join(deployed)}."
         )
     return settings
+
+
+def names_deployed(settings: Mapping[str, str]) -> bool:
+    """Whether Dagster calls what is deployed, and nothing of the local cloud.
+
+    Args:
+        settings: The settings.
+    """
+    return bool(settings.get(_NAMES_DEPLOYED))
 
 
 @contextmanager
@@ -243,7 +254,7 @@ def follow_edits(
         if is_any_in(paths, of_definitions):
             reload_definitions(servers["Dagster"])
         if paths:
-            show(addresses)
+            show(addresses, _RELOADS)
 
 
 def _new_folders(known: Sequence[str]) -> list[str]:

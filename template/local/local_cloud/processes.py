@@ -77,7 +77,7 @@ def running(
     name: str,
     command: Sequence[str],
     *,
-    port: int,
+    port: int | None,
     environment: Mapping[str, str],
     directory: Path | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -87,7 +87,7 @@ def running(
     Args:
         name: The name of the server in errors.
         command: The program and its arguments.
-        port: The port on 127.0.0.1 that the server listens on.
+        port: The port on 127.0.0.1 that the server listens on; None if it listens on none.
         environment: Variables in addition to those of this process.
         directory: The working directory.
         on_line: Called in another thread with each line of the server's output, without its end.
@@ -103,7 +103,8 @@ def running(
     with _process(command, environment, directory, output) as process:
         if on_line:
             threading.Thread(target=_read_lines, args=(process, on_line), daemon=True).start()
-        _wait_until_listening(name, process, port)
+        if port is not None:
+            _wait_until_listening(name, process, port)
         yield process
 
 
