@@ -15,13 +15,24 @@ from typing import IO
 
 _START_TIMEOUT = 120.0  # seconds
 _STOP_TIMEOUT = 5.0  # seconds
+_INTERRUPT_TIMEOUT = 10.0  # seconds
+_MOST_INTERRUPTS = 3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 UV = os.environ.get("UV", "uv")  # `uv run` sets it to its own path
 
 
 class ProcessError(Exception):
-    """A process did not start, or ended unexpectedly."""
+    """A process did not start, or ended unexpectedly.
+
+    Args:
+        message: What happened, without a period at the end.
+        status: The exit status of the process, if it ended.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def inherited_environment() -> dict[str, str]:
@@ -121,6 +132,7 @@ def run_to_end(
     environment: Mapping[str, str],
     directory: Path,
     output: IO[str] | None = None,
+    interrupt: bool = False,
 ) -> None:
     """Run a program until it ends.
 
@@ -130,13 +142,21 @@ def run_to_end(
         environment: Variables in addition to those of this process.
         directory: The working directory.
         output: The file for its output. The default is the output of this process.
+        interrupt: To stop the program early, interrupt it first, as Ctrl-C does: pytest then stops
+            the servers that the tests started.
 
     Raises:
         ProcessError: The program ended with a status other than 0.
     """
     with _process(command, environment, directory, output) as process:
-        if status := process.wait():
-            raise ProcessError(f"{name} ended with status {status}")
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            if interrupt:
+                _interrupt(process)
+            raise
+    if status:
+        raise ProcessError(f"{name} ended with status {status}", status)
 
 
 @contextmanager
@@ -217,6 +237,18 @@ def _wait_until_listening(name: str, process: subprocess.Popen[bytes], port: int
             return
         time.sleep(0.05)
     raise ProcessError(f"{name} was not ready after {_START_TIMEOUT:.0f} s")
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt the process and its group, and wait until it has ended.
+
+    Dagster may handle an interrupt itself: then only its run ends, and pytest goes on.
+    """
+    for _ in range(_MOST_INTERRUPTS):
+        _signal_group(process, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_INTERRUPT_TIMEOUT)
+            return
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
