@@ -1,6 +1,6 @@
 """Dagster as in production, on this machine: `just prod`.
 
-The instance is the one of production, in `orchestrator/dagster.yaml`. The web server, the daemon
+The instance is the one of production, in `orchestrator/production/`. The web server, the daemon
 and the code location are processes of their own; one that ends is started again. The database is a
 PostgreSQL in `.local/`, unless `DAGSTER_POSTGRES_URL` names yours. Nothing reloads after an edit.
 """
@@ -40,6 +40,7 @@ from local_cloud.project import (
 from local_cloud.targets import CALLED
 
 _HOME = LOCAL / "prod"
+_PRODUCTION = ORCHESTRATOR / "production"
 _URL, _LOGS = "DAGSTER_POSTGRES_URL", "DAGSTER_LOGS_BUCKET"
 _ENVIRONMENT = {"UV_PROJECT_ENVIRONMENT": str(_HOME / "venv")}  # besides the one to develop in
 _UV_RUN = {**_ENVIRONMENT, "UV_NO_SYNC": "1"}
@@ -93,7 +94,7 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     if has_own_database:
         with step("Starting PostgreSQL"):
             local[_URL] = stack.enter_context(database())
-    shutil.copy(ORCHESTRATOR / "dagster.yaml", _HOME)
+    shutil.copy(_PRODUCTION / "dagster.yaml", _HOME)
     started = time.time()
     with step("Starting Dagster"):
         environment = {_LOGS: setting(_LOGS), **local, "DAGSTER_HOME": str(_HOME)}
@@ -194,7 +195,8 @@ def start_dagster(
         "CODE_LOCATION_HOST": "127.0.0.1",
         "CODE_LOCATION_PORT": str(code_port),
     }
-    host, quiet, workspace = "--host=127.0.0.1", "--log-level=warning", "--workspace=workspace.yaml"
+    host, quiet = "--host=127.0.0.1", "--log-level=warning"
+    workspace = f"--workspace={_PRODUCTION / 'workspace.yaml'}"
     module = f"--module-name={root_module()}.definitions"
     code = ("dagster", "api", "grpc", host, f"--port={code_port}", module, _LOCATION_NAME, quiet)
     web = ("dagster-webserver", host, f"--port={web_port}", workspace, quiet)
