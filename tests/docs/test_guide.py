@@ -96,11 +96,11 @@ def test_the_page_lists_the_settings_that_the_code_reads() -> None:
     # names of the third kind.
     elsewhere = {"GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_REGION", "FUNCTION_URL_NAME"}
     assert first_cells("settings.md", "## Dagster") == of_dagster | elsewhere
-    files_of_instance = [
-        ORCHESTRATOR.parents[1] / f"{name}.yaml" for name in ("dagster", "workspace")
-    ]
+    production = ORCHESTRATOR.parents[1] / "production"
     read = {
-        name for file in files_of_instance for name in re.findall(r"env: (\w+)", file.read_text())
+        name
+        for file in production.iterdir()
+        for name in re.findall(r"env: (\w+)", file.read_text())
     }
     assert first_cells("settings.md", "## Dagster's instance") == read
     # The Functions Framework reads both. The function sets the first one itself.
