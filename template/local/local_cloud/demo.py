@@ -75,8 +75,20 @@ def run_demo(folder: Path) -> dict[str, Any]:
 def prepare_environments() -> None:
     """Install the dependencies of the tasks and of Dagster."""
     for project in (*task_folders(), ORCHESTRATOR):
-        console.print(f"Preparing {project.name} ...")
-        run_to_end("uv sync", [UV, "sync"], environment={}, directory=project)
+        prepare(project)
+
+
+def prepare(project: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+    """Install the dependencies of one part of this project.
+
+    Args:
+        project: Its folder.
+        options: Options of `uv sync`.
+        environment: Variables for uv.
+    """
+    console.print(f"Preparing {project.name} ...")
+    command = [UV, "sync", *options]
+    run_to_end("uv sync", command, environment=environment or {}, directory=project)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,26 @@ mutation {
 def main() -> int:
     """Run until interrupted, and return the exit status."""
     options = read_options()
+
+    def start(stack: ExitStack) -> None:
+        stack.enter_context(only_dev())
+        run(stack, options)
+
+    return until_interrupted(start)
+
+
+def until_interrupted(start: Callable[[ExitStack], None]) -> int:
+    """Start servers, print why they end, and stop them.
+
+    Args:
+        start: Starts them on a stack, and runs until it is interrupted.
+
+    Returns:
+        The exit status.
+    """
     try:
-        with interrupted_once(), only_dev(), ExitStack() as stack:
-            run(stack, options)
+        with interrupted_once(), ExitStack() as stack:
+            start(stack)
     except KeyboardInterrupt:
         console.print("\nAll processes are stopped.")
     except ProcessError as error:

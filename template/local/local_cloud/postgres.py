@@ -28,8 +28,12 @@ def main() -> None:
     if not data.exists():
         _create(data, programs, _password_file(folder))
     # It listens on 127.0.0.1 only, and on no socket file, whose path could be too long.
-    options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": ""}
-    options["log_min_messages"] = "fatal"  # Dagster handles other errors
+    options = {
+        "listen_addresses": "127.0.0.1",
+        "port": port,
+        "unix_socket_directories": "",
+        "log_min_messages": "fatal",  # Dagster handles other errors
+    }
     words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
     server = str(programs / "postgres")
     os.execv(server, [server, "-D", str(data), *words])  # noqa: S606  # it starts no shell

@@ -16,23 +16,19 @@ from typing import Self
 
 from local_cloud import postgres
 from local_cloud.cloud import cloud_targets, create_bucket
-from local_cloud.console import console, failed, step
+from local_cloud.console import console, step
 from local_cloud.credentials import uv_run
 from local_cloud.dagster_api import cancel_interrupted_runs
 from local_cloud.dagster_output import DagsterOutput
-from local_cloud.dev import names_deployed, read_settings, show
+from local_cloud.demo import prepare
+from local_cloud.dev import names_deployed, read_settings, show, until_interrupted
 from local_cloud.instance import LOCAL, choose_port, kept_storage, usual_ports
 from local_cloud.processes import (
-    UV,
-    ProcessError,
     free_port,
-    interrupted_once,
-    run_to_end,
     running,
 )
 from local_cloud.project import (
     ORCHESTRATOR,
-    SettingsError,
     root_module,
     setting,
     task_folders,
@@ -56,18 +52,7 @@ def main() -> int:
         "--verbose", action="store_true", help="print all events and log lines of runs"
     )
     options = parser.parse_args()
-    try:
-        with interrupted_once(), ExitStack() as stack:
-            run(stack, options)
-    except KeyboardInterrupt:
-        console.print("\nAll processes are stopped.")
-    except ProcessError as error:
-        failed(f"{error}. Its output is above.")
-        return 1
-    except SettingsError as error:
-        failed(str(error))
-        return 1
-    return 0
+    return until_interrupted(lambda stack: run(stack, options))
 
 
 def run(stack: ExitStack, options: argparse.Namespace) -> None:
@@ -112,11 +97,9 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
 def prepare_environments() -> None:
     """Install the dependencies of the tasks, and those of Dagster in production."""
     for folder in task_folders():
-        console.print(f"Preparing {folder.name} ...")
-        run_to_end("uv sync", [UV, "sync"], environment={}, directory=folder)
-    console.print(f"Preparing {ORCHESTRATOR.name} ...")
-    command = [UV, "sync", "--no-default-groups", "--group=local-production"]
-    run_to_end("uv sync", command, environment=_ENVIRONMENT, directory=ORCHESTRATOR)
+        prepare(folder)
+    groups = ("--no-default-groups", "--group=local-production")
+    prepare(ORCHESTRATOR, *groups, environment=_ENVIRONMENT)
 
 
 @contextmanager
