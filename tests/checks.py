@@ -42,8 +42,8 @@ UNRENDERED = re.compile(r"(?<!\$){{(?!\"| dg\.)|{%|%}|{#|#}")
 # `just prod` and its files. By default, an environment has the same name.
 OF_THE_RECIPE = re.compile(
     r"""production | just[ ]prod\b | ^prod[ ]\*options | local_cloud[./]prod\b | \.local/prod\b
-    | LOCAL[ ]/[ ]"prod" """,
-    re.MULTILINE | re.VERBOSE,
+    | local[ ]/[ ]"prod" """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 
 
