@@ -1,4 +1,25 @@
-# The container images that Google builds from the bundles.
+# The container images that Google builds from the bundles: those of the tasks, and that of Dagster.
+
+variable "build_region" {
+  description = "Region where Cloud Build builds images, if it may not in the region of all resources, such as europe-west1: a new project may build in few regions."
+  type        = string
+  default     = null
+}
+
+variable "scan_images" {
+  description = "Let Google search new images for known vulnerabilities. It charges for each image."
+  type        = bool
+  default     = true
+}
+
+# https://docs.cloud.google.com/artifact-analysis/docs/container-scanning-overview
+resource "google_project_service" "scanning" {
+  count = var.scan_images ? 1 : 0
+
+  service            = "containerscanning.googleapis.com"
+  disable_on_destroy = false # other parts of the project may use it
+}
+
 resource "google_artifact_registry_repository" "images" {
   #checkov:skip=CKV_GCP_84:The variable kms_key sets a key.
   repository_id = local.name
@@ -31,4 +52,11 @@ resource "google_artifact_registry_repository_iam_member" "build_writes_images" 
   location   = var.region
   role       = "roles/artifactregistry.writer"
   member     = google_service_account.build.member
+}
+
+# Cloud Build reads the bundle, from which it builds the image.
+resource "google_storage_bucket_iam_member" "build_reads_bundles" {
+  bucket = google_storage_bucket.sources.name
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.build.member
 }

@@ -51,12 +51,6 @@ variable "job_gpu" {
   default     = null
 }
 
-variable "build_region" {
-  description = "Region where Cloud Build builds the images of jobs, if it may not in the region of the jobs, such as europe-west1: a new project may build in few regions."
-  type        = string
-  default     = null
-}
-
 variable "jobs" {
   description = "For single jobs, by the name of their folder: what differs from the variables job_..., and the secrets that the job reads from Secret Manager, as environment variables of the same names."
   type = map(object({
@@ -304,11 +298,4 @@ resource "google_cloud_run_v2_job_iam_member" "orchestrator_views_executions" {
   location = var.region
   role     = "roles/run.viewer"
   member   = google_service_account.orchestrator.member
-}
-
-# Cloud Build reads the bundle, from which it builds the image.
-resource "google_storage_bucket_iam_member" "build_reads_bundles" {
-  bucket = google_storage_bucket.sources.name
-  role   = "roles/storage.objectViewer"
-  member = google_service_account.build.member
 }

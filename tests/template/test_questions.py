@@ -35,6 +35,7 @@ ACCEPTED = {
     "iac": ["terraform", "none"],
     "environments": ["prod", "nprod, prod", "dev,test,live", "a" * 12, "e1 , e2"],
     "ci": ["github", "gitlab", "none"],
+    "orchestrator": ["none", "vm", "gke", "dagster_plus"],
     "editor": ["vscode", "none"],
 }
 BUCKET_REJECTED = {
@@ -124,6 +125,7 @@ REJECTED: dict[str, dict[str, str]] = {
         "google": "Do not use google",
     },
     "ci": {"jenkins": "Invalid choice", "": "Invalid choice", "GitHub ": "Invalid choice"},
+    "orchestrator": {"eks": "Invalid choice", "": "Invalid choice", "VM": "Invalid choice"},
     "editor": {"emacs": "Invalid choice", "": "Invalid choice", "VSCode": "Invalid choice"},
 }
 
@@ -167,6 +169,12 @@ def test_an_invalid_answer_is_rejected_with_the_rule(name: str, value: str, tmp_
         answer(tmp_path, **{name: value})
 
     assert REJECTED[name][value] in str(error.value)
+
+
+@pytest.mark.parametrize("orchestrator", ["vm", "gke"])
+def test_what_dagster_runs_on_needs_terraform(orchestrator: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'orchestrator'.*Terraform creates what Dagster runs on"):
+        answer(tmp_path, orchestrator=orchestrator, iac="none")
 
 
 def test_each_error_in_a_list_of_environments_is_reported_once(rules: Any) -> None:
@@ -229,9 +237,9 @@ def package_names(names: Iterable[str]) -> set[str]:
     return {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
 
 
-def test_there_are_at_most_twelve_questions_and_all_have_defaults() -> None:
+def test_there_are_at_most_thirteen_questions_and_all_have_defaults() -> None:
     either = {"function_name", "job_name"}  # is asked
-    assert len(questions().keys() - either) <= 11
+    assert len(questions().keys() - either) <= 12
     assert all("default" in question for question in questions().values())
 
 

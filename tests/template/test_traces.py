@@ -8,7 +8,7 @@ from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render
 
 FUNCTIONS = re.compile("function|gcf", re.IGNORECASE)
 JOBS = re.compile(
-    r"(?i:cloud.?run.?job|job_(client|settings))|JOB_NAME|job_name +=|jobs\.|\bjob\.(py|tf)|Dockerfile"
+    r"(?i:cloud.?run.?job|job_(client|settings))|JOB_NAME|job_name +=|jobs\.|\bjob\.(py|tf)|cloud_function/Dockerfile"
 )
 
 DELIVERIES: list[dict[str, object]] = [

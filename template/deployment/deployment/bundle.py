@@ -3,12 +3,14 @@
 The bundle contains the folder, the package gcp_pipes, and a requirements.txt with the locked
 version and the hashes of each dependency. The same sources result in the same bytes on every
 machine, so its hash shows whether a deployment changes anything.
+
+The image of Dagster is built from a bundle, too: that of orchestrator/.
 """
 
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,51 @@ from zipfile import ZipFile, ZipInfo
 
 from deployment.answers import ENTRY_POINT
 from deployment.errors import DeploymentError
-from deployment.project import PROJECT, UV, task_folders
+from deployment.project import ORCHESTRATOR, PROJECT, UV, task_folders
 
 _PACKAGE = PROJECT / "packages" / "gcp-pipes" / "src"
 _BUNDLES = PROJECT / "build"
 _REQUIREMENTS = "requirements.txt"
 _VERSION = "version.txt"  # differs between any two bundles
 
-# Not needed to run the tasks, as all files whose names start with a dot.
-_DEVELOPMENT = {"tests", "pyproject.toml", "uv.lock", "__pycache__"}
-_ONLY_FOR_DAGSTER = {"orchestrator", "components"}  # in gcp_pipes
+# Not needed to run anything, as all files whose names start with a dot.
+_DEVELOPMENT = {"tests", "uv.lock", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What the bundle of a folder contains.
+
+    Attributes:
+        required: A file that the folder must have, and what it is for.
+        left_out: The files and folders, by name, that do not belong into it.
+        left_out_of_package: Those of gcp_pipes.
+        dependencies: The options of `uv export` that choose the dependencies.
+    """
+
+    required: tuple[str, str]
+    left_out: Set[str]
+    left_out_of_package: Set[str]
+    dependencies: tuple[str, ...]
+
+
+_TASKS = _Contents(
+    required=(ENTRY_POINT, "the entry point"),
+    left_out={*_DEVELOPMENT, "pyproject.toml"},
+    left_out_of_package={*_DEVELOPMENT, "orchestrator", "components"},  # only for Dagster
+    dependencies=("--no-dev",),
+)
+_DAGSTER = _Contents(
+    required=("Dockerfile", "from which the image is built"),
+    left_out=_DEVELOPMENT,
+    left_out_of_package=_DEVELOPMENT,
+    dependencies=("--no-default-groups", "--group=production"),
+)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The zip file with the sources and requirements of a folder with tasks.
+    """The zip file with the sources and requirements of a folder.
 
     Attributes:
         folder: The folder.
@@ -71,13 +103,14 @@ def make_bundles() -> list[Bundle]:
         DeploymentError: The sources or the lock file of a folder cannot be deployed.
     """
     bundles = [make_bundle(folder) for folder in task_folders()]
-    for former in set(_BUNDLES.glob("*.zip")) - {bundle.path for bundle in bundles}:
+    kept = {_path(folder) for folder in (*task_folders(), ORCHESTRATOR)}
+    for former in set(_BUNDLES.glob("*.zip")) - kept:
         former.unlink()
     return bundles
 
 
 def make_bundle(folder: Path) -> Bundle:
-    """Build the bundle of a folder with tasks.
+    """Build the bundle of a folder with tasks, or of orchestrator/.
 
     Args:
         folder: The folder.
@@ -85,22 +118,29 @@ def make_bundle(folder: Path) -> Bundle:
     Raises:
         DeploymentError: Its sources or its lock file cannot be deployed.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in _source_files(folder)}
-    for path in _source_files(_PACKAGE, _DEVELOPMENT | _ONLY_FOR_DAGSTER):
-        files[path.relative_to(_PACKAGE).as_posix()] = path
-    if ENTRY_POINT not in files:
-        raise DeploymentError(f"{folder.name}/{ENTRY_POINT}, the entry point, is missing.")
+    belongs = _DAGSTER if folder == ORCHESTRATOR else _TASKS
+    files = {
+        path.relative_to(root).as_posix(): path
+        for root, left_out in (
+            (folder, belongs.left_out),
+            (_PACKAGE, belongs.left_out_of_package),
+        )
+        for path in _source_files(root, left_out)
+    }
+    required, purpose = belongs.required
+    if required not in files:
+        raise DeploymentError(f"{folder.name}/{required}, {purpose}, is missing.")
     if _REQUIREMENTS in files:
         raise DeploymentError(
             f"{folder.name}/{_REQUIREMENTS} conflicts with the one that is generated from "
             "uv.lock. Delete it, and add its packages with `uv add`."
         )
     contents = {name: path.read_bytes() for name, path in files.items()}
-    contents[_REQUIREMENTS] = _export_requirements(folder)
+    contents[_REQUIREMENTS] = _export_requirements(folder, belongs.dependencies)
     contents[_VERSION] = _version({folder.name: b"", **contents})
 
     _BUNDLES.mkdir(exist_ok=True)
-    bundle = _BUNDLES / f"{folder.name}.zip"
+    bundle = _path(folder)
     with ZipFile(bundle, "w") as archive:
         for name, content in sorted(contents.items()):
             archive.writestr(_zip_entry(name), content)
@@ -117,7 +157,12 @@ def deployed_bundle(resource: dict[str, Any]) -> str | None:
     return deployed
 
 
-def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[Path]:
+def _path(folder: Path) -> Path:
+    """Where the bundle of a folder is."""
+    return _BUNDLES / f"{folder.name}.zip"
+
+
+def _source_files(folder: Path, left_out: Set[str]) -> Iterator[Path]:
     """The files in a folder that belong into the bundle."""
     for path in folder.iterdir():
         if path.name in left_out or path.name.startswith("."):
@@ -133,12 +178,12 @@ def _source_files(folder: Path, left_out: Set[str] = _DEVELOPMENT) -> Iterator[P
             yield path
 
 
-def _export_requirements(folder: Path) -> bytes:
+def _export_requirements(folder: Path, dependencies: Sequence[str]) -> bytes:
     """The packages that a folder needs, with their locked versions and hashes."""
     lock = f"Run `uv lock --directory {folder.name}`, and commit the file."
     if not (folder / "uv.lock").exists():
         raise DeploymentError(f"{folder.name}/uv.lock is missing. {lock}")
-    command = [UV, "export", "--locked", "--no-dev", "--no-emit-project", "--no-emit-local"]
+    command = [UV, "export", "--locked", *dependencies, "--no-emit-project", "--no-emit-local"]
     exported = subprocess.run(
         [*command, "--no-header", "--no-annotate", "--format=requirements.txt"],
         cwd=folder,

@@ -5,8 +5,8 @@ At an older commit, it rolls back.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from deployment.bundle import Bundle, make_bundle
@@ -29,25 +29,40 @@ def deploy_code(target: Target, update: Callable[[GoogleApi, Environment, Bundle
         update: Updates the resource that runs a bundle; returns whether that was necessary.
 
     Returns:
+        The exit status, as that of `run_deployment`.
+    """
+
+    def deploy(environment: Environment) -> None:
+        bundles = [make_bundle(folder) for folder in _chosen(target, sys.argv[2:])]
+        with deployer_api() as api:
+            for bundle in bundles:
+                is_new = update(api, environment, bundle)
+                name = target.name(environment, bundle.folder)
+                now = target.verb if is_new else f"already {target.verb}"
+                print(f"{name} in {environment.name} {now} {bundle.sha256}", flush=True)
+
+    return run_deployment(deploy)
+
+
+def run_deployment(deploy: Callable[[Environment], None]) -> int:
+    """Deploy to the environment on the command line, and report why that failed.
+
+    Args:
+        deploy: Deploys to an environment.
+
+    Returns:
         The exit status: 0, also if CI may not deploy to the environment yet; 1 for a failure; 130
         if interrupted.
     """
     try:
         environment = find_environment(sys.argv[1])
-        chosen = _chosen(target, sys.argv[2:])
         if os.environ.get("CI") and not environment.is_federated:
             print(
                 f"Skipped: CI cannot deploy to {environment.name}, because git_repository is not "
                 f"set in infra/environments/{environment.name}.tfvars. See infra/README.md."
             )
             return 0
-        bundles = [make_bundle(folder) for folder in chosen]
-        with closing(GoogleApi(deployer_credentials())) as api:
-            for bundle in bundles:
-                is_new = update(api, environment, bundle)
-                name = target.name(environment, bundle.folder)
-                now = target.verb if is_new else f"already {target.verb}"
-                print(f"{name} in {environment.name} {now} {bundle.sha256}", flush=True)
+        deploy(environment)
     except (DeploymentError, GoogleAuthError) as error:
         print(f"Not deployed: {error}", file=sys.stderr)
         return 1
@@ -55,6 +70,17 @@ def deploy_code(target: Target, update: Callable[[GoogleApi, Environment, Bundle
         print("Interrupted. A deployment that has started continues.", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def deployer_api() -> Iterator[GoogleApi]:
+    """Send requests as the deployer, or as the user, until the end of the block.
+
+    Raises:
+        DeploymentError: There are no credentials.
+    """
+    with closing(GoogleApi(deployer_credentials())) as api:
+        yield api
 
 
 def _chosen(target: Target, names: Sequence[str]) -> list[Path]:

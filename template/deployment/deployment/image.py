@@ -1,4 +1,4 @@
-"""Builds the image of a Cloud Run job, by Cloud Build: nothing is built on this machine."""
+"""Builds images by Cloud Build, from bundles: nothing is built on this machine."""
 
 import time
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from deployment.errors import DeploymentError
 from deployment.google import GoogleApi, GoogleError
 
 _API = "https://cloudbuild.googleapis.com/v1"
+_REGISTRY = "https://artifactregistry.googleapis.com/v1"
 _RUNNING = ("STATUS_UNKNOWN", "PENDING", "QUEUED", "WORKING")
 
 
@@ -28,16 +29,44 @@ class Image:
     version: str
 
     @classmethod
-    def of(cls, environment: Environment, bundle: Bundle) -> "Image":
+    def of(cls, environment: Environment, name: str, bundle: Bundle) -> "Image":
         """The image of a bundle, in the repository of images that infra/ creates.
 
         Args:
             environment: The environment.
+            name: The name of the image in the repository.
             bundle: The bundle.
         """
         host = f"{environment['region']}-docker.pkg.dev"
         repository = f"{environment['project_id']}/{environment[NAME_VARIABLE]}"
-        return cls(f"{host}/{repository}/{bundle.folder.name}-job", bundle.sha256)
+        return cls(f"{host}/{repository}/{name}", bundle.sha256)
+
+
+def find_image(api: GoogleApi, environment: Environment, image: Image) -> str | None:
+    """Look for an image in its repository.
+
+    Args:
+        api: Sends the request.
+        environment: The environment.
+        image: The image.
+
+    Returns:
+        The address of the image, with its digest; None if it is not built yet.
+
+    Raises:
+        GoogleError: Google rejected the request.
+    """
+    project, region = environment["project_id"], environment["region"]
+    repository = f"projects/{project}/locations/{region}/repositories/{environment[NAME_VARIABLE]}"
+    package = image.name.rsplit("/", 1)[1]
+    url = f"{_REGISTRY}/{repository}/packages/{package}/tags/{image.version}"
+    try:
+        tag = api.request("GET", url)
+    except GoogleError as error:
+        if error.status == 404:
+            return None
+        raise
+    return f"{image.name}@{tag['version'].rsplit('/', 1)[1]}"
 
 
 def build_image(
@@ -86,7 +115,7 @@ def build_image(
         detail = build.get("statusDetail") or build.get("failureInfo", {}).get("detail") or ""
         raise DeploymentError(
             f"The build of the image ended with {build['status']}. {detail} See its log: "
-            f"{build.get('logUrl')}. The job keeps the image that it has."
+            f"{build.get('logUrl')}. What is deployed keeps the image that it has."
         )
     return f"{image.name}@{build['results']['images'][0]['digest']}"
 

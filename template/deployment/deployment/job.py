@@ -78,11 +78,10 @@ def _update(api: GoogleApi, environment: Environment, bundle: Bundle, waits: Wai
         return False
     source = {"bucket": environment["sources_bucket"], "object": f"{bundle.sha256}.zip"}
     upload_bundle(api, bundle, **source)
-    image = build_image(
-        api, environment, Image.of(environment, bundle), source, waits.interval, waits.build
-    )
+    image = Image.of(environment, f"{bundle.folder.name}-job", bundle)
+    address = build_image(api, environment, image, source, waits.interval, waits.build)
     job["labels"] = {**job.get("labels", {}), "bundle": bundle.label}
-    job["template"]["template"]["containers"][0]["image"] = image
+    job["template"]["template"]["containers"][0]["image"] = address
     _replace(api, url, job)
     _wait(api, url, bundle, before, waits)
     return True
