@@ -171,7 +171,7 @@ def test_an_invalid_answer_is_rejected_with_the_rule(name: str, value: str, tmp_
     assert REJECTED[name][value] in str(error.value)
 
 
-@pytest.mark.parametrize("orchestrator", ["vm", "gke"])
+@pytest.mark.parametrize("orchestrator", ["vm", "gke", "dagster_plus"])
 def test_what_dagster_runs_on_needs_terraform(orchestrator: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'orchestrator'.*Terraform creates what Dagster runs on"):
         answer(tmp_path, orchestrator=orchestrator, iac="none")
