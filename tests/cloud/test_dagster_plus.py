@@ -71,15 +71,12 @@ class DagsterPlus:
             case ["CliAgentStatus"]:
                 return {"agents": [{"status": "RUNNING"}]}
             case _ if "locationEntries" in query:
-                loaded = {"__typename": "RepositoryLocation"}
-                failed = {"__typename": "PythonError", "message": self.error}
-                entry = {
-                    "name": "orchestrator",
-                    "loadStatus": "LOADED",
-                    "locationOrLoadError": {**failed, "stack": [], "errorChain": []}
-                    if self.error
-                    else loaded,
-                }
+                found: dict[str, object] = {"__typename": "RepositoryLocation"}
+                if self.error:
+                    error = {"message": self.error, "stack": [], "errorChain": []}
+                    found = {"__typename": "PythonError", **error}
+                state = {"loadStatus": "LOADED", "locationOrLoadError": found}
+                entry = {"name": "orchestrator", **state}
                 workspace = {"__typename": "Workspace", "locationEntries": [entry]}
                 return {"workspaceOrError": workspace}
             case _:
@@ -193,7 +190,8 @@ def test_a_pull_request_changes_its_branch_deployment_and_an_error_fails_it(
 
     assert status == 1
     assert "No module named 'pandas'" in printed
-    assert "Not deployed: Dagster+ " in printed
+    assert "Not deployed: `dagster-cloud ci deploy` failed: see above." in printed
+    assert "Traceback" not in printed
     assert plus.documents.keys() == {"a1b2c3"}
     [change] = plus.branches
     assert change["baseDeploymentName"] == "staging"

@@ -18,6 +18,7 @@ GITHUB: dict[str, dict[str, Any]] = {
     "no infrastructure": {"iac": "none"},
     "functions and jobs": FUNCTIONS_AND_JOBS,
     "jobs alone": JOBS_ALONE,
+    "dagster plus": {"orchestrator": "dagster_plus"},
 }
 
 
@@ -44,10 +45,8 @@ def test_zizmor_finds_nothing_here() -> None:
 
 
 def workflows(render: Render) -> list[dict[str, Any]]:
-    return [
-        load(folder / ".github" / "workflows" / "ci.yml")
-        for folder in (TEMPLATE, *(render(answers) for answers in GITHUB.values()))
-    ]
+    folders = (TEMPLATE, *(render(answers) for answers in GITHUB.values()))
+    return [load(file) for each in folders for file in (each / ".github/workflows").glob("*.yml")]
 
 
 def test_each_job_has_a_timeout_and_the_least_privileges(render: Render) -> None:
@@ -55,7 +54,9 @@ def test_each_job_has_a_timeout_and_the_least_privileges(render: Render) -> None
         assert workflow["permissions"] == {}
         assert workflow["concurrency"]["group"]
         for name, job in workflow["jobs"].items():
-            rights = {"contents": "read"} | ({"id-token": "write"} if name == "deploy" else {})
+            rights = {"contents": "read"} | (
+                {"id-token": "write"} if name in ("deploy", "branch") else {}
+            )
             assert job["permissions"] == rights
             assert int(job["timeout-minutes"]) <= 60
             for step in job["steps"]:
@@ -136,6 +137,46 @@ def test_gitlab_deploys_the_same_way(render: Render) -> None:
     assert pipeline[".deploy"]["interruptible"] == "false"
     assert pipeline[".deploy"]["resource_group"] == "$CI_ENVIRONMENT_NAME"
     assert pipeline["infra"]["script"] == ["sh infra/check.sh"]
+
+
+def test_a_pull_request_reaches_only_the_environment_for_branches(render: Render) -> None:
+    project = render(GITHUB["dagster plus"])
+    workflow = load(project / ".github" / "workflows" / "branch_deployments.yml")
+    ci = load(project / ".github" / "workflows" / "ci.yml")
+
+    assert workflow["on"] == {
+        "pull_request": {"types": ["opened", "reopened", "synchronize", "closed"]}
+    }
+    [job] = workflow["jobs"].values()
+    assert job["environment"] == "branches"
+    assert job["if"].split(" && ") == [
+        "vars.BRANCH_DEPLOYMENTS == 'true'",
+        "github.event.pull_request.head.repo.full_name == github.repository",
+    ]
+    assert workflow["concurrency"]["cancel-in-progress"] == "false"
+    *_, step = ci["jobs"]["deploy"]["steps"]
+    assert step["run"] == 'uv run just deploy-dagster "$ENVIRONMENT"'
+    with_secrets = [name for name, each in ci["jobs"].items() if "secrets." in str(each)]
+    assert with_secrets == ["deploy"]
+
+
+def test_gitlab_deploys_branches_the_same_way(render: Render) -> None:
+    project = render({"ci": "gitlab", "orchestrator": "dagster_plus"})
+    pipeline = load(project / ".gitlab-ci.yml")
+
+    deploy, close = pipeline["deploy-branch"], pipeline["close-branch"]
+    environment = "branches/$CI_COMMIT_REF_SLUG"
+    assert deploy["environment"] == {"name": environment, "on_stop": "close-branch"}
+    assert close["environment"] == {"name": environment, "action": "stop"}
+    [rule] = deploy["rules"]
+    assert rule["if"].split(" && ") == [
+        '$BRANCH_DEPLOYMENTS == "true"',
+        '$CI_PIPELINE_SOURCE == "merge_request_event"',
+        "$CI_MERGE_REQUEST_SOURCE_PROJECT_ID == $CI_PROJECT_ID",
+    ]
+    assert close["rules"] == [{**rule, "when": "manual", "allow_failure": "true"}]
+    assert "id_tokens" not in close
+    assert pipeline[".deploy"]["script"][-1] == 'uv run just deploy-dagster "$CI_ENVIRONMENT_NAME"'
 
 
 def test_new_versions_are_taken_after_a_week(render: Render) -> None:

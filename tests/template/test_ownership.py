@@ -23,7 +23,7 @@ def test_every_rendered_file_has_an_owner(project: Path) -> None:
 
 
 def test_every_path_in_the_table_is_rendered(project: Path, render: Render) -> None:
-    others = ({"ci": "gitlab"}, FUNCTIONS_AND_JOBS, JOBS_ALONE)
+    others = ({"ci": "gitlab"}, FUNCTIONS_AND_JOBS, JOBS_ALONE, {"orchestrator": "dagster_plus"})
     names = {*contents(project), *(name for each in others for name in contents(render(each)))}
     used = {owning_path(name, PACKAGE) for name in names}
 

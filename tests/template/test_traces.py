@@ -10,6 +10,10 @@ FUNCTIONS = re.compile("function|gcf", re.IGNORECASE)
 JOBS = re.compile(
     r"(?i:cloud.?run.?job|job_(client|settings))|JOB_NAME|job_name +=|jobs\.|\bjob\.(py|tf)|cloud_function/Dockerfile"
 )
+DAGSTER_PLUS = re.compile(
+    r"dagster.cloud|dagster.plus|Dagster\+|branch.deployment|container_context|build\.yaml", re.IGNORECASE
+)
+OWN_DATABASE = re.compile(r"postgres|\bjust prod\b|_prod\b|local_cloud.prod|production/", re.IGNORECASE)
 
 DELIVERIES: list[dict[str, object]] = [
     {},
@@ -48,3 +52,19 @@ def test_the_traces_of_both_are_found(render: Render) -> None:
 
     assert len(traces(FUNCTIONS, files)) > 100
     assert len(traces(JOBS, files)) > 50
+
+
+@pytest.mark.parametrize("ci", ["github", "gitlab", "none"])
+def test_another_place_for_dagster_leaves_no_trace_of_dagster_plus(ci: str, render: Render) -> None:
+    for orchestrator in ("none", "vm", "gke"):
+        files = contents(render({"orchestrator": orchestrator, "ci": ci}))
+        del files[".copier-answers.yml"]
+        assert traces(DAGSTER_PLUS, files) == []
+
+
+@pytest.mark.parametrize("ci", ["github", "gitlab", "none"])
+def test_dagster_plus_leaves_no_trace_of_a_database_of_your_own(ci: str, render: Render) -> None:
+    files = contents(render({"orchestrator": "dagster_plus", "ci": ci}))
+
+    assert traces(OWN_DATABASE, files) == []
+    assert len(traces(DAGSTER_PLUS, files)) > 20

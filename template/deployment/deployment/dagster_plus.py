@@ -60,10 +60,10 @@ def load(address: str, *, is_branch: bool) -> None:
     registry, _, tag = address.rpartition(":")
     _write_configuration(registry)
     kind = f"--deployment-type={'branch' if is_branch else 'full'}"
-    _run("dg", "plus", "deploy", "start", kind, "--yes", f"--target-path={_LOCATION}")
-    tagged = f"--image-tag={tag}"
-    _run("dg", "plus", "deploy", "set-build-output", tagged, f"--target-path={_LOCATION}")
-    _run("dg", "plus", "deploy", "finish", f"--target-path={_LOCATION}")
+    start = ("dg", "plus", "deploy", "start")  # it reads build.yaml; the others, what it writes
+    _run(*start, kind, "--yes", f"--target-path={_LOCATION}")
+    _run("dagster-cloud", "ci", "set-build-output", f"--image-tag={tag}")
+    _run("dagster-cloud", "ci", "deploy")
 
 
 def close(environment: Environment) -> None:
@@ -102,14 +102,14 @@ def _write_configuration(registry: str) -> None:
 def _run(*command: str) -> None:
     """Run a command of Dagster+'s CLI, which prints its own errors."""
     variables = {**os.environ, "DAGSTER_BUILD_STATEDIR": str(_SESSION / "state")}
-    if variables.get(_URL) and command[0] == "dagster-cloud":
-        del variables[_ORGANIZATION]  # it would override the URL
+    if variables.get(_URL) and "branch-deployment" in command:
+        del variables[_ORGANIZATION]  # there, it would override the URL
     uv_run = [UV, "run", "--quiet", "--locked", "--directory", str(ORCHESTRATOR)]
     status = subprocess.run(
         [*uv_run, "--only-group=dagster-plus", *command], check=False, env=variables
     ).returncode
     if status != 0:
-        raise DeploymentError(f"Dagster+ did not do it: see above. (`{' '.join(command[:4])}`)")
+        raise DeploymentError(f"`{' '.join(command[:3])}` failed: see above.")
 
 
 if __name__ == "__main__":
