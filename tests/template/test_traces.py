@@ -19,6 +19,8 @@ DELIVERIES: list[dict[str, object]] = [
     {},
     {"ci": "gitlab", "editor": "none"},
     {"iac": "none", "ci": "none"},
+    {"orchestrator": "dagster_plus"},
+    {"orchestrator": "dagster_plus", "ci": "gitlab"},
 ]
 
 

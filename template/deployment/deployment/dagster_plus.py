@@ -19,6 +19,7 @@ from deployment.project import ORCHESTRATOR, PROJECT, UV
 
 _ORGANIZATION, _DEPLOYMENT = "DAGSTER_CLOUD_ORGANIZATION", "DAGSTER_CLOUD_DEPLOYMENT"
 _TOKEN, _URL = "DAGSTER_CLOUD_API_TOKEN", "DAGSTER_CLOUD_URL"
+_LOAD_TIMEOUT = 20 * 60  # seconds. The agent fetches the image, and loads the definitions
 _SESSION = PROJECT / "build" / "dagster_plus"
 _LOCATION = _SESSION / ORCHESTRATOR.name  # the code location is named after the folder
 
@@ -101,7 +102,11 @@ def _write_configuration(registry: str) -> None:
 
 def _run(*command: str) -> None:
     """Run a command of Dagster+'s CLI, which prints its own errors."""
-    variables = {**os.environ, "DAGSTER_BUILD_STATEDIR": str(_SESSION / "state")}
+    variables = {
+        "DAGSTER_CLOUD_LOCATION_LOAD_TIMEOUT": str(_LOAD_TIMEOUT),
+        **os.environ,
+        "DAGSTER_BUILD_STATEDIR": str(_SESSION / "state"),
+    }
     if variables.get(_URL) and "branch-deployment" in command:
         del variables[_ORGANIZATION]  # there, it would override the URL
     uv_run = [UV, "run", "--quiet", "--locked", "--directory", str(ORCHESTRATOR)]
