@@ -35,6 +35,9 @@ FUNCTION_NAME = "function_name"
 NOT_STARTED = "NotStartedError"
 """The name of the exception in the message `closed` of an attempt that has done nothing."""
 
+WRONG_VERSION = "WrongVersionError"
+"""The name of the exception in the message `closed` of a call that the deployed code rejects."""
+
 MESSAGE_NUMBER = "number"
 """In each message: its number, from 1. A gap shows that a message was lost."""
 

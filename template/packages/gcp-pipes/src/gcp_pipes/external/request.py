@@ -45,6 +45,14 @@ Handler = Callable[[flask.Request], flask.typing.ResponseReturnValue]
 _CALLER = "This function is called by a Dagster asset, through PipesCloudFunctionClient."
 
 
+class WrongVersionError(BadRequest):
+    """This code is older or newer than the definition of the call. It has done nothing."""
+
+    def __str__(self) -> str:
+        """The error without the status, since Dagster shows it also for a job."""
+        return str(self.description)
+
+
 def read_event(request: flask.Request) -> Event:
     """Read the request's body as a JSON object.
 

@@ -153,6 +153,7 @@ class Launcher(ABC):
         what: What it launches, for the event log.
         target_kind: What kind of thing `target` is, for the metadata of a call.
         error: Raised if a call fails.
+        deploy: How to deploy the code that it launches, for errors.
         cancels_only_accepted: Whether no call can be cancelled before the messages of one have said
             that it can.
         target: What exactly it launches, such as a URL. It is part of what identifies a call.
@@ -162,6 +163,7 @@ class Launcher(ABC):
     what: ClassVar[str]
     target_kind: ClassVar[str] = "target"
     error: ClassVar[type[PipesCallError]] = PipesCallError
+    deploy: ClassVar[str] = "deploy it"
     cancels_only_accepted: ClassVar[bool] = False
     target: str
     time_to_start: float = 300.0

@@ -21,6 +21,7 @@ from gcp_pipes.protocol import (
     NOT_STARTED,
     OBSERVATION,
     TASK_ATTEMPT,
+    WRONG_VERSION,
     nearest_level,
 )
 
@@ -110,7 +111,12 @@ class CallMessageHandler(MessageHandler):
     @property
     def did_not_start(self) -> bool:
         """Whether the message `closed` says that the task did not run."""
-        return _is_not_started(self.exception)
+        return _is_not_started(self.exception) or self.is_rejected
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the message `closed` says that the deployed code cannot serve the call."""
+        return self.exception is not None and self.exception["name"] == WRONG_VERSION
 
     @property
     def can_be_cancelled(self) -> bool:
