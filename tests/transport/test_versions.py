@@ -1,42 +1,76 @@
 """A task and its definition of different versions, since they are deployed one after the other."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import gcp_pipes
 import pytest
 from conftest import (
+    FUNCTIONS,
     Define,
+    Materialize,
     Partitions,
     Run,
     days,
     run_asset,
+    serve,
 )
 from faults import FaultProxy
 from gcp_pipes.orchestrator import PipesCloudFunctionClient, PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.cloud_run_job_client import PipesCloudRunJobClient
+from gcp_pipes.protocol import PROTOCOL_VERSION
 from local_cloud.project import TASKS
 from local_cloud.run_admin import Job, RunAdmin, run_admin
 
+OLDER, NEWER = PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1
 NO_TASK = "does not fit the definition in Dagster: There is no task 'gone'. The tasks are: "
 MAY_BE_OLDER = "Its deployed code may be older or newer than the definition: "
 RETRIES = dg.RetryPolicy(max_retries=2)
 
+PackageOf = Callable[[int], Path]
 RunJob = Callable[..., Run]
 
 
 @pytest.fixture
-def admin(emulator: Mapping[str, str]) -> Iterator[RunAdmin]:
-    """The API, and a job."""
-    job = Job(
-        [str(TASKS / ".venv" / "bin" / "python"), "job.py"],
-        directory=TASKS,
-        environment={
-            "STORAGE_EMULATOR_HOST": emulator["STORAGE_EMULATOR_HOST"],
-            "HEARTBEAT_INTERVAL": "1",
-        },
-    )
-    with run_admin({"same": job}) as admin:
+def package_of(tmp_path: Path) -> PackageOf:
+    """Copies the package, with another version of the protocol, into a folder for PYTHONPATH."""
+
+    def package_of(version: int) -> Path:
+        package = tmp_path / f"version-{version}"
+        shutil.copytree(Path(gcp_pipes.__file__).parent, package / "gcp_pipes")
+        protocol = package / "gcp_pipes" / "protocol.py"
+        own = f"\nPROTOCOL_VERSION = {PROTOCOL_VERSION}\n"
+        assert own in protocol.read_text()
+        protocol.write_text(protocol.read_text().replace(own, f"\nPROTOCOL_VERSION = {version}\n"))
+        return package
+
+    return package_of
+
+
+@pytest.fixture
+def admin(emulator: Mapping[str, str], package_of: PackageOf) -> Iterator[RunAdmin]:
+    """The API, and jobs whose packages have different versions."""
+
+    def job(**environment: str) -> Job:
+        return Job(
+            [str(TASKS / ".venv" / "bin" / "python"), "job.py"],
+            directory=TASKS,
+            environment={
+                "STORAGE_EMULATOR_HOST": emulator["STORAGE_EMULATOR_HOST"],
+                "HEARTBEAT_INTERVAL": "1",
+                **environment,
+            },
+        )
+
+    jobs = {
+        "same": job(),
+        "older": job(PYTHONPATH=str(package_of(OLDER))),
+        "newer": job(PYTHONPATH=str(package_of(NEWER))),
+    }
+    with run_admin(jobs) as admin:
         yield admin
 
 
@@ -123,3 +157,62 @@ def test_a_task_that_the_job_does_not_have_is_reported_once_for_all_tasks(
     assert run.failure.count(NO_TASK) == 1
     assert run.failure.startswith("The Cloud Run job projects/local/")
     assert len(admin.executions) == 1
+
+
+OTHER_VERSIONS = [
+    (OLDER, "The deployed code is older: deploy the {what} (`just deploy-{what}`)."),
+    (NEWER, "The code of Dagster is older: deploy the Dagster project."),
+]
+
+
+@pytest.mark.parametrize(("version", "older"), OTHER_VERSIONS)
+def test_a_function_with_another_version_of_the_protocol_rejects_the_call(
+    version: int,
+    older: str,
+    package_of: PackageOf,
+    client: PipesCloudFunctionClient,
+    emulator: Mapping[str, str],
+    materialize: Materialize,
+    tmp_path: Path,
+) -> None:
+    storage = emulator["STORAGE_EMULATOR_HOST"]
+    path = f"{package_of(version)}:{TASKS}"
+
+    with serve(TASKS / "main.py", storage, PYTHONPATH=path) as url:
+        run = materialize(url=url, lines=3)
+
+    assert run.failure.startswith(
+        f"The cloud function {TASKS.name} does not fit the definition in Dagster: Dagster has "
+        f"version {PROTOCOL_VERSION} of the protocol of their calls, and the deployed code has "
+        f"version {version}. {older.format(what='function')}\n\n"
+    )
+    assert "\nstatus: 400\n" in run.failure
+    assert "\nattempts: 1\n" in run.failure
+    assert run.lines == []
+
+
+@pytest.mark.parametrize(("version", "older"), OTHER_VERSIONS)
+def test_a_job_with_another_version_of_the_protocol_rejects_the_call(
+    version: int, older: str, run_job: RunJob, admin: RunAdmin
+) -> None:
+    run = run_job("older" if version == OLDER else "newer", task="scripted", lines=3)
+
+    assert f"and the deployed code has version {version}. {older.format(what='job')}\n\n" in (
+        run.failure
+    )
+    assert run.lines == []
+    assert len(admin.executions) == 1
+
+
+def test_a_function_that_says_another_version_and_rejects_nothing_fails_the_step(
+    materialize: Materialize, emulator: Mapping[str, str]
+) -> None:
+    with serve(FUNCTIONS / "stock.py", emulator["STORAGE_EMULATOR_HOST"]) as url:
+        run = materialize(url=url, lines=3, opened={"protocol_version": NEWER})
+        same = materialize(url=url, lines=3, opened={"protocol_version": PROTOCOL_VERSION})
+
+    assert f"The cloud function {url} does not fit the definition in Dagster: Dagster has " in (
+        run.failure
+    )
+    assert "The code of Dagster is older: deploy the Dagster project." in run.failure
+    assert same.success

@@ -292,7 +292,7 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
             raise attempt.launcher.error(
                 f"{problem}\n\n{summarize(details(attempt))}",
                 metadata=metadata,
-                allow_retries=not attempt.handler.is_rejected,
+                allow_retries=not attempt.handler.is_wrong_version,
             )
         implicit = self.implicit_materializations
         return CompletedCall(context, attempt, metadata, implicit_materializations=implicit)

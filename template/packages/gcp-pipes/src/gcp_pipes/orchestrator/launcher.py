@@ -19,7 +19,12 @@ from dagster_pipes import PipesContextData
 
 from gcp_pipes.orchestrator.event import Event, to_json
 from gcp_pipes.orchestrator.messages import CallMessageHandler
-from gcp_pipes.protocol import REPLACES_PARAMETER, TIMEOUT_PARAMETER
+from gcp_pipes.protocol import (
+    PROTOCOL_VERSION,
+    REPLACES_PARAMETER,
+    TIMEOUT_PARAMETER,
+    VERSION_PARAMETER,
+)
 
 _End = TypeVar("_End")
 
@@ -114,7 +119,11 @@ class Launch:
     @property
     def parameters(self) -> dict[str, Any]:
         """What the task needs to open Pipes, for a request."""
-        parameters = {**self.session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self.timeout}
+        parameters = {
+            **self.session.get_bootstrap_env_vars(),
+            TIMEOUT_PARAMETER: self.timeout,
+            VERSION_PARAMETER: PROTOCOL_VERSION,
+        }
         return {**parameters, REPLACES_PARAMETER: self.replaces} if self.replaces else parameters
 
     @property

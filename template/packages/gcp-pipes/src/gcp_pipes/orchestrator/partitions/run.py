@@ -49,7 +49,7 @@ def run_partitions(
         yield from _events(finished, results, complete)
         if isinstance(finished.outcome, Attempt) and is_unreachable(finished.outcome):
             fan_out.stop_submitting()
-            may_retry &= not finished.outcome.handler.is_rejected
+            may_retry &= not finished.outcome.handler.is_wrong_version
     yield from results.conclude()
     if results.problem:
         raise error(results.problem, metadata=results.metadata, allow_retries=may_retry)
