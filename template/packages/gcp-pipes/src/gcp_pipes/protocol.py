@@ -29,6 +29,9 @@ HEARTBEAT_INTERVAL = "heartbeat_interval"
 TASK_ATTEMPT = "task_attempt"
 """In the extras of the message `opened`: how often Cloud Run has started the task again."""
 
+TRACE = "trace"
+"""In the extras of the message `opened`: the ID of the trace that the task has a span in."""
+
 FUNCTION_NAME = "function_name"
 """In the extras of the message `opened`: the name of the function, if it knows its name."""
 

@@ -8,6 +8,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import flask
@@ -17,6 +18,7 @@ from dagster_pipes import (
     PipesMappingParamsLoader,
     PipesMessageWriter,
 )
+from opentelemetry.trace import SpanKind
 from werkzeug.exceptions import BadRequest, Conflict
 
 from gcp_pipes.external.context import PipesCloudFunctionContext
@@ -29,6 +31,7 @@ from gcp_pipes.external.message_writer import (
 )
 from gcp_pipes.external.shutdown import is_ending
 from gcp_pipes.protocol import REPLACES_PARAMETER
+from gcp_pipes.telemetry import context_of_caller, export_spans, get_tracer
 
 _TRACE_HEADERS = {  # and the pattern of their values
     "traceparent": r"[0-9a-f]{2}-([0-9a-f]{32})-",
@@ -81,7 +84,7 @@ def open_pipes(
     """Open the Pipes context of a request, for use in a `with` block.
 
     Unlike `dagster_pipes.open_dagster_pipes`, it has no global state, so an instance can handle
-    several requests at the same time.
+    several requests at the same time. It has a span of OpenTelemetry, if that is turned on.
 
     Args:
         event: The request's body, with the parameters that the Pipes client added. Elsewhere than
@@ -95,6 +98,19 @@ def open_pipes(
         MessagesNotStoredError: The first message could not be stored.
         NotStartedError: A retry may have replaced this attempt.
     """
+    with ExitStack() as stack:
+        stack.callback(export_spans)
+        stack.enter_context(
+            get_tracer().start_as_current_span(
+                "run task", context_of_caller(event), SpanKind.SERVER
+            )
+        )
+        pipes = _open_pipes(event, message_writer)
+        pipes.enter_span(stack.pop_all())
+        return pipes
+
+
+def _open_pipes(event: Event, message_writer: PipesMessageWriter[Any]) -> PipesCloudFunctionContext:
     params_loader = PipesMappingParamsLoader(event)
     try:
         if REPLACES_PARAMETER in event and isinstance(

@@ -21,6 +21,7 @@ from gcp_pipes.protocol import (
     NOT_STARTED,
     OBSERVATION,
     TASK_ATTEMPT,
+    TRACE,
     nearest_level,
 )
 
@@ -116,6 +117,11 @@ class CallMessageHandler(MessageHandler):
     def can_be_cancelled(self) -> bool:
         """Whether the task accepts a request that cancels the call."""
         return bool(self.opened_extras and self.opened_extras.get(CAN_BE_CANCELLED))
+
+    @property
+    def trace(self) -> str | None:
+        """The ID of the trace that the task has a span in; None if it has not said so."""
+        return (self.opened_extras or {}).get(TRACE)
 
     @property
     def task_attempt(self) -> int:
