@@ -4,11 +4,12 @@ OpenTelemetry's own environment variables turn them on. Otherwise there are none
 nothing, and the Cloud Storage client imports it anyway.
 """
 
+import atexit
 import functools
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry import trace
@@ -137,7 +138,29 @@ def _set_up() -> None:
             "uv add gcp-pipes --extra telemetry"
         )
         return
-    # It reads all other variables itself. At its exit, it would wait for the collector, for 30 s.
+    # It reads all other variables itself. By default, it waits at exit until a collector that does
+    # not respond has timed out.
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    _export_at_exit(provider.force_flush)
+
+
+def _export_at_exit(export: Callable[[], object]) -> None:
+    """Export what ends after the last call, such as a span around it, for at most two seconds.
+
+    Python starts no thread at its exit, so the thread that does it waits from now on.
+    """
+    is_ending, is_done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_ending.wait()
+        export()
+        is_done.set()
+
+    def end() -> None:
+        is_ending.set()
+        is_done.wait(_TIME_TO_EXPORT)
+
+    threading.Thread(target=wait, name="export-spans-at-exit", daemon=True).start()
+    atexit.register(end)

@@ -45,7 +45,7 @@ from gcp_pipes.orchestrator.partitions.fan_out import Report
 from gcp_pipes.orchestrator.results import CompletedCall
 from gcp_pipes.orchestrator.step_calls import CallHandle, StepCalls, call_identity
 from gcp_pipes.orchestrator.tasks import run_tasks
-from gcp_pipes.telemetry import export_spans
+from gcp_pipes.telemetry import export_spans, get_tracer
 
 
 class ClientOptions(TypedDict, total=False):
@@ -124,6 +124,7 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         self._max_log_lines = max_log_lines
         self._lock = threading.Lock()  # guards the attribute below
         self._calls: WeakKeyDictionary[StepContext, StepCalls] = WeakKeyDictionary()
+        get_tracer()  # sets up OpenTelemetry, so that spans of the step's own code count, too
 
     def run(  # type: ignore[override]  # the base class leaves the arguments open
         self,
