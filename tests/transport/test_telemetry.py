@@ -138,7 +138,7 @@ def collecting() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            collector.receive(self.path, dict(self.headers), body)
+            received.receive(self.path, dict(self.headers), body)
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
@@ -148,9 +148,9 @@ def collecting() -> Iterator[Collector]:
             """Print nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        collector = Collector(f"http://127.0.0.1:{server.server_port}")
+        received = Collector(f"http://127.0.0.1:{server.server_port}")
         threading.Thread(target=server.serve_forever).start()
-        yield collector
+        yield received
         server.shutdown()
 
 
@@ -164,7 +164,7 @@ def attributes(of: Any) -> dict[str, Any]:
     return found
 
 
-def exporting(url: str, service: str) -> dict[str, str]:
+def exporting(url: str, service: str) -> dict[str, Any]:
     """The variables that turn OpenTelemetry on."""
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_SERVICE_NAME": service}
 
