@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from opentelemetry import trace
@@ -84,9 +85,13 @@ def record_error(span: trace.Span, error: BaseException) -> None:
         span: The span of the task.
         error: The exception.
     """
-    span.record_exception(error)
+    if not span.is_recording():
+        return
     span.set_attribute("error.type", type(error).__name__)
-    span.set_status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}")
+    span.set_status(trace.StatusCode.ERROR, type(error).__name__)
+    with suppress(Exception):  # an exception may raise when it is printed
+        span.set_status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}")
+        span.record_exception(error)
 
 
 def export_spans() -> None:

@@ -32,6 +32,7 @@ class PipesCloudFunctionContext(PipesContext):
         params_loader: Loads the parameters of Pipes.
         context_loader: Loads the context of the Dagster run.
         message_writer: Writes the messages to Dagster.
+        span: Ends the current span, which the context does when it is closed.
     """
 
     def __init__(
@@ -39,19 +40,15 @@ class PipesCloudFunctionContext(PipesContext):
         params_loader: PipesParamsLoader,
         context_loader: PipesContextLoader,
         message_writer: PipesMessageWriter[Any],
+        span: ExitStack | None = None,
     ) -> None:
         super().__init__(params_loader, context_loader, message_writer)
         self.log.setLevel(1)
         self.log.addFilter(prepare_for_dagster)
-        self._span = ExitStack()
+        self._span = ExitStack() if span is None else span.pop_all()
+        self._describe_span()
 
-    def enter_span(self, stack: ExitStack) -> None:
-        """Describe the current span, and end it with the context.
-
-        Args:
-            stack: What ends it.
-        """
-        self._span = stack
+    def _describe_span(self) -> None:
         span = get_current_span()
         if not span.is_recording():
             return

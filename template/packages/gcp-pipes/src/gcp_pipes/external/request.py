@@ -105,12 +105,12 @@ def open_pipes(
                 "run task", context_of_caller(event), SpanKind.SERVER
             )
         )
-        pipes = _open_pipes(event, message_writer)
-        pipes.enter_span(stack.pop_all())
-        return pipes
+        return _open_pipes(event, message_writer, stack)
 
 
-def _open_pipes(event: Event, message_writer: PipesMessageWriter[Any]) -> PipesCloudFunctionContext:
+def _open_pipes(
+    event: Event, message_writer: PipesMessageWriter[Any], span: ExitStack
+) -> PipesCloudFunctionContext:
     params_loader = PipesMappingParamsLoader(event)
     try:
         if REPLACES_PARAMETER in event and isinstance(
@@ -121,7 +121,9 @@ def _open_pipes(event: Event, message_writer: PipesMessageWriter[Any]) -> PipesC
                 params_loader.load_messages_params(),
                 json.loads(replaces) if isinstance(replaces, str) else replaces,
             )
-        return PipesCloudFunctionContext(params_loader, PipesDefaultContextLoader(), message_writer)
+        return PipesCloudFunctionContext(
+            params_loader, PipesDefaultContextLoader(), message_writer, span
+        )
     except MessagesNotStoredError:
         raise
     except KeyError as error:
