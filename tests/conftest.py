@@ -235,7 +235,8 @@ def run_transport_tests(project: Path) -> None:
         project: A rendered project with functions and jobs, and the defaults for the names.
     """
     tests = TEMPLATE / "tests" / "transport"
-    run("uv", "sync", cwd=project / "cloud_function")
+    for folder in ("cloud_function", "orchestrator"):
+        run("uv", "add", "gcp-pipes", "--extra=telemetry", cwd=project / folder)
     for task in ("ledgered", "scripted", "sharded", "tables", "unruly"):
         shutil.copy(tests / "functions" / f"{task}.py", project / "cloud_function" / "tasks")
     others = ("dagster-gcp[dataproc]", "psutil", "pytest-xdist", "types-psutil")

@@ -42,6 +42,9 @@ TASK_ATTEMPT = "task_attempt"
 VERSION = "protocol_version"
 """In the extras of the message `opened`: the `PROTOCOL_VERSION` of the function or job."""
 
+TRACE = "trace"
+"""In the extras of the message `opened`: the ID of the trace that the task has a span in."""
+
 FUNCTION_NAME = "function_name"
 """In the extras of the message `opened`: the name of the function, if it knows its name."""
 

@@ -45,9 +45,11 @@ from gcp_pipes.protocol import (
     REPLACED_BY,
     SKIPS_REPEATED,
     TASK_ATTEMPT,
+    TRACE,
     VERSION,
     chunk_name,
 )
+from gcp_pipes.telemetry import trace_id
 
 _CHUNK_SIZE = 1024 * 1024  # characters; a chunk of this size is uploaded at once
 _BUFFER_SIZE = 8 * _CHUNK_SIZE  # when it is full, writing a message blocks
@@ -366,6 +368,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
             HEARTBEAT_INTERVAL: self._heartbeat_interval if has_heartbeat else None,
             FUNCTION_NAME: os.environ.get("FUNCTION_NAME"),
             TASK_ATTEMPT: int(os.environ.get("CLOUD_RUN_TASK_ATTEMPT", 0)),
+            TRACE: trace_id(),
         }
 
     def when_cancelled(self, action: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import flask
@@ -17,6 +18,7 @@ from dagster_pipes import (
     PipesMappingParamsLoader,
     PipesMessageWriter,
 )
+from opentelemetry.trace import SpanKind
 from werkzeug.exceptions import BadRequest, Conflict
 
 from gcp_pipes.external.context import PipesCloudFunctionContext
@@ -34,6 +36,7 @@ from gcp_pipes.protocol import (
     VERSION_PARAMETER,
     explain_versions,
 )
+from gcp_pipes.telemetry import context_of_caller, export_spans, get_tracer
 
 _TRACE_HEADERS = {  # and the pattern of their values
     "traceparent": r"[0-9a-f]{2}-([0-9a-f]{32})-",
@@ -94,7 +97,7 @@ def open_pipes(
     """Open the Pipes context of a request, for use in a `with` block.
 
     Unlike `dagster_pipes.open_dagster_pipes`, it has no global state, so an instance can handle
-    several requests at the same time.
+    several requests at the same time. It has a span of OpenTelemetry, if that is turned on.
 
     Args:
         event: The request's body, with the parameters that the Pipes client added. Elsewhere than
@@ -109,6 +112,19 @@ def open_pipes(
         NotStartedError: A retry may have replaced this attempt.
         WrongVersionError: Dagster has another version of the protocol. It learns of that, too.
     """
+    with ExitStack() as stack:
+        stack.callback(export_spans)
+        stack.enter_context(
+            get_tracer().start_as_current_span(
+                "run task", context_of_caller(event), SpanKind.SERVER
+            )
+        )
+        return _open_pipes(event, message_writer, stack)
+
+
+def _open_pipes(
+    event: Event, message_writer: PipesMessageWriter[Any], span: ExitStack
+) -> PipesCloudFunctionContext:
     params_loader = PipesMappingParamsLoader(event)
     try:
         dagster_version = int(event.get(VERSION_PARAMETER, PROTOCOL_VERSION))
@@ -121,7 +137,7 @@ def open_pipes(
                 json.loads(replaces) if isinstance(replaces, str) else replaces,
             )
         pipes = PipesCloudFunctionContext(
-            params_loader, PipesDefaultContextLoader(), message_writer
+            params_loader, PipesDefaultContextLoader(), message_writer, span
         )
     except MessagesNotStoredError:
         raise

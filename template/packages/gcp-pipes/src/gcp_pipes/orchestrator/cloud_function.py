@@ -78,7 +78,9 @@ class CloudFunctionLauncher(Launcher):
                 self._http_session,
                 url=self.target,
                 data=request_body(launch.event, launch.parameters),
-                headers=trace_headers(launch.trace, launch.session.context_data["run_id"]),
+                headers=trace_headers(
+                    launch.trace, launch.session.context_data["run_id"], launch.trace_context
+                ),
                 timeout=launch.timeout + _MARGIN,
             )
         return explain_rejection(self._http_session, response)

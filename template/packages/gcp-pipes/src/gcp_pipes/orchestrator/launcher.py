@@ -10,7 +10,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
@@ -25,6 +25,7 @@ from gcp_pipes.protocol import (
     TIMEOUT_PARAMETER,
     VERSION_PARAMETER,
 )
+from gcp_pipes.telemetry import trace_parameters
 
 _End = TypeVar("_End")
 
@@ -102,6 +103,7 @@ class Launch:
         trace: The ID of the attempt's trace: 32 hexadecimal digits.
         timeout: How long the task may run, in seconds.
         replaces: The key prefixes of earlier attempts, which must not start any more.
+        trace_context: The headers of W3C Trace Context, if the call has a span of OpenTelemetry.
     """
 
     event: bytes
@@ -110,6 +112,7 @@ class Launch:
     trace: str
     timeout: float
     replaces: Sequence[str]
+    trace_context: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key_prefix(self) -> str:
@@ -123,6 +126,7 @@ class Launch:
             **self.session.get_bootstrap_env_vars(),
             TIMEOUT_PARAMETER: self.timeout,
             VERSION_PARAMETER: PROTOCOL_VERSION,
+            **trace_parameters(self.trace_context),
         }
         return {**parameters, REPLACES_PARAMETER: self.replaces} if self.replaces else parameters
 

@@ -22,6 +22,7 @@ from gcp_pipes.protocol import (
     OBSERVATION,
     PROTOCOL_VERSION,
     TASK_ATTEMPT,
+    TRACE,
     VERSION,
     WRONG_VERSION,
     nearest_level,
@@ -135,6 +136,11 @@ class CallMessageHandler(MessageHandler):
     def can_be_cancelled(self) -> bool:
         """Whether the task accepts a request that cancels the call."""
         return bool(self.opened_extras and self.opened_extras.get(CAN_BE_CANCELLED))
+
+    @property
+    def trace(self) -> str | None:
+        """The ID of the trace that the task has a span in; None if it has not said so."""
+        return (self.opened_extras or {}).get(TRACE)
 
     @property
     def task_attempt(self) -> int:
