@@ -175,6 +175,15 @@ def start(
     )
 
 
+def as_user(number: int) -> tuple[str, ...]:
+    """Root runs a command after these words as another user, without the rights of root.
+
+    All files belong to root all the same: the user has this number only in its own namespace.
+    """
+    user, group = f"--map-user={number}", f"--map-group={number}"
+    return ("unshare", "--user", user, group) if os.geteuid() == 0 else ()
+
+
 def run(
     *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
@@ -226,7 +235,8 @@ def run_transport_tests(project: Path) -> None:
         project: A rendered project with functions and jobs, and the defaults for the names.
     """
     tests = TEMPLATE / "tests" / "transport"
-    run("uv", "sync", cwd=project / "cloud_function")
+    for folder in ("cloud_function", "orchestrator"):
+        run("uv", "add", "gcp-pipes", "--extra=telemetry", cwd=project / folder)
     for task in ("ledgered", "scripted", "sharded", "tables", "unruly"):
         shutil.copy(tests / "functions" / f"{task}.py", project / "cloud_function" / "tasks")
     others = ("dagster-gcp[dataproc]", "psutil", "pytest-xdist", "types-psutil")

@@ -204,12 +204,12 @@ resource "google_cloudfunctions2_function" "function" {
       }
     }
 
-    environment_variables = {
+    environment_variables = merge(var.environment_variables, {
       FUNCTION_TIMEOUT     = each.value.timeout
       GOOGLE_CLOUD_PROJECT = var.project_id
       MESSAGES_BUCKET      = google_storage_bucket.messages.name
       THREADS              = max(4, each.value.concurrency + 1) # requests that the server handles at once
-    }
+    })
 
     dynamic "secret_environment_variables" {
       for_each = each.value.secrets

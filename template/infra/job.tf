@@ -148,6 +148,14 @@ resource "google_cloud_run_v2_job" "job" {
         }
 
         dynamic "env" {
+          for_each = var.environment_variables
+          content {
+            name  = env.key
+            value = env.value
+          }
+        }
+
+        dynamic "env" {
           for_each = each.value.secrets
           content {
             name = env.value

@@ -91,6 +91,12 @@ variable "vpc" {
   default = null
 }
 
+variable "environment_variables" {
+  description = "More environment variables of what runs the tasks, by their names, such as OTEL_SERVICE_NAME. They are not secret."
+  type        = map(string)
+  default     = {}
+}
+
 variable "orchestrator_users" {
   description = "Users and groups who may impersonate Dagster's service account from their own machine, such as user:name@example.com."
   type        = set(string)

@@ -4,9 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from conftest import days, eventually, serve, server_at
+import dagster as dg
+from conftest import days, eventually, serve, server_at, table
 from crashes import Dagster
 from faults import FaultProxy, Request, Response
+from local_cloud.processes import free_port
 from local_cloud.project import TASKS
 
 
@@ -35,6 +37,23 @@ def test_a_step_that_is_killed_follows_its_call(dagster: Dagster) -> None:
     assert dagster.states() == ["ended"]
     assert dagster.lines(run_id) == lines("one", 8)
     assert dagster.materializations("one") == {None: 1}
+
+
+def test_a_call_that_is_followed_keeps_its_trace(dagster: Dagster) -> None:
+    collector = f"http://127.0.0.1:{free_port()}"  # it is down
+    dagster.environment = {**dagster.environment, "OTEL_EXPORTER_OTLP_ENDPOINT": collector}
+    run_id = dagster.launch("one", lines=4, pause=1.0)
+    eventually(lambda: dagster.lines(run_id)["one line 0"] > 0)
+
+    dagster.kill_step()
+
+    assert dagster.wait(run_id) == "SUCCESS"
+    logged = [entry.user_message for entry in dagster.instance.all_logs(run_id)]
+    [line] = [line for line in logged if line.startswith("Cloud function trace: ")]
+    [record] = dagster.instance.fetch_materializations(dg.AssetKey("one"), limit=10).records
+    assert record.asset_materialization is not None
+    call = str(record.asset_materialization.metadata["cloud_function_call"].value)
+    assert table(call)["trace"] == line.removeprefix("Cloud function trace: ")
 
 
 def test_a_step_that_is_killed_again_and_again_follows_its_call(dagster: Dagster) -> None:

@@ -10,10 +10,14 @@ from typing import Any
 
 from dagster_pipes import PipesContext
 from gcp_pipes.external import Event, report_asset_observation
+from opentelemetry import trace
 
 
 def run(pipes: PipesContext, event: Event) -> None:
     """Log lines, with a pause after each, and then end as the event says."""
+    if "span" in event:
+        with trace.get_tracer("task").start_as_current_span(event["span"]):
+            pass
     size = event.get("size", 0)  # characters of each line, beside its number
     for number in range(event.get("lines", 0)):
         pipes.log.info(f"{pipes.asset_key} line {number}{'x' * size}")

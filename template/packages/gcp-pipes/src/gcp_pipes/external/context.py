@@ -1,6 +1,7 @@
 """The Pipes context of a call, which its task receives as `pipes`."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, get_args
 
 from dagster_pipes import (
@@ -11,9 +12,11 @@ from dagster_pipes import (
     PipesMessageWriter,
     PipesParamsLoader,
 )
+from opentelemetry.trace import get_current_span
 
 from gcp_pipes.external.logs import prepare_for_dagster
 from gcp_pipes.external.metadata import to_json, typed_metadata
+from gcp_pipes.telemetry import record_error
 
 
 class PipesCloudFunctionContext(PipesContext):
@@ -29,6 +32,7 @@ class PipesCloudFunctionContext(PipesContext):
         params_loader: Loads the parameters of Pipes.
         context_loader: Loads the context of the Dagster run.
         message_writer: Writes the messages to Dagster.
+        span: Ends the current span, which the context does when it is closed.
     """
 
     def __init__(
@@ -36,10 +40,28 @@ class PipesCloudFunctionContext(PipesContext):
         params_loader: PipesParamsLoader,
         context_loader: PipesContextLoader,
         message_writer: PipesMessageWriter[Any],
+        span: ExitStack | None = None,
     ) -> None:
         super().__init__(params_loader, context_loader, message_writer)
         self.log.setLevel(1)
         self.log.addFilter(prepare_for_dagster)
+        self._span = ExitStack() if span is None else span.pop_all()
+        self._describe_span()
+
+    def _describe_span(self) -> None:
+        span = get_current_span()
+        if not span.is_recording():
+            return
+        span.set_attribute("dagster.run_id", self.run_id)
+        span.set_attribute("dagster.retry_number", self.retry_number)
+        if self.is_asset_step:
+            span.set_attribute("dagster.asset_keys", self.asset_keys)
+        if self.is_partition_step:
+            first, last = self.partition_key_range["start"], self.partition_key_range["end"]
+            if first == last:
+                span.set_attribute("dagster.partition_key", first)
+            else:
+                span.set_attribute("dagster.partition_key_range", [first, last])
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         """Close the context. Report an exception even if it is falsy, which Dagster does not."""
@@ -47,7 +69,10 @@ class PipesCloudFunctionContext(PipesContext):
             wrapper = DagsterPipesError(f"The task raised {exc_type.__name__}.")
             wrapper.__cause__ = exc_value
             exc_type, exc_value = DagsterPipesError, wrapper
-        super().__exit__(exc_type, exc_value, traceback)
+        with self._span:  # in it, since the last messages are part of the call
+            if exc_value is not None:
+                record_error(get_current_span(), exc_value)
+            super().__exit__(exc_type, exc_value, traceback)
 
     def report_asset_materialization(
         self,

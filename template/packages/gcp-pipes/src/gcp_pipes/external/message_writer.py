@@ -40,12 +40,16 @@ from gcp_pipes.protocol import (
     HEARTBEAT_INTERVAL,
     MESSAGE_NUMBER,
     NOT_STARTED,
+    PROTOCOL_VERSION,
     REPEATED,
     REPLACED_BY,
     SKIPS_REPEATED,
     TASK_ATTEMPT,
+    TRACE,
+    VERSION,
     chunk_name,
 )
+from gcp_pipes.telemetry import trace_id
 
 _CHUNK_SIZE = 1024 * 1024  # characters; a chunk of this size is uploaded at once
 _BUFFER_SIZE = 8 * _CHUNK_SIZE  # when it is full, writing a message blocks
@@ -359,10 +363,12 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         """What the message `opened` says: who runs the call, and what it can do."""
         has_heartbeat = self._heartbeat is not None and self._heartbeat.has_started
         return {
+            VERSION: PROTOCOL_VERSION,
             CAN_BE_CANCELLED: True,
             HEARTBEAT_INTERVAL: self._heartbeat_interval if has_heartbeat else None,
             FUNCTION_NAME: os.environ.get("FUNCTION_NAME"),
             TASK_ATTEMPT: int(os.environ.get("CLOUD_RUN_TASK_ATTEMPT", 0)),
+            TRACE: trace_id(),
         }
 
     def when_cancelled(self, action: Callable[[], None]) -> None:

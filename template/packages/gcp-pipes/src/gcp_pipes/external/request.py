@@ -8,6 +8,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import flask
@@ -17,6 +18,7 @@ from dagster_pipes import (
     PipesMappingParamsLoader,
     PipesMessageWriter,
 )
+from opentelemetry.trace import SpanKind
 from werkzeug.exceptions import BadRequest, Conflict
 
 from gcp_pipes.external.context import PipesCloudFunctionContext
@@ -28,7 +30,13 @@ from gcp_pipes.external.message_writer import (
     PipesCloudStorageMessageWriter,
 )
 from gcp_pipes.external.shutdown import is_ending
-from gcp_pipes.protocol import REPLACES_PARAMETER
+from gcp_pipes.protocol import (
+    PROTOCOL_VERSION,
+    REPLACES_PARAMETER,
+    VERSION_PARAMETER,
+    explain_versions,
+)
+from gcp_pipes.telemetry import context_of_caller, export_spans, get_tracer
 
 _TRACE_HEADERS = {  # and the pattern of their values
     "traceparent": r"[0-9a-f]{2}-([0-9a-f]{32})-",
@@ -43,6 +51,14 @@ Event = Mapping[str, Any]
 Handler = Callable[[flask.Request], flask.typing.ResponseReturnValue]
 
 _CALLER = "This function is called by a Dagster asset, through PipesCloudFunctionClient."
+
+
+class WrongVersionError(BadRequest):
+    """This code is older or newer than the definition of the call. It has done nothing."""
+
+    def __str__(self) -> str:
+        """The error without the status, since Dagster shows it also for a job."""
+        return str(self.description)
 
 
 def read_event(request: flask.Request) -> Event:
@@ -81,7 +97,7 @@ def open_pipes(
     """Open the Pipes context of a request, for use in a `with` block.
 
     Unlike `dagster_pipes.open_dagster_pipes`, it has no global state, so an instance can handle
-    several requests at the same time.
+    several requests at the same time. It has a span of OpenTelemetry, if that is turned on.
 
     Args:
         event: The request's body, with the parameters that the Pipes client added. Elsewhere than
@@ -94,9 +110,24 @@ def open_pipes(
         Conflict: An earlier attempt of this call has started.
         MessagesNotStoredError: The first message could not be stored.
         NotStartedError: A retry may have replaced this attempt.
+        WrongVersionError: Dagster has another version of the protocol. It learns of that, too.
     """
+    with ExitStack() as stack:
+        stack.callback(export_spans)
+        stack.enter_context(
+            get_tracer().start_as_current_span(
+                "run task", context_of_caller(event), SpanKind.SERVER
+            )
+        )
+        return _open_pipes(event, message_writer, stack)
+
+
+def _open_pipes(
+    event: Event, message_writer: PipesMessageWriter[Any], span: ExitStack
+) -> PipesCloudFunctionContext:
     params_loader = PipesMappingParamsLoader(event)
     try:
+        dagster_version = int(event.get(VERSION_PARAMETER, PROTOCOL_VERSION))
         if REPLACES_PARAMETER in event and isinstance(
             message_writer, PipesCloudStorageMessageWriter
         ):
@@ -105,7 +136,9 @@ def open_pipes(
                 params_loader.load_messages_params(),
                 json.loads(replaces) if isinstance(replaces, str) else replaces,
             )
-        return PipesCloudFunctionContext(params_loader, PipesDefaultContextLoader(), message_writer)
+        pipes = PipesCloudFunctionContext(
+            params_loader, PipesDefaultContextLoader(), message_writer, span
+        )
     except MessagesNotStoredError:
         raise
     except KeyError as error:
@@ -114,6 +147,10 @@ def open_pipes(
         raise BadRequest(
             f"The event's Pipes parameters are invalid ({error}). {_CALLER}"
         ) from error
+    if problem := explain_versions(dagster_version, PROTOCOL_VERSION):
+        with pipes:  # the message `closed` has the error, since a job has no response
+            raise WrongVersionError(problem)
+    return pipes
 
 
 def trace_id(request: flask.Request) -> str:

@@ -10,11 +10,14 @@ from typing import Any
 
 import dagster as dg
 from dagster_pipes import DagsterPipesError, PipesContextData, PipesParams
+from opentelemetry.context import get_current
 
 from gcp_pipes.orchestrator.context import StepContext
 from gcp_pipes.orchestrator.launcher import Ending, Launch, Launcher, Outcome, retry_delays
 from gcp_pipes.orchestrator.messages import CallMessageHandler
+from gcp_pipes.orchestrator.spans import call_span, describe_end
 from gcp_pipes.orchestrator.step_calls import CallHandle
+from gcp_pipes.telemetry import trace_context, trace_id
 
 _MARGIN = 10.0  # seconds that the end of a call may come after its timeout
 _MOST_BLOCKED = 10  # earlier attempts that a retry prevents from starting
@@ -71,7 +74,10 @@ class EarlierAttempt:
 
 
 class Caller:
-    """Makes the calls of one step; many can be in flight at the same time."""
+    """Makes the calls of one step; many can be in flight at the same time.
+
+    It is made in the step's own thread, whose current span is the parent of those of the calls.
+    """
 
     def __init__(
         self,
@@ -82,6 +88,7 @@ class Caller:
         timeout: float,
         retry_timeout: float,
         forward_termination: bool,
+        find_problem: Callable[[Attempt], str | None],
     ) -> None:
         self._context = context
         self._launcher = launcher
@@ -89,6 +96,8 @@ class Caller:
         self._timeout = timeout
         self._retry_timeout = retry_timeout
         self._forward_termination = forward_termination
+        self._find_problem = find_problem
+        self._parent = get_current()
         self._cancelled = threading.Event()
         self._lock = threading.Lock()  # guards the attributes below
         self._in_flight: set[CallMessageHandler] = set()
@@ -106,7 +115,8 @@ class Caller:
 
         A call that did not start is retried until `retry_timeout` has passed, and for longer while
         another call of the step is running, since there may be no room for it now. One that may
-        have started is not retried: if the connection is lost, the messages say how it ended.
+        have started is not retried: if the connection is lost, the messages say how it ended. Nor
+        is one that the deployed code rejects, since it would reject the retry, too.
 
         An attempt may start late, after its request was rejected. So before a retry, and
         before the call fails, we look for the first messages of such attempts. The retry prevents
@@ -122,6 +132,31 @@ class Caller:
             handle: The key prefixes of this call, and those of the same call in earlier executions
                 of the step; None if they are not recorded.
         """
+        with call_span(
+            self._context,
+            target_kind=self._launcher.target_kind,
+            target=self._launcher.target,
+            partition_key=context_data["partition_key"],
+            parent=self._parent,
+        ) as span:
+            attempt = self._call(event, context_data, make_handler, handle)
+            if span.is_recording():
+                describe_end(
+                    span,
+                    attempt.number,
+                    attempt.ending.details(),
+                    self._find_problem(attempt),
+                    attempt.handler.exception,
+                )
+        return attempt
+
+    def _call(
+        self,
+        event: bytes,
+        context_data: PipesContextData,
+        make_handler: Callable[[], CallMessageHandler],
+        handle: CallHandle | None,
+    ) -> Attempt:
         first_started = time.monotonic()
         earlier = list(_crashed_attempts(handle))
         if followed := self._follow_started(earlier, context_data, make_handler, handle):
@@ -148,7 +183,7 @@ class Caller:
             if attempt.ending.may_start_late and not attempt.handler.did_not_start:
                 earlier.append(EarlierAttempt(number, attempt.handler.params, attempt.ending))
                 _keep_latest(earlier)
-            may_retry = self._may_retry(first_started, delay)
+            may_retry = not attempt.handler.is_rejected and self._may_retry(first_started, delay)
             if may_retry:
                 if not is_blocked:
                     attempt.handler.warn(
@@ -320,6 +355,8 @@ class Caller:
         except DagsterPipesError as error:  # messages are missing, or could not be parsed
             handler.lost.append(str(error))
         seconds = time.monotonic() - start
+        if handler.is_followed and trace_id():  # the span of the call is that of another process
+            trace = handler.trace or trace
         attempt = Attempt(self._launcher, number, session, handler, ending, trace, seconds)
         if ending.outcome is Outcome.UNKNOWN and handler.has_closed:
             handler.warn(f"The response was lost ({ending.error}). The messages are complete.")
@@ -343,7 +380,7 @@ class Caller:
         prefixes = [each.params.get("key_prefix") for each in latest]
         replaces = [prefix for prefix in prefixes if prefix]
         return self._launcher.launch(
-            Launch(event, session, handler, trace, self._timeout, replaces)
+            Launch(event, session, handler, trace, self._timeout, replaces, trace_context())
         )
 
     @contextmanager
@@ -427,7 +464,12 @@ def _must_be_made_again(attempt: Attempt) -> bool:
 
 
 def _trace(params: PipesParams) -> str:
-    """The ID of an attempt's trace. It follows from the key prefix: who follows a call knows it."""
+    """The ID of an attempt's trace: that of the call's span.
+
+    Without one it follows from the key prefix, so that a step that follows a call knows it.
+    """
+    if current := trace_id():
+        return current
     key_prefix = params.get("key_prefix")
     return (uuid.uuid5(uuid.NAMESPACE_URL, str(key_prefix)) if key_prefix else uuid.uuid4()).hex
 

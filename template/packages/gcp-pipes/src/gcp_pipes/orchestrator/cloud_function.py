@@ -41,6 +41,7 @@ class CloudFunctionLauncher(Launcher):
     what = "cloud function"
     target_kind = "url"
     error = PipesCloudFunctionError
+    deploy = "deploy the function (`just deploy-function`)"
     cancels_only_accepted = True
 
     def __init__(
@@ -77,7 +78,9 @@ class CloudFunctionLauncher(Launcher):
                 self._http_session,
                 url=self.target,
                 data=request_body(launch.event, launch.parameters),
-                headers=trace_headers(launch.trace, launch.session.context_data["run_id"]),
+                headers=trace_headers(
+                    launch.trace, launch.session.context_data["run_id"], launch.trace_context
+                ),
                 timeout=launch.timeout + _MARGIN,
             )
         return explain_rejection(self._http_session, response)

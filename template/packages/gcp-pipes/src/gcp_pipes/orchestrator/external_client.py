@@ -29,7 +29,13 @@ from gcp_pipes.orchestrator.event import Event, EventError
 from gcp_pipes.orchestrator.launcher import Launcher
 from gcp_pipes.orchestrator.message_reader import PipesCloudStorageMessageReader
 from gcp_pipes.orchestrator.messages import CallMessageHandler, ReaderAnywhere
-from gcp_pipes.orchestrator.outcome import describe, details, find_problem, summarize
+from gcp_pipes.orchestrator.outcome import (
+    describe,
+    details,
+    find_call_problem,
+    find_problem,
+    summarize,
+)
 from gcp_pipes.orchestrator.partitions import (
     PartitionEvent,
     PartitionMessageHandler,
@@ -39,6 +45,7 @@ from gcp_pipes.orchestrator.partitions.fan_out import Report
 from gcp_pipes.orchestrator.results import CompletedCall
 from gcp_pipes.orchestrator.step_calls import CallHandle, StepCalls, call_identity
 from gcp_pipes.orchestrator.tasks import run_tasks
+from gcp_pipes.telemetry import export_spans, get_tracer
 
 
 class ClientOptions(TypedDict, total=False):
@@ -117,6 +124,7 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         self._max_log_lines = max_log_lines
         self._lock = threading.Lock()  # guards the attribute below
         self._calls: WeakKeyDictionary[StepContext, StepCalls] = WeakKeyDictionary()
+        get_tracer()  # sets up OpenTelemetry, so that spans of the step's own code count, too
 
     def run(  # type: ignore[override]  # the base class leaves the arguments open
         self,
@@ -167,7 +175,7 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
             "`.get_asset_check_result()`, and what has several, or observes, with `yield from "
             "client.run(...).get_results()`.",
         )
-        caller = self._make_caller(step, launcher, timeout, retry_timeout)
+        caller = self._make_caller(step, launcher, timeout, retry_timeout, is_one=task_count == 1)
 
         def call(data: PipesContextData, make_handler: Callable[[], CallMessageHandler]) -> Attempt:
             body = _serialize(launcher, event, data)
@@ -176,7 +184,10 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
 
         reader, limit = self._message_reader, self._max_log_lines
         if task_count == 1:
-            attempt = call(context_data, lambda: CallMessageHandler(step, reader, limit))
+            try:
+                attempt = call(context_data, lambda: CallMessageHandler(step, reader, limit))
+            finally:
+                export_spans()
         else:
             if isinstance(reader, PipesCloudStorageMessageReader):
                 reader = reader.for_many_calls(task_count)
@@ -253,7 +264,7 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
             log_custom_messages(step, done)
             # A generator: Dagster accepts no other iterator from an asset.
             return (each for each in done.get_results())
-        caller = self._make_caller(step, launcher, timeout, retry_timeout)
+        caller = self._make_caller(step, launcher, timeout, retry_timeout, is_one=False)
         context_data = build_context_data(step, extras=extras, run_tags=run_tags)
         reader = self._message_reader
         if isinstance(reader, PipesCloudStorageMessageReader):
@@ -282,18 +293,22 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
     def _complete(self, context: StepContext, attempt: Attempt) -> CompletedCall:
         """The results of a call; an error if it failed."""
         metadata = describe(attempt)
-        problem = find_problem(
+        if problem := self._find_problem(context, attempt):
+            raise attempt.launcher.error(
+                f"{problem}\n\n{summarize(details(attempt))}",
+                metadata=metadata,
+                allow_retries=not attempt.handler.is_wrong_version,
+            )
+        implicit = self.implicit_materializations
+        return CompletedCall(context, attempt, metadata, implicit_materializations=implicit)
+
+    def _find_problem(self, context: StepContext, attempt: Attempt) -> str | None:
+        return find_problem(
             context,
             attempt,
             no_messages_hint=self._message_reader.no_messages_debug_text(),
             implicit_materializations=self.implicit_materializations,
         )
-        if problem:
-            raise attempt.launcher.error(
-                f"{problem}\n\n{summarize(details(attempt))}", metadata=metadata
-            )
-        implicit = self.implicit_materializations
-        return CompletedCall(context, attempt, metadata, implicit_materializations=implicit)
 
     def _handle(
         self,
@@ -324,7 +339,17 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         launcher: Launcher,
         timeout: float | None,
         retry_timeout: float | None,
+        *,
+        is_one: bool,
     ) -> Caller:
+        """What makes the calls of a step; of many calls, each reports a part of the results."""
+        hint = self._message_reader.no_messages_debug_text()
+
+        def find(attempt: Attempt) -> str | None:
+            if is_one:
+                return self._find_problem(context, attempt)
+            return find_call_problem(attempt, hint)
+
         return Caller(
             context,
             launcher,
@@ -332,6 +357,7 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
             timeout=self._timeout if timeout is None else timeout,
             retry_timeout=self._retry_timeout if retry_timeout is None else retry_timeout,
             forward_termination=self._forward_termination,
+            find_problem=find,
         )
 
 

@@ -142,16 +142,18 @@ def invoke_cloud_function(
     )
 
 
-def trace_headers(trace: str, run_id: str) -> dict[str, str]:
+def trace_headers(trace: str, run_id: str, trace_context: Mapping[str, str]) -> dict[str, str]:
     """The headers by which Google Cloud finds what a function logs of a request.
 
     Args:
         trace: The ID of the request's trace: 32 hexadecimal digits.
         run_id: The ID of the Dagster run.
+        trace_context: The headers of the call's span; empty without one.
     """
     return {
         "traceparent": f"00-{trace}-{uuid.uuid4().hex[:16]}-00",
         "Function-Execution-Id": run_id,
+        **trace_context,
     }
 
 

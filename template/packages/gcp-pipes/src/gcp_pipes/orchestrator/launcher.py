@@ -10,7 +10,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
@@ -19,7 +19,13 @@ from dagster_pipes import PipesContextData
 
 from gcp_pipes.orchestrator.event import Event, to_json
 from gcp_pipes.orchestrator.messages import CallMessageHandler
-from gcp_pipes.protocol import REPLACES_PARAMETER, TIMEOUT_PARAMETER
+from gcp_pipes.protocol import (
+    PROTOCOL_VERSION,
+    REPLACES_PARAMETER,
+    TIMEOUT_PARAMETER,
+    VERSION_PARAMETER,
+)
+from gcp_pipes.telemetry import trace_parameters
 
 _End = TypeVar("_End")
 
@@ -97,6 +103,7 @@ class Launch:
         trace: The ID of the attempt's trace: 32 hexadecimal digits.
         timeout: How long the task may run, in seconds.
         replaces: The key prefixes of earlier attempts, which must not start any more.
+        trace_context: The headers of W3C Trace Context, if the call has a span of OpenTelemetry.
     """
 
     event: bytes
@@ -105,6 +112,7 @@ class Launch:
     trace: str
     timeout: float
     replaces: Sequence[str]
+    trace_context: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key_prefix(self) -> str:
@@ -114,7 +122,12 @@ class Launch:
     @property
     def parameters(self) -> dict[str, Any]:
         """What the task needs to open Pipes, for a request."""
-        parameters = {**self.session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self.timeout}
+        parameters = {
+            **self.session.get_bootstrap_env_vars(),
+            TIMEOUT_PARAMETER: self.timeout,
+            VERSION_PARAMETER: PROTOCOL_VERSION,
+            **trace_parameters(self.trace_context),
+        }
         return {**parameters, REPLACES_PARAMETER: self.replaces} if self.replaces else parameters
 
     @property
@@ -153,6 +166,7 @@ class Launcher(ABC):
         what: What it launches, for the event log.
         target_kind: What kind of thing `target` is, for the metadata of a call.
         error: Raised if a call fails.
+        deploy: How to deploy the code that it launches, for errors.
         cancels_only_accepted: Whether no call can be cancelled before the messages of one have said
             that it can.
         target: What exactly it launches, such as a URL. It is part of what identifies a call.
@@ -162,6 +176,7 @@ class Launcher(ABC):
     what: ClassVar[str]
     target_kind: ClassVar[str] = "target"
     error: ClassVar[type[PipesCallError]] = PipesCallError
+    deploy: ClassVar[str] = "deploy it"
     cancels_only_accepted: ClassVar[bool] = False
     target: str
     time_to_start: float = 300.0

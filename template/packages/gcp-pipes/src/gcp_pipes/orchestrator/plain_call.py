@@ -28,6 +28,8 @@ from gcp_pipes.orchestrator.http import (
 from gcp_pipes.orchestrator.launcher import Outcome, retry_delays
 from gcp_pipes.orchestrator.outcome import call_metadata, summarize
 from gcp_pipes.orchestrator.redaction import redact
+from gcp_pipes.orchestrator.spans import call_span, describe_end
+from gcp_pipes.telemetry import export_spans, trace_context, trace_id
 
 _WHAT = CloudFunctionLauncher.what
 _MOST_VALUES = 100  # of an answer, in metadata
@@ -90,15 +92,53 @@ def call_plain_function(
         body = serialize(event, None)
     except EventError as error:
         raise PipesCloudFunctionError(str(error), allow_retries=False) from error
+    kind = CloudFunctionLauncher.target_kind
+    try:
+        with call_span(context, target_kind=kind, target=function_url) as span:
+            trace = trace_id() or uuid.uuid4().hex
+            response, attempts = _post(
+                context,
+                http_session,
+                function_url,
+                body,
+                trace_headers(trace, context.run_id, trace_context()),
+                timeout=timeout,
+                retry_timeout=retry_timeout,
+            )
+            problem = _find_problem(http_session, response)
+            describe_end(span, attempts, response.details(), problem)
+    finally:
+        export_spans()
+    details = {
+        "url": function_url,
+        **response.details(),
+        "attempts": str(attempts),
+        "seconds": f"{response.seconds:.3f}",
+        "trace": trace,
+    }
+    logs = logs_url(project, function_url, trace, context.run_id)
+    metadata = call_metadata(_WHAT, details, response.seconds, logs)
+    if problem:
+        raise PipesCloudFunctionError(f"{problem}\n\n{summarize(details)}", metadata=metadata)
+    answer = _parse(response.body)
+    return CloudFunctionAnswer(answer, {**_as_metadata(answer), **metadata})
+
+
+def _post(
+    context: StepContext,
+    http_session: requests.Session,
+    function_url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    timeout: float,
+    retry_timeout: float,
+) -> tuple[CloudFunctionResponse, int]:
+    """The last response, and how many attempts were made."""
     started = time.monotonic()
-    trace = uuid.uuid4().hex
     for attempt, delay in enumerate(retry_delays(retry_timeout / 4), start=1):
         response = invoke_cloud_function(
-            http_session,
-            url=function_url,
-            data=body,
-            headers=trace_headers(trace, context.run_id),
-            timeout=timeout,
+            http_session, url=function_url, data=body, headers=headers, timeout=timeout
         )
         is_in_time = time.monotonic() + delay <= started + retry_timeout
         if not (_cannot_have_started(response) and is_in_time):
@@ -108,19 +148,7 @@ def call_plain_function(
             f"{delay:.1f} s."
         )
         time.sleep(delay)
-    details = {
-        "url": function_url,
-        **response.details(),
-        "attempts": str(attempt),
-        "seconds": f"{response.seconds:.3f}",
-        "trace": trace,
-    }
-    logs = logs_url(project, function_url, trace, context.run_id)
-    metadata = call_metadata(_WHAT, details, response.seconds, logs)
-    if problem := _find_problem(http_session, response):
-        raise PipesCloudFunctionError(f"{problem}\n\n{summarize(details)}", metadata=metadata)
-    answer = _parse(response.body)
-    return CloudFunctionAnswer(answer, {**_as_metadata(answer), **metadata})
+    return response, attempt
 
 
 def _cannot_have_started(response: CloudFunctionResponse) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from queue import Empty, Full, Queue
 
 from gcp_pipes.orchestrator.call import Attempt
+from gcp_pipes.telemetry import export_spans
 
 Report = Callable[[], None]
 """Something to do in the step's own thread."""
@@ -78,6 +79,7 @@ class FanOut:
             atexit.unregister(self._cancel)
             self.stop_submitting()
             self._is_over.set()
+            export_spans()
 
     def stop_submitting(self) -> None:
         """Make no further call. Those in flight continue."""
