@@ -175,6 +175,15 @@ def start(
     )
 
 
+def as_user(number: int) -> tuple[str, ...]:
+    """Root runs a command after these words as another user, without the rights of root.
+
+    All files belong to root all the same: the user has this number only in its own namespace.
+    """
+    user, group = f"--map-user={number}", f"--map-group={number}"
+    return ("unshare", "--user", user, group) if os.geteuid() == 0 else ()
+
+
 def run(
     *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:

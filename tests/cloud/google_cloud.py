@@ -18,6 +18,7 @@ NUMBER = "1"
 REGION = "europe-west4"
 SOURCES = "my-gcp-project-function-sources"
 HOSTS = (
+    "artifactregistry.googleapis.com",
     "cloudbuild.googleapis.com",
     "cloudfunctions.googleapis.com",
     "cloudresourcemanager.googleapis.com",
@@ -330,6 +331,16 @@ class Cloud:
                 build["failureInfo"] = {"detail": "The command pip returned a non-zero code: 1."}
         return Response(200, build)
 
+    # artifactregistry.googleapis.com
+
+    def describe_tag(self, request: Request, package: str, tag: str) -> Response:
+        """Name the version of a package that has a tag."""
+        for build in self._image_builds:
+            if build["status"] == "SUCCESS" and build["images"][0].endswith(f"/{package}:{tag}"):
+                [image] = build["results"]["images"]
+                return Response(200, {"version": f"packages/{package}/versions/{image['digest']}"})
+        return error(404, "Requested entity was not found.")
+
     def image_builds(self) -> list[Request]:
         """The requests that build an image."""
         return [
@@ -484,6 +495,11 @@ _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     (rf"GET {_USAGE}/operations/([\w.]+)", Cloud.describe_service_operation),
     (r"GET storage.googleapis.com/storage/v1/b/([\w.-]+)", Cloud.describe_bucket),
     (r"POST storage.googleapis.com/upload/storage/v1/b/([\w.-]+)/o", Cloud.upload),
+    (
+        r"GET artifactregistry.googleapis.com/v1/projects/[\w-]+/locations/[\w-]+"
+        r"/repositories/[\w-]+/packages/([\w-]+)/tags/(\w+)",
+        Cloud.describe_tag,
+    ),
     (rf"POST {_BUILDS}/locations/([\w-]+)/builds", Cloud.create_build),
     (rf"GET {_BUILDS}/locations/[\w-]+/builds/build-(\d+)", Cloud.describe_build),
     (r"GET run.googleapis.com/v1/projects/[\w-]+/locations", Cloud.list_job_regions),

@@ -29,6 +29,7 @@ variables {
   lake_bucket     = "the-lake"
   messages_bucket = "the-messages"
   sources_bucket  = "the-sources"
+  logs_bucket     = "the-logs"
 
   orchestrator_users = ["user:name@example.com"]
   FUNCTIONS
@@ -68,6 +69,7 @@ RESOURCES = {
     "the-lake": "bucket `lake`",
     "the-messages": "bucket `messages`",
     "the-sources": "bucket `sources`",
+    "the-logs": "bucket `logs`",
     "gcf-v2-sources-1-europe-west4": "bucket `builds`",
     "the-images": "repository `images`",
     "the-account-function": "account `function`",

@@ -52,7 +52,7 @@ EXPECTED = {
     "another bundle is deployed": ("deployed", DEPLOYED, NEW, 1),
     "the build fails": (
         "The build of the image ended with FAILURE. The command pip returned a non-zero code: 1. "
-        "See its log: https://.*/build-0. The job keeps the image that it has.",
+        "See its log: https://.*/build-0. What is deployed keeps the image that it has.",
         *(FIRST, None, 1),
     ),
     "the build times out": ("The build of the image ended with TIMEOUT.", FIRST, None, 1),

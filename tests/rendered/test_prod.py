@@ -1,6 +1,5 @@
 """Dagster as in production, by `just prod`: nothing is lost or done twice, whatever is killed."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -9,14 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Render, fail
+from conftest import Render, as_user, fail
 from dev import Dev, running_dev
 
 PROD = ("uv", "run", "just", "prod")
-
-# As another user than root, as which PostgreSQL refuses to run. Its files belong to root all the
-# same: the user has this number only in its own namespace.
-AS_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 
 TASK = """\"\"\"Writes to a ledger what it does.\"\"\"
 
@@ -111,8 +106,8 @@ def project(render: Render, tmp_path: Path) -> Path:
 @pytest.fixture
 def prod(project: Path) -> Iterator[Dev]:
     """Its running `just prod`."""
-    as_user = AS_USER if os.geteuid() == 0 else ()
-    with running_dev(project, command=(*as_user, *PROD)) as prod:
+    # PostgreSQL refuses to run as root.
+    with running_dev(project, command=(*as_user(1000), *PROD)) as prod:
         yield prod
 
 

@@ -41,10 +41,11 @@ def serve(
     source: Path, storage_url: str, *, port: int | None = None, **environment: str
 ) -> Iterator[str]:
     """Serve a function, in the environment of the cloud function; yield its URL."""
-    environment |= {
+    environment = {
         "FUNCTION_SOURCE": str(source),
         "PYTHONPATH": str(TASKS),
         "STORAGE_EMULATOR_HOST": storage_url,
+        **environment,
     }
     with cloud_function(environment, port) as settings:
         yield settings["FUNCTION_URL"]

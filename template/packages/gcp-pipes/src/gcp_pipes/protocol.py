@@ -5,6 +5,16 @@ A change here takes effect only when the function and the Dagster project are bo
 
 import re
 
+PROTOCOL_VERSION = 1
+"""The version of what both sides agree on.
+
+It changes only if the two sides can no longer understand each other, and not if one of them may
+ignore what is new. A side that says no version is not checked.
+"""
+
+VERSION_PARAMETER = "DAGSTER_PIPES_PROTOCOL_VERSION"
+"""In the body of a call: the `PROTOCOL_VERSION` of Dagster."""
+
 CANCEL_PARAMETER = "DAGSTER_PIPES_CANCEL"
 """In the body of a request that cancels calls: a list, with a JSON object for each call."""
 
@@ -29,11 +39,17 @@ HEARTBEAT_INTERVAL = "heartbeat_interval"
 TASK_ATTEMPT = "task_attempt"
 """In the extras of the message `opened`: how often Cloud Run has started the task again."""
 
+VERSION = "protocol_version"
+"""In the extras of the message `opened`: the `PROTOCOL_VERSION` of the function or job."""
+
 FUNCTION_NAME = "function_name"
 """In the extras of the message `opened`: the name of the function, if it knows its name."""
 
 NOT_STARTED = "NotStartedError"
 """The name of the exception in the message `closed` of an attempt that has done nothing."""
+
+WRONG_VERSION = "WrongVersionError"
+"""The name of the exception in the message `closed` of a call that the deployed code rejects."""
 
 MESSAGE_NUMBER = "number"
 """In each message: its number, from 1. A gap shows that a message was lost."""
@@ -54,6 +70,25 @@ _RETRY = r"-retry-([0-9]+)$"  # the end of a key prefix
 
 LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 """The log levels that Dagster has, by their numbers in Python's `logging`."""
+
+
+def explain_versions(dagster: int, deployed: int, deploy: str = "deploy it") -> str | None:
+    """Why Dagster and the code that it calls do not understand each other; None if they do.
+
+    Args:
+        dagster: The version of the protocol in Dagster.
+        deployed: That of the code of the function or job.
+        deploy: How to deploy that code.
+    """
+    if dagster == deployed:
+        return None
+    older = f"The deployed code is older: {deploy}."
+    if deployed > dagster:
+        older = "The code of Dagster is older: deploy the Dagster project."
+    return (
+        f"Dagster has version {dagster} of the protocol of their calls, and the deployed code has "
+        f"version {deployed}. {older}"
+    )
 
 
 def chunk_name(key_prefix: str | None, number: int) -> str:

@@ -40,10 +40,12 @@ from gcp_pipes.protocol import (
     HEARTBEAT_INTERVAL,
     MESSAGE_NUMBER,
     NOT_STARTED,
+    PROTOCOL_VERSION,
     REPEATED,
     REPLACED_BY,
     SKIPS_REPEATED,
     TASK_ATTEMPT,
+    VERSION,
     chunk_name,
 )
 
@@ -359,6 +361,7 @@ class PipesCloudStorageMessageWriter(PipesMessageWriter[PipesCloudStorageMessage
         """What the message `opened` says: who runs the call, and what it can do."""
         has_heartbeat = self._heartbeat is not None and self._heartbeat.has_started
         return {
+            VERSION: PROTOCOL_VERSION,
             CAN_BE_CANCELLED: True,
             HEARTBEAT_INTERVAL: self._heartbeat_interval if has_heartbeat else None,
             FUNCTION_NAME: os.environ.get("FUNCTION_NAME"),

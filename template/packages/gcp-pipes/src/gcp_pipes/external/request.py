@@ -28,7 +28,12 @@ from gcp_pipes.external.message_writer import (
     PipesCloudStorageMessageWriter,
 )
 from gcp_pipes.external.shutdown import is_ending
-from gcp_pipes.protocol import REPLACES_PARAMETER
+from gcp_pipes.protocol import (
+    PROTOCOL_VERSION,
+    REPLACES_PARAMETER,
+    VERSION_PARAMETER,
+    explain_versions,
+)
 
 _TRACE_HEADERS = {  # and the pattern of their values
     "traceparent": r"[0-9a-f]{2}-([0-9a-f]{32})-",
@@ -43,6 +48,14 @@ Event = Mapping[str, Any]
 Handler = Callable[[flask.Request], flask.typing.ResponseReturnValue]
 
 _CALLER = "This function is called by a Dagster asset, through PipesCloudFunctionClient."
+
+
+class WrongVersionError(BadRequest):
+    """This code is older or newer than the definition of the call. It has done nothing."""
+
+    def __str__(self) -> str:
+        """The error without the status, since Dagster shows it also for a job."""
+        return str(self.description)
 
 
 def read_event(request: flask.Request) -> Event:
@@ -94,9 +107,11 @@ def open_pipes(
         Conflict: An earlier attempt of this call has started.
         MessagesNotStoredError: The first message could not be stored.
         NotStartedError: A retry may have replaced this attempt.
+        WrongVersionError: Dagster has another version of the protocol. It learns of that, too.
     """
     params_loader = PipesMappingParamsLoader(event)
     try:
+        dagster_version = int(event.get(VERSION_PARAMETER, PROTOCOL_VERSION))
         if REPLACES_PARAMETER in event and isinstance(
             message_writer, PipesCloudStorageMessageWriter
         ):
@@ -105,7 +120,9 @@ def open_pipes(
                 params_loader.load_messages_params(),
                 json.loads(replaces) if isinstance(replaces, str) else replaces,
             )
-        return PipesCloudFunctionContext(params_loader, PipesDefaultContextLoader(), message_writer)
+        pipes = PipesCloudFunctionContext(
+            params_loader, PipesDefaultContextLoader(), message_writer
+        )
     except MessagesNotStoredError:
         raise
     except KeyError as error:
@@ -114,6 +131,10 @@ def open_pipes(
         raise BadRequest(
             f"The event's Pipes parameters are invalid ({error}). {_CALLER}"
         ) from error
+    if problem := explain_versions(dagster_version, PROTOCOL_VERSION):
+        with pipes:  # the message `closed` has the error, since a job has no response
+            raise WrongVersionError(problem)
+    return pipes
 
 
 def trace_id(request: flask.Request) -> str:

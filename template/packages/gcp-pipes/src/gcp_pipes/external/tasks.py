@@ -9,7 +9,7 @@ from types import ModuleType
 from dagster_pipes import PipesContext, to_asset_key_path
 from werkzeug.exceptions import BadRequest
 
-from gcp_pipes.external.request import Event
+from gcp_pipes.external.request import Event, WrongVersionError
 
 Task = Callable[[PipesContext, Event], None]
 
@@ -23,8 +23,9 @@ def find_task(tasks: ModuleType, pipes: PipesContext, event: Event) -> Task:
         event: The request's body. Its optional input `task` is the name of a module.
 
     Raises:
-        BadRequest: The task does not exist or has no `run`; or the event does not name a task, and
-            the call is not for exactly one asset.
+        BadRequest: The task has no `run`; or the event does not name a task, and the call is not
+            for exactly one asset.
+        WrongVersionError: The task does not exist.
     """
     name = event.get("task")
     if not name:
@@ -36,7 +37,9 @@ def find_task(tasks: ModuleType, pipes: PipesContext, event: Event) -> Task:
     module_name = f"{tasks.__name__}.{name}"
     if not str(name).isidentifier() or importlib.util.find_spec(module_name) is None:
         names = sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
-        raise BadRequest(f"There is no task {name!r}. The tasks are: {', '.join(names) or 'none'}.")
+        raise WrongVersionError(
+            f"There is no task {name!r}. The tasks are: {', '.join(names) or 'none'}."
+        )
     module = importlib.import_module(module_name)
     task: Task | None = getattr(module, "run", None)
     if task is None:

@@ -106,7 +106,8 @@ class Caller:
 
         A call that did not start is retried until `retry_timeout` has passed, and for longer while
         another call of the step is running, since there may be no room for it now. One that may
-        have started is not retried: if the connection is lost, the messages say how it ended.
+        have started is not retried: if the connection is lost, the messages say how it ended. Nor
+        is one that the deployed code rejects, since it would reject the retry, too.
 
         An attempt may start late, after its request was rejected. So before a retry, and
         before the call fails, we look for the first messages of such attempts. The retry prevents
@@ -148,7 +149,7 @@ class Caller:
             if attempt.ending.may_start_late and not attempt.handler.did_not_start:
                 earlier.append(EarlierAttempt(number, attempt.handler.params, attempt.ending))
                 _keep_latest(earlier)
-            may_retry = self._may_retry(first_started, delay)
+            may_retry = not attempt.handler.is_rejected and self._may_retry(first_started, delay)
             if may_retry:
                 if not is_blocked:
                     attempt.handler.warn(

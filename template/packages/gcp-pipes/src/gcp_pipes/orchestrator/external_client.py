@@ -290,7 +290,9 @@ class PipesExternalClient(dg.PipesClient, TreatAsResourceParam):
         )
         if problem:
             raise attempt.launcher.error(
-                f"{problem}\n\n{summarize(details(attempt))}", metadata=metadata
+                f"{problem}\n\n{summarize(details(attempt))}",
+                metadata=metadata,
+                allow_retries=not attempt.handler.is_wrong_version,
             )
         implicit = self.implicit_materializations
         return CompletedCall(context, attempt, metadata, implicit_materializations=implicit)

@@ -19,7 +19,12 @@ from dagster_pipes import PipesContextData
 
 from gcp_pipes.orchestrator.event import Event, to_json
 from gcp_pipes.orchestrator.messages import CallMessageHandler
-from gcp_pipes.protocol import REPLACES_PARAMETER, TIMEOUT_PARAMETER
+from gcp_pipes.protocol import (
+    PROTOCOL_VERSION,
+    REPLACES_PARAMETER,
+    TIMEOUT_PARAMETER,
+    VERSION_PARAMETER,
+)
 
 _End = TypeVar("_End")
 
@@ -114,7 +119,11 @@ class Launch:
     @property
     def parameters(self) -> dict[str, Any]:
         """What the task needs to open Pipes, for a request."""
-        parameters = {**self.session.get_bootstrap_env_vars(), TIMEOUT_PARAMETER: self.timeout}
+        parameters = {
+            **self.session.get_bootstrap_env_vars(),
+            TIMEOUT_PARAMETER: self.timeout,
+            VERSION_PARAMETER: PROTOCOL_VERSION,
+        }
         return {**parameters, REPLACES_PARAMETER: self.replaces} if self.replaces else parameters
 
     @property
@@ -153,6 +162,7 @@ class Launcher(ABC):
         what: What it launches, for the event log.
         target_kind: What kind of thing `target` is, for the metadata of a call.
         error: Raised if a call fails.
+        deploy: How to deploy the code that it launches, for errors.
         cancels_only_accepted: Whether no call can be cancelled before the messages of one have said
             that it can.
         target: What exactly it launches, such as a URL. It is part of what identifies a call.
@@ -162,6 +172,7 @@ class Launcher(ABC):
     what: ClassVar[str]
     target_kind: ClassVar[str] = "target"
     error: ClassVar[type[PipesCallError]] = PipesCallError
+    deploy: ClassVar[str] = "deploy it"
     cancels_only_accepted: ClassVar[bool] = False
     target: str
     time_to_start: float = 300.0

@@ -20,7 +20,10 @@ from gcp_pipes.protocol import (
     LEVELS,
     NOT_STARTED,
     OBSERVATION,
+    PROTOCOL_VERSION,
     TASK_ATTEMPT,
+    VERSION,
+    WRONG_VERSION,
     nearest_level,
 )
 
@@ -110,7 +113,23 @@ class CallMessageHandler(MessageHandler):
     @property
     def did_not_start(self) -> bool:
         """Whether the message `closed` says that the task did not run."""
-        return _is_not_started(self.exception)
+        return _is_not_started(self.exception) or self.is_rejected
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the message `closed` says that the deployed code cannot serve the call."""
+        return self.exception is not None and self.exception["name"] == WRONG_VERSION
+
+    @property
+    def deployed_version(self) -> int:
+        """The version of the protocol in the deployed code; Dagster's, if that does not say so."""
+        version = (self.opened_extras or {}).get(VERSION)
+        return version if isinstance(version, int) else PROTOCOL_VERSION
+
+    @property
+    def is_wrong_version(self) -> bool:
+        """Whether the deployed code and the definition do not fit together."""
+        return self.is_rejected or self.deployed_version != PROTOCOL_VERSION
 
     @property
     def can_be_cancelled(self) -> bool:

@@ -1,5 +1,6 @@
 """Whether a call succeeded, and the metadata of the call."""
 
+import re
 from collections.abc import Iterable, Mapping
 
 import dagster as dg
@@ -15,6 +16,7 @@ from gcp_pipes.orchestrator.context import (
 )
 from gcp_pipes.orchestrator.launcher import Outcome
 from gcp_pipes.orchestrator.messages import CallMessageHandler
+from gcp_pipes.protocol import FUNCTION_NAME, PROTOCOL_VERSION, WRONG_VERSION, explain_versions
 
 LOGS_SUFFIX = "_logs"  # of the name of the metadata that links to the logs of a call
 
@@ -41,6 +43,8 @@ def find_problem(
 
 def find_call_problem(attempt: Attempt, no_messages_hint: str) -> str | None:
     """Why a call failed, whatever it should have reported; None if it succeeded."""
+    if attempt.handler.is_wrong_version:
+        return _explain_wrong_version(attempt)
     failure = _find_failure(attempt)
     problems = [failure] if failure else []
     problems += attempt.handler.rejected
@@ -54,6 +58,20 @@ def find_call_problem(attempt: Attempt, no_messages_hint: str) -> str | None:
     if problems:
         return "\n\n".join(problems)
     return _find_silence(attempt, no_messages_hint)
+
+
+def _explain_wrong_version(attempt: Attempt) -> str:
+    """Why the deployed code and the definition do not fit together, and what to do."""
+    handler, launcher = attempt.handler, attempt.launcher
+    name = (handler.opened_extras or {}).get(FUNCTION_NAME) or launcher.target
+    problem = explain_versions(PROTOCOL_VERSION, handler.deployed_version, launcher.deploy)
+    if problem is None and handler.exception is not None:
+        reason = re.sub(rf"^[\w.]*{WRONG_VERSION}: ", "", handler.exception["message"].strip())
+        problem = (
+            f"{reason} Its deployed code may be older or newer than the definition: "
+            f"{launcher.deploy}, or correct the name."
+        )
+    return f"The {launcher.what} {name} does not fit the definition in Dagster: {problem}"
 
 
 def _find_failure(attempt: Attempt) -> str | None:
@@ -170,13 +188,16 @@ def _names(keys: Iterable[dg.AssetKey | dg.AssetCheckKey | None]) -> str:
 
 
 def is_unreachable(attempt: Attempt) -> bool:
-    """Whether further calls would fail, too: nothing is there, or it rejects our credentials."""
-    return not attempt.has_started or attempt.ending.is_refused
+    """Whether further calls would fail, too.
+
+    Nothing is there, it rejects our credentials, or it has another version.
+    """
+    return not attempt.has_started or attempt.ending.is_refused or attempt.handler.is_wrong_version
 
 
 def reason(attempt: Attempt, problem: str) -> str:
     """Why a call failed, in one line: the exception's message, or the first line of `problem`."""
-    exception = attempt.handler.exception
+    exception = None if attempt.handler.is_wrong_version else attempt.handler.exception
     return _first_line(exception) if exception else problem.split("\n")[0]
 
 

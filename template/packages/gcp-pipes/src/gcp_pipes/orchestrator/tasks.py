@@ -69,6 +69,8 @@ def run_tasks(
     for outcome in map(finished.__getitem__, indices):
         if isinstance(outcome, Exception):
             raise outcome
+        if outcome.handler.is_wrong_version:  # so are all others, which have the same code
+            return outcome
         attempts.append(outcome)
     handler = _AllTasks(context, [each.handler for each in attempts])
     for index, attempt in enumerate(attempts):

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 import tasks
-from gcp_pipes.protocol import REPLACES_PARAMETER
+from gcp_pipes.protocol import PROTOCOL_VERSION, REPLACES_PARAMETER
 
 Messages = list[dict[str, Any]]
 MakeEvent = Callable[..., dict[str, Any]]
@@ -85,6 +85,7 @@ def test_a_task_can_be_named_in_the_event(
         ("{}", "lacks 'DAGSTER_PIPES_CONTEXT'"),
         ('{"DAGSTER_PIPES_CONTEXT": 1, "DAGSTER_PIPES_MESSAGES": 1}', "parameters are invalid"),
         ('{"DAGSTER_PIPES_CONTEXT": "x", "DAGSTER_PIPES_MESSAGES": "x"}', "are invalid"),
+        ('{"DAGSTER_PIPES_PROTOCOL_VERSION": "new"}', "are invalid"),
     ],
 )
 def test_a_request_that_is_not_from_dagster_is_rejected(
@@ -110,6 +111,29 @@ def test_an_unknown_task_is_rejected_and_reported_to_dagster(
 
     assert "There is no task 'nonsense'. The tasks are: " in error_of(response)
     assert "There is no task 'nonsense'" in read_messages()[-1]["params"]["exception"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("version", "older"),
+    [
+        (PROTOCOL_VERSION - 1, "The code of Dagster is"),
+        (PROTOCOL_VERSION + 1, "The deployed code is"),
+    ],
+)
+def test_a_call_of_another_version_is_rejected_and_reported_to_dagster(
+    version: int, older: str, web: FlaskClient, make_event: MakeEvent, read_messages: ReadMessages
+) -> None:
+    response = web.post("/", json=make_event("people", DAGSTER_PIPES_PROTOCOL_VERSION=version))
+
+    assert f"Dagster has version {version} of the protocol" in error_of(response)
+    assert f"{older} older: deploy" in error_of(response)
+    opened, closed = read_messages()
+    assert opened["params"]["extras"]["protocol_version"] == PROTOCOL_VERSION
+    assert closed["params"]["exception"]["name"] == "WrongVersionError"
+    assert (
+        f"WrongVersionError: Dagster has version {version}"
+        in (closed["params"]["exception"]["message"])
+    )
 
 
 def test_a_task_without_run_is_an_error_with_its_name(

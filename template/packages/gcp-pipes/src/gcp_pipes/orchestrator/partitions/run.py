@@ -44,13 +44,15 @@ def run_partitions(
     results = PartitionResults(context, keys)
     expect(min(max_in_flight, len(keys)))
     fan_out = FanOut(call, keys, cancel=cancel, max_in_flight=max_in_flight)
+    may_retry = True
     for finished in fan_out.finished_calls():
         yield from _events(finished, results, complete)
         if isinstance(finished.outcome, Attempt) and is_unreachable(finished.outcome):
             fan_out.stop_submitting()
+            may_retry &= not finished.outcome.handler.is_wrong_version
     yield from results.conclude()
     if results.problem:
-        raise error(results.problem, metadata=results.metadata)
+        raise error(results.problem, metadata=results.metadata, allow_retries=may_retry)
 
 
 def _events(
