@@ -1,4 +1,4 @@
-"""Builds the image of Dagster for an environment, in the repository of images that infra/ creates."""
+"""Builds the image of Dagster, in the repository of images that infra/ creates."""
 
 import sys
 

@@ -55,9 +55,7 @@ def deploy_dagster(environment: Environment) -> None:
         print(f"{_name(environment)} in {environment.name} {now} {image}", flush=True)
 
 
-def roll_out(
-    api: GoogleApi, environment: Environment, image: str, waits: Waits = _WAITS
-) -> bool:
+def roll_out(api: GoogleApi, environment: Environment, image: str, waits: Waits = _WAITS) -> bool:
     """Let the VM run an image, and wait until it does.
 
     Args:
