@@ -1,9 +1,9 @@
 # The network of Dagster and its database. Nothing in it has an address that the internet can reach.
 
 variable "internet" {
-  description = "Let Dagster send requests to the internet, such as to a chat, through Cloud NAT. Without it, it reaches Google's APIs and your Cloud Run services only."
+  description = "Let Dagster send requests to the internet, through Cloud NAT. The internet cannot reach it in any case. Without it, it reaches Google's services only: it cannot post to a chat, for example."
   type        = bool
-  default     = false
+  default     = true
 }
 
 resource "google_compute_network" "dagster" {

@@ -31,6 +31,17 @@ variable "dagster_users" {
   }
 }
 
+variable "dagster_secrets" {
+  description = "Secrets in Secret Manager that Dagster's code location and the runs read, as environment variables of the same names, such as ALERT_WEBHOOK. Each has one line."
+  type        = set(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for secret in var.dagster_secrets : can(regex("^[A-Za-z_][A-Za-z0-9_]*$", secret))])
+    error_message = "The name of a secret must be possible for an environment variable: letters, digits and underscores."
+  }
+}
+
 locals {
   vm_name = "${local.name}-dagster"
   vm_zone = coalesce(var.vm_zone, "${var.region}-b")
@@ -56,6 +67,7 @@ locals {
         description = "Dagster's code location, and the runs"
         prepare     = "python production/prepare.py"
         command     = "" # that of the image
+        options     = "--env-file=/etc/dagster/settings --env-file=/run/dagster/secrets"
         memory      = "$${CODE_LOCATION_MEMORY}"
       }
       web = {
@@ -79,11 +91,15 @@ locals {
   cloud_init = templatefile("${path.module}/vm/cloud-init.yaml", {
     settings   = join("", [for name, value in local.dagster_settings : "${name}=${value}\n"])
     rollout    = file("${path.module}/vm/rollout.sh")
+    secrets    = file("${path.module}/vm/secrets.sh")
     reboot     = file("${path.module}/vm/reboot.sh")
     reboot_at  = var.vm_reboot_at
     registry   = "${var.region}-docker.pkg.dev"
     containers = local.containers
-    options    = "--network=dagster --read-only --tmpfs=/tmp --cap-drop=ALL --security-opt=no-new-privileges --log-driver=gcplogs"
+
+    secret_names = join(" ", concat([var.project_id], sort(var.dagster_secrets)))
+
+    options = "--network=dagster --read-only --tmpfs=/tmp --cap-drop=ALL --security-opt=no-new-privileges --log-driver=gcplogs"
   })
 
   # Compute Engine's roles are granted on the project, with the VM's name as a condition.
@@ -190,6 +206,16 @@ resource "google_artifact_registry_repository_iam_member" "orchestrator_reads_im
   location   = var.region
   role       = "roles/artifactregistry.reader"
   member     = google_service_account.orchestrator.member
+}
+
+resource "google_secret_manager_secret_iam_member" "orchestrator_reads_secret" {
+  for_each = var.dagster_secrets
+
+  secret_id = each.key
+  role      = "roles/secretmanager.secretAccessor"
+  member    = google_service_account.orchestrator.member
+
+  depends_on = [google_project_service.api]
 }
 
 # On the project, because logs belong to the project. It cannot read logs.

@@ -3,6 +3,8 @@
 `docker` and `systemctl` are stand-ins, too, which record what they are asked for.
 """
 
+import base64
+import json
 import os
 import re
 import shutil
@@ -51,7 +53,13 @@ class Machine:
     port: int = 0
 
     def serve(self, request: Request) -> Response:
-        """Respond as the metadata server."""
+        """Respond as the metadata server, or as Secret Manager."""
+        if ":access" in request.path:
+            assert request.bearer == "a-token"
+            payload = {"payload": {"data": base64.b64encode(b"https://example.com/?a=b%20c\n")}}
+            found = request.path == "/v1/projects/p/secrets/TOKEN/versions/latest:access"
+            text = json.dumps(payload, indent=2, default=bytes.decode)
+            return Response(200, text.encode()) if found else Response(403)
         assert request.headers["metadata-flavor"] == "Google"
         path = request.path.partition("?")[0]
         if (request.method, path) == ("PUT", STATE):
@@ -60,6 +68,8 @@ class Machine:
         if path == ATTRIBUTES:
             time.sleep(0.1)  # the timeout of a wait for a change
             return Response(200, self.attributes)
+        if path.endswith("/token"):
+            return Response(200, {"access_token": "a-token", "expires_in": 3600})
         name = path.removeprefix(ATTRIBUTES)
         if name not in self.attributes:
             return Response(404)
@@ -80,6 +90,7 @@ class Machine:
             "GCE_METADATA_HOST": f"127.0.0.1:{self.port}",
             "STATE": str(self.folder / "state"),
             "HEALTHY_WITHIN": "0",
+            "SECRET_MANAGER": f"http://127.0.0.1:{self.port}",
         }
 
     @contextmanager
@@ -204,3 +215,25 @@ def test_the_vm_reboots_if_an_update_waits_for_it(
         assert process.wait(20) == 0
 
     assert machine.commands() == [f"systemctl {each}" for each in stopped]
+
+
+@pytest.mark.parametrize(
+    ("names", "status", "written"),
+    [
+        ([], 0, ""),
+        (["TOKEN"], 0, "TOKEN=https://example.com/?a=b%20c\n"),
+        (["OTHERS"], 1, ""),
+    ],
+)
+def test_secrets_are_written_to_memory_for_root_only(
+    machine: Machine, names: list[str], status: int, written: str
+) -> None:
+    command = ("sh", str(SCRIPTS / "secrets.sh"), "p", *names)
+    with start(*command, cwd=machine.folder, env=machine.environment()) as process:
+        printed, _ = process.communicate(timeout=20)
+
+    assert process.returncode == status, printed
+    assert ("Could not read the secret OTHERS." in printed) == bool(status)
+    secrets = machine.folder / "state" / "secrets"
+    assert secrets.read_text() == written
+    assert secrets.stat().st_mode & 0o077 == 0

@@ -10,6 +10,11 @@ FUNCTIONS = re.compile("function|gcf", re.IGNORECASE)
 JOBS = re.compile(
     r"(?i:cloud.?run.?job|job_(client|settings))|JOB_NAME|job_name +=|jobs\.|\bjob\.(py|tf)|cloud_function/Dockerfile"
 )
+VM = re.compile(
+    r"compute_(instance|firewall)|compute\.instances|iap|cos-cloud|dagster_users|deploy-dagster|\bvm\.(tf|py)|production/prepare",
+    re.IGNORECASE,
+)
+DATABASE = re.compile(r"google_sql|sqladmin|cloudsql|google_compute_network|(database|network)\.tf")
 
 DELIVERIES: list[dict[str, object]] = [
     {},
@@ -41,6 +46,28 @@ def test_functions_alone_leave_no_trace_of_jobs(
     delivery: dict[str, object], render: Render
 ) -> None:
     assert traces(JOBS, contents(render(delivery))) == []
+
+
+@pytest.mark.parametrize("delivery", [*DELIVERIES, JOBS_ALONE])
+def test_without_a_vm_there_is_no_trace_of_it(
+    delivery: dict[str, object], render: Render
+) -> None:
+    files = contents(render(delivery))
+
+    assert traces(VM, files) == []
+    assert traces(DATABASE, files) == []
+
+
+def test_jobs_alone_leave_no_trace_of_functions_on_a_vm(render: Render) -> None:
+    files = contents(render({**JOBS_ALONE, "orchestrator": "vm"}))
+
+    assert traces(FUNCTIONS, files) == []
+    assert len(traces(VM, files)) > 50
+    assert len(traces(DATABASE, files)) > 20
+
+
+def test_functions_alone_leave_no_trace_of_jobs_on_a_vm(render: Render) -> None:
+    assert traces(JOBS, contents(render({"orchestrator": "vm"}))) == []
 
 
 def test_the_traces_of_both_are_found(render: Render) -> None:
