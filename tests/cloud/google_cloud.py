@@ -1,8 +1,8 @@
 """A project in Google Cloud that behaves as Google does, also where that is inconvenient.
 
-It has the endpoints that `just bootstrap`, `deploy-function`, `deploy-job` and `doctor` use. What
-it does beyond the documentation follows from reports of live projects: docs/google-cloud.md lists
-them.
+It has the endpoints that `just bootstrap`, `deploy-function`, `deploy-job`, `deploy-dagster` and
+`doctor` use. What it does beyond the documentation follows from reports of live projects:
+docs/google-cloud.md lists them.
 """
 
 import re
@@ -22,6 +22,7 @@ HOSTS = (
     "cloudbuild.googleapis.com",
     "cloudfunctions.googleapis.com",
     "cloudresourcemanager.googleapis.com",
+    "compute.googleapis.com",
     "run.googleapis.com",
     "serviceusage.googleapis.com",
     "storage.googleapis.com",
@@ -143,6 +144,34 @@ def deployed_job() -> dict[str, Any]:
 
 
 @dataclass
+class Vm:
+    """The VM that runs Dagster, as far as a deployment sees it.
+
+    Attributes:
+        image: The image that its metadata names.
+        reports: What it reports: its state, and the image.
+        ends: The state in which a roll-out ends.
+        lag: How many looks still show the image that the metadata named before.
+        starting: How many looks then show that it starts the image.
+        status: Whether it runs.
+        replaced_by: The image of another deployment, which wins.
+        items: The other metadata.
+    """
+
+    image: str | None = None
+    reports: str | None = None
+    ends: str = "running"
+    lag: int = 0
+    starting: int = 1
+    status: str = "RUNNING"
+    replaced_by: str | None = None
+    items: dict[str, str] = field(default_factory=lambda: {"user-data": "#cloud-config"})
+    before: str | None = None
+    fingerprint: int = 0
+    looks: int = 99  # since the last change
+
+
+@dataclass
 class _Update:
     body: dict[str, Any]
     rollout: Rollout
@@ -159,6 +188,7 @@ class Cloud:
         functions: The functions by name.
         jobs: The Cloud Run jobs by name.
         job_rollout: How the next update of a job is carried out.
+        vms: The VMs by name.
         sources: The name of the bucket for sources.
         objects: The contents of that bucket, by name.
         buckets: The responses for buckets, by name. Others do not exist.
@@ -179,6 +209,7 @@ class Cloud:
         default_factory=lambda: {"my-data-platform": first_job()}
     )
     job_rollout: JobRollout = field(default_factory=JobRollout)
+    vms: dict[str, Vm] = field(default_factory=lambda: {"my-data-platform-dagster": Vm()})
     sources: str = SOURCES
     objects: dict[str, bytes] = field(default_factory=dict)
     buckets: dict[str, Response] = field(default_factory=dict)
@@ -349,6 +380,49 @@ class Cloud:
             if request.host.startswith("cloudbuild") and request.method == "POST"
         ]
 
+    # compute.googleapis.com
+
+    def describe_vm(self, request: Request, name: str) -> Response:
+        """Describe a VM."""
+        if name not in self.vms:
+            return error(404, f"The resource 'instances/{name}' was not found")
+        vm = self.vms[name]
+        image = vm.image
+        if vm.looks < vm.lag:
+            vm.looks += 1
+            image = vm.before
+        named = {"dagster-image": image} if image else {}
+        items = [{"key": key, "value": value} for key, value in {**vm.items, **named}.items()]
+        metadata = {"fingerprint": str(vm.fingerprint), "items": items}
+        return Response(200, {"name": name, "status": vm.status, "metadata": metadata})
+
+    def set_metadata(self, request: Request, name: str) -> Response:
+        """Replace the metadata of a VM, unless it was changed since it was read."""
+        vm = self.vms[name]
+        if request.body["fingerprint"] != str(vm.fingerprint):
+            return error(412, "Supplied fingerprint does not match current metadata fingerprint.")
+        vm.items = {item["key"]: item["value"] for item in request.body["items"]}
+        vm.fingerprint, vm.looks = vm.fingerprint + 1, 0
+        vm.before, vm.image = vm.image, vm.replaced_by or vm.items["dagster-image"]
+        del vm.items["dagster-image"]
+        return Response(200, {"name": "operation-1"})
+
+    def describe_guest_attributes(self, request: Request, name: str) -> Response:
+        """Say what a VM has reported. It follows its metadata with each look."""
+        vm = self.vms[name]
+        if vm.image and vm.image not in (vm.reports or "") and vm.looks >= vm.lag:
+            vm.reports = f"starting {vm.image}"
+        elif (vm.reports or "").startswith("starting"):
+            vm.starting -= 1
+            if vm.starting <= 0:
+                vm.reports = f"{vm.ends} {vm.image}"
+        if vm.reports is None:
+            return error(
+                404, "The resource 'dagster/state' of type 'Guest Attribute' was not found."
+            )
+        item = {"namespace": "dagster", "key": "state", "value": vm.reports}
+        return Response(200, {"queryPath": "dagster/state", "queryValue": {"items": [item]}})
+
     # run.googleapis.com
 
     def list_job_regions(self, request: Request) -> Response:
@@ -482,6 +556,7 @@ _PARENT = r"cloudfunctions.googleapis.com/v2/projects/[\w-]+/locations"
 _MANAGER = r"cloudresourcemanager.googleapis.com/v1/projects/[\w-]+"
 _BUILDS = r"cloudbuild.googleapis.com/v1/projects/[\w-]+"
 _JOBS = r"run.googleapis.com/v2/projects/[\w-]+/locations/[\w-]+/jobs"
+_VMS = r"compute.googleapis.com/compute/v1/projects/[\w-]+/zones/[\w-]+/instances"
 _USAGE = r"serviceusage.googleapis.com/v1(?:beta1)?"
 _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     (rf"GET {_MANAGER}", Cloud.describe_project),
@@ -502,6 +577,9 @@ _ENDPOINTS: list[tuple[str, Callable[..., Response]]] = [
     ),
     (rf"POST {_BUILDS}/locations/([\w-]+)/builds", Cloud.create_build),
     (rf"GET {_BUILDS}/locations/[\w-]+/builds/build-(\d+)", Cloud.describe_build),
+    (rf"GET {_VMS}/([\w-]+)", Cloud.describe_vm),
+    (rf"POST {_VMS}/([\w-]+)/setMetadata", Cloud.set_metadata),
+    (rf"GET {_VMS}/([\w-]+)/getGuestAttributes", Cloud.describe_guest_attributes),
     (r"GET run.googleapis.com/v1/projects/[\w-]+/locations", Cloud.list_job_regions),
     (rf"POST {_JOBS}/[\w-]+:testIamPermissions", Cloud.test_permissions),
     (
@@ -524,6 +602,7 @@ __all__ = [
     "Function",
     "JobRollout",
     "Rollout",
+    "Vm",
     "deployed_job",
     "error",
     "first_job",

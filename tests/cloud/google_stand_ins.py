@@ -267,7 +267,7 @@ def handler(serve: Serve) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-        do_POST = do_PATCH = do_GET
+        do_POST = do_PATCH = do_PUT = do_GET
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -18,6 +18,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "github, with jobs": FUNCTIONS_AND_JOBS,
     "none, with jobs": {"ci": "none", "environments": "solo", **FUNCTIONS_AND_JOBS},
     "gitlab, jobs alone": {"ci": "gitlab", **JOBS_ALONE},
+    "github, on a VM": {"orchestrator": "vm", "environments": "solo"},
 }
 
 # Gives each binding known values.
@@ -35,6 +36,7 @@ variables {
   FUNCTIONS
   JOBS
   FEDERATION
+  DAGSTER
 }
 
 override_data {
@@ -64,6 +66,13 @@ FUNCTIONS = """function_name = "the-function"
   }
 """
 JOBS = 'job_name = "the-job"\n  jobs = { FOLDER = { secrets = ["NAME"] } }'
+VM = 'dagster_users = ["group:name@example.com"]\n  dagster_secrets = ["NAME"]'
+OWN_ROLE = """
+override_resource {
+  target = google_project_iam_custom_role.sets_image
+  values = { name = "roles/sets_image" }
+}
+"""
 FEDERATION = 'git_repository = { id = "1", owner_id = "2" }'
 RESOURCES = {
     "the-lake": "bucket `lake`",
@@ -81,6 +90,13 @@ RESOURCES = {
 
 # To write the logs of builds, and to start builds: both belong to the project.
 ROLES_ON_THE_PROJECT = ("roles/logging.logWriter", "roles/cloudbuild.builds.editor")
+
+# A condition that limits a role on the project to one VM or database.
+ONLY_ONE = (
+    r"resource.type == '(\w+).googleapis.com/Instance' && resource.name == "
+    r"'projects/my-gcp-project/(?:zones/europe-west4-b/)?instances/the-function-dagster'"
+)
+KINDS = {"compute": "VM", "sqladmin": "database"}
 
 GIVES_RIGHTS = re.compile("_iam_(member|binding|policy)$|_acl$|_access_control$")
 
@@ -130,7 +146,8 @@ def apply(infra: Path, ci: str, environment: str, functions: str = "") -> Iterat
         .replace("FUNCTIONS", FUNCTIONS if (infra / "function.tf").exists() else "", 1)
         .replace("JOBS", JOBS if (infra / "job.tf").exists() else "")
         .replace("MORE_FUNCTIONS", functions)
-        .replace("OVERRIDES", "".join(map(known_account, accounts)))
+        .replace("DAGSTER", VM if (infra / "vm.tf").exists() else "")
+        .replace("OVERRIDES", "".join(map(known_account, accounts)) + own_roles(infra))
         .replace("FOLDER", first_folder(infra))
     )
     printed = run(
@@ -154,6 +171,11 @@ def known_account(name: str) -> str:
     return ACCOUNT.format(name=name, target=target)
 
 
+def own_roles(infra: Path) -> str:
+    """Gives the project's own roles known names."""
+    return OWN_ROLE if "google_project_iam_custom_role" in all_of(infra) else ""
+
+
 def all_of(infra: Path) -> str:
     return "\n".join(path.read_text() for path in infra.glob("*.tf"))
 
@@ -162,8 +184,8 @@ def bindings(infra: Path, ci: str, environment: str) -> set[Binding]:
     """Every binding of an environment.
 
     Raises:
-        AssertionError: A binding is not on a single bucket, repository, secret, service or account,
-            and is not one of `ROLES_ON_THE_PROJECT`.
+        AssertionError: A binding is not on a single bucket, repository, secret, service, account,
+            VM or database, and is not one of `ROLES_ON_THE_PROJECT`.
     """
     found = set()
     for resource in apply(infra, ci, environment):
@@ -179,6 +201,8 @@ def who(resource: dict[str, Any]) -> str:
         return "github" if "repository_id" in member else "gitlab"
     if member == "user:name@example.com":
         return "orchestrator_users"
+    if member == "group:name@example.com":
+        return "dagster_users"
     return member.removeprefix("serviceAccount:")
 
 
@@ -202,6 +226,14 @@ def on(kind: str, values: dict[str, Any]) -> str:
         case "google_cloud_run_v2_job_iam_member":
             assert values["name"] == "the-job"
             return "job `job`"
+        case "google_iap_tunnel_instance_iam_member":
+            assert values["instance"] == "the-function-dagster"
+            return "VM `dagster`"
+        case "google_project_iam_member" if values["condition"]:
+            [condition] = values["condition"]
+            found = re.fullmatch(ONLY_ONE, condition["expression"])
+            assert found, "a role on the project, with a condition of another form"
+            return f"project, only the {KINDS[found[1]]} `dagster`"
         case "google_project_iam_member":
             assert values["role"] in ROLES_ON_THE_PROJECT, "a role on the project"
             return "project"
@@ -211,7 +243,8 @@ def on(kind: str, values: dict[str, Any]) -> str:
 def documented_bindings(infra: Path) -> set[Binding]:
     """The table in infra/README.md."""
     rows = re.findall(
-        r"^\| `(\w+)` \| `(roles/[\w.]+)` \| the (\w+ `\w+`|project)",
+        r"^\| `(\w+)` \| `(roles/[\w.]+)` \| "
+        r"the (\w+ `\w+`|project(?:, only the \w+ `\w+`)?)",
         (infra / "README.md").read_text(),
         re.MULTILINE,
     )

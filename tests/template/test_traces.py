@@ -14,6 +14,11 @@ DAGSTER_PLUS = re.compile(
     r"dagster.cloud|dagster.plus|Dagster\+|branch.deployment|container_context|build\.yaml", re.IGNORECASE
 )
 OWN_DATABASE = re.compile(r"postgres|\bjust prod\b|_prod\b|local_cloud.prod|production/", re.IGNORECASE)
+VM = re.compile(
+    r"compute_(instance|firewall)|compute\.instances|iap|cos-cloud|dagster_users|\bvm\.(tf|py)|production/prepare",
+    re.IGNORECASE,
+)
+DATABASE = re.compile(r"google_sql|sqladmin|cloudsql|google_compute_network|(database|network)\.tf")
 
 DELIVERIES: list[dict[str, object]] = [
     {},
@@ -47,6 +52,28 @@ def test_functions_alone_leave_no_trace_of_jobs(
     delivery: dict[str, object], render: Render
 ) -> None:
     assert traces(JOBS, contents(render(delivery))) == []
+
+
+@pytest.mark.parametrize("delivery", [*DELIVERIES, JOBS_ALONE])
+def test_without_a_vm_there_is_no_trace_of_it(
+    delivery: dict[str, object], render: Render
+) -> None:
+    files = contents(render(delivery))
+
+    assert traces(VM, files) == []
+    assert traces(DATABASE, files) == []
+
+
+def test_jobs_alone_leave_no_trace_of_functions_on_a_vm(render: Render) -> None:
+    files = contents(render({**JOBS_ALONE, "orchestrator": "vm"}))
+
+    assert traces(FUNCTIONS, files) == []
+    assert len(traces(VM, files)) > 50
+    assert len(traces(DATABASE, files)) > 20
+
+
+def test_functions_alone_leave_no_trace_of_jobs_on_a_vm(render: Render) -> None:
+    assert traces(JOBS, contents(render({"orchestrator": "vm"}))) == []
 
 
 def test_the_traces_of_both_are_found(render: Render) -> None:

@@ -1,7 +1,4 @@
-"""Builds the image of Dagster for an environment: `just push-image ENVIRONMENT`.
-
-It is in the repository of images that infra/ creates. Nothing runs it yet.
-"""
+"""Builds the image of Dagster, in the repository of images that infra/ creates."""
 
 import sys
 

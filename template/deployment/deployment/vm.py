@@ -1,0 +1,176 @@
+"""Deploys Dagster to the VM of an environment: `just deploy-dagster ENVIRONMENT`.
+
+It builds the image of Dagster, unless it exists, and names it in the VM's metadata. The VM follows
+the change: infra/vm/rollout.sh runs there. It reports its state as a guest attribute. `just deploy`
+and CI run this, with the roles of the deployer. At an older commit, it rolls back.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from deployment.advice import explained
+from deployment.answers import NAME_VARIABLE
+from deployment.deployer import deployer_api, run_deployment
+from deployment.environments import Environment
+from deployment.errors import DeploymentError
+from deployment.google import GoogleApi, GoogleError
+from deployment.orchestrator import orchestrator_image
+
+_API = "https://compute.googleapis.com/compute/v1"
+_IMAGE = "dagster-image"  # the name in the metadata
+_STOPPED = ("STOPPING", "TERMINATED", "SUSPENDING", "SUSPENDED")
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long a deployment waits, in seconds.
+
+    Attributes:
+        interval: Between two requests for the state of the VM.
+        rollout: Until the VM runs the image. It takes about two minutes, and five on a new VM.
+    """
+
+    interval: float = 5.0
+    rollout: float = 15 * 60.0
+
+
+_WAITS = Waits()
+
+
+def deploy_dagster(environment: Environment) -> None:
+    """Build the image, let the VM run it, and wait until it does.
+
+    Args:
+        environment: The environment. Its VM must exist.
+
+    Raises:
+        DeploymentError: The VM does not run the image.
+    """
+    with deployer_api() as api:
+        image = orchestrator_image(api, environment)
+        is_new = roll_out(api, environment, image)
+        now = "runs" if is_new else "already runs"
+        print(f"{_name(environment)} in {environment.name} {now} {image}", flush=True)
+
+
+def roll_out(api: GoogleApi, environment: Environment, image: str, waits: Waits = _WAITS) -> bool:
+    """Let the VM run an image, and wait until it does.
+
+    Args:
+        api: Sends the requests, with the credentials of the deployer or of a user with its roles.
+        environment: The environment. Its VM must exist.
+        image: The address of the image, with its digest.
+        waits: How long to wait.
+
+    Returns:
+        True if the VM was updated; False if it already runs the image.
+
+    Raises:
+        DeploymentError: The VM does not run the image.
+    """
+    try:
+        url = _url(environment)
+        metadata = api.request("GET", url)["metadata"]
+        before = _image(metadata)
+        if before == image and _state(api, url) == ("running", image):
+            return False
+        if before != image:
+            _set_image(api, url, metadata, image)
+        _wait(api, environment, image, before, waits)
+    except GoogleError as error:
+        raise explained(error, "VM", environment) from error
+    return True
+
+
+def _name(environment: Environment) -> str:
+    return f"{environment[NAME_VARIABLE]}-dagster"
+
+
+def _url(environment: Environment) -> str:
+    zone = environment.variables.get("vm_zone") or f"{environment['region']}-b"
+    project = environment["project_id"]
+    return f"{_API}/projects/{project}/zones/{zone}/instances/{_name(environment)}"
+
+
+def _image(metadata: dict[str, Any]) -> str | None:
+    """The image that the metadata names."""
+    items = {item["key"]: item["value"] for item in metadata.get("items", ())}
+    return items.get(_IMAGE)
+
+
+def _set_image(api: GoogleApi, url: str, metadata: dict[str, Any], image: str) -> None:
+    """Set the image. The fingerprint makes Google reject that if the metadata was changed."""
+    items = [item for item in metadata.get("items", ()) if item["key"] != _IMAGE]
+    changed = {
+        "fingerprint": metadata["fingerprint"],
+        "items": [*items, {"key": _IMAGE, "value": image}],
+    }
+    try:
+        api.request("POST", f"{url}/setMetadata", json=changed)
+    except GoogleError as error:
+        if error.status != 412:
+            raise
+        if not error.was_retried:  # otherwise, a request without a response may have set it
+            raise DeploymentError(
+                "Another deployment has changed the VM's metadata. Deploy again."
+            ) from error
+
+
+def _state(api: GoogleApi, url: str) -> tuple[str, str]:
+    """What the VM reports: its state, and the image."""
+    attribute = {"queryPath": "dagster/state"}
+    try:
+        found = api.request("GET", f"{url}/getGuestAttributes", params=attribute)
+    except GoogleError as error:
+        if error.status == 404:  # the VM has not reported anything since it started
+            return "", ""
+        raise
+    state, _, image = found["queryValue"]["items"][0]["value"].partition(" ")
+    return state, image
+
+
+def _wait(
+    api: GoogleApi, environment: Environment, image: str, before: str | None, waits: Waits
+) -> None:
+    """Wait until the VM runs the image. The deployer may look at the VM, not at operations.
+
+    Raises:
+        DeploymentError: It does not.
+    """
+    url = _url(environment)
+    deadline = time.monotonic() + waits.rollout
+    while time.monotonic() < deadline:
+        vm = api.request("GET", url)
+        if _image(vm["metadata"]) not in (image, before):
+            raise DeploymentError(
+                "Another deployment has replaced this one. Deploy again, when no other one is "
+                "running."
+            )
+        if vm["status"] in _STOPPED:
+            raise DeploymentError(
+                f"The VM {_name(environment)} is stopped. Start it (gcloud compute instances start "
+                f"{_name(environment)}), then deploy again."
+            )
+        state, reported = _state(api, url)
+        if reported == image and state == "running":
+            return
+        if reported == image and state == "failed":
+            raise DeploymentError(f"Dagster does not run on the VM. {_advice(environment)}")
+        time.sleep(waits.interval)
+    raise DeploymentError(
+        f"The VM has not run the image within {waits.rollout / 60:.0f} minutes. "
+        f"{_advice(environment)}"
+    )
+
+
+def _advice(environment: Environment) -> str:
+    return (
+        "See the logs of its containers, as infra/README.md describes. To go back, check out the "
+        f"older commit and run `uv run just deploy-dagster {environment.name}`."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_deployment(deploy_dagster))

@@ -1,0 +1,67 @@
+# Runs Dagster from the image that the VM's metadata names, and follows each change of it.
+#
+# `just deploy-dagster` sets the image there, and reads the state that this reports as a guest
+# attribute: starting, running or failed, and the image. Without an image, this waits.
+set -u
+
+METADATA="http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance"
+STATE=${STATE:-/run/dagster}   # where the file image has the units' environment: the image that they run
+WAIT=${WAIT:-60}               # seconds, at most, until a change of the metadata is noticed
+HEALTHY_WITHIN=${HEALTHY_WITHIN:-300} # seconds
+
+metadata() {
+    curl --silent --fail --header 'Metadata-Flavor: Google' "$METADATA/$@"
+}
+
+report() {
+    echo "$1"
+    metadata guest-attributes/dagster/state --request PUT --data "$1" > /dev/null
+}
+
+# Replace the image. The one that runs goes on until the new one is on this machine. The daemon stops
+# first, so that it launches no run while the code location is stopped.
+roll_out() {
+    report "starting $1"
+    if ! docker pull --quiet "$1"; then
+        report "failed $1"
+        return 1
+    fi
+    systemctl stop dagster-daemon
+    systemctl stop dagster-web dagster-code-location
+    printf 'IMAGE=%s\nCODE_LOCATION_MEMORY=%sk\n' "$1" "$((memory - 3 * 1024 * 1024))" > "$STATE/image"
+    systemctl start --no-block dagster-code-location dagster-web dagster-daemon
+    waited=0
+    until is_healthy || [ "$waited" -ge "$HEALTHY_WITHIN" ]; do
+        sleep 5
+        waited=$((waited + 5))
+    done
+    docker image prune --all --force > /dev/null # older versions
+}
+
+is_healthy() {
+    docker exec code-location dagster api grpc-health-check --port=4000 > /dev/null 2>&1 &&
+        curl --silent --fail --max-time 10 http://127.0.0.1:3000/server_info > /dev/null &&
+        systemctl --quiet is-active dagster-daemon
+}
+
+# In kB. The runs get what the other containers and the operating system do not need: all but 3 GB.
+memory=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
+mkdir -p "$STATE"
+IMAGE=
+[ ! -f "$STATE/image" ] || . "$STATE/image"
+user_data=$(metadata attributes/user-data)
+while true; do
+    wanted=$(metadata attributes/dagster-image)
+    if [ -n "$wanted" ]; then
+        if [ "$wanted" = "$IMAGE" ] || roll_out "$wanted"; then
+            IMAGE=$wanted
+            if is_healthy; then report "running $IMAGE"; else report "failed $IMAGE"; fi
+        fi
+    fi
+    metadata "attributes/?recursive=true&wait_for_change=true&timeout_sec=$WAIT" > /dev/null || sleep 5
+    # Terraform has changed the units or the settings: cloud-init writes them when the VM starts.
+    if changed=$(metadata attributes/user-data) && [ "$changed" != "$user_data" ]; then
+        systemctl reboot
+        exit
+    fi
+done

@@ -1,0 +1,239 @@
+"""The VM's scripts follow the metadata: they run here, with a stand-in for the metadata server.
+
+`docker` and `systemctl` are stand-ins, too, which record what they are asked for.
+"""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conftest import TEMPLATE, start
+from google_stand_ins import Request, Response, handler, serving
+
+SCRIPTS = TEMPLATE / "template" / "infra" / "vm"
+ATTRIBUTES = "/computeMetadata/v1/instance/attributes/"
+STATE = "/computeMetadata/v1/instance/guest-attributes/dagster/state"
+
+# Records the command, and fails if there is a file with the name of its first word.
+PROGRAM = """#!/bin/sh
+echo "$(basename "$0") $*" >>"$FOLDER/commands"
+[ ! -e "$FOLDER/failing-$1" ]
+"""
+# Only the web server is a stand-in.
+CURL = """#!/bin/sh
+case "$*" in
+    *:3000/*) [ ! -e "$FOLDER/failing-web" ] ;;
+    *) exec "$CURL" "$@" ;;
+esac
+"""
+
+
+@dataclass
+class Machine:
+    """A VM, as its scripts see it.
+
+    Attributes:
+        folder: What the stand-ins record, and which of them fail.
+        attributes: The metadata.
+        states: What the VM has reported.
+    """
+
+    folder: Path
+    attributes: dict[str, str] = field(default_factory=lambda: {"user-data": "#cloud-config"})
+    states: list[str] = field(default_factory=list)
+    port: int = 0
+
+    def serve(self, request: Request) -> Response:
+        """Respond as the metadata server, or as Secret Manager."""
+        if ":access" in request.path:
+            assert request.bearer == "a-token"
+            payload = {"payload": {"data": base64.b64encode(b"https://example.com/?a=b%20c\n")}}
+            found = request.path == "/v1/projects/p/secrets/TOKEN/versions/latest:access"
+            text = json.dumps(payload, indent=2, default=bytes.decode)
+            return Response(200, text.encode()) if found else Response(403)
+        assert request.headers["metadata-flavor"] == "Google"
+        path = request.path.partition("?")[0]
+        if (request.method, path) == ("PUT", STATE):
+            self.states.append(request.content.decode())
+            return Response(200)
+        if path == ATTRIBUTES:
+            time.sleep(0.1)  # the timeout of a wait for a change
+            return Response(200, self.attributes)
+        if path.endswith("/token"):
+            return Response(200, {"access_token": "a-token", "expires_in": 3600})
+        name = path.removeprefix(ATTRIBUTES)
+        if name not in self.attributes:
+            return Response(404)
+        return Response(200, self.attributes[name].encode())
+
+    def commands(self) -> list[str]:
+        """What docker and systemctl were asked for, without looks at their state."""
+        file = self.folder / "commands"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [line for line in lines if not re.match("docker exec|systemctl --quiet", line)]
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a script."""
+        return {
+            "PATH": f"{self.folder}:{os.environ['PATH']}",
+            "FOLDER": str(self.folder),
+            "CURL": shutil.which("curl") or "curl",
+            "GCE_METADATA_HOST": f"127.0.0.1:{self.port}",
+            "STATE": str(self.folder / "state"),
+            "HEALTHY_WITHIN": "0",
+            "SECRET_MANAGER": f"http://127.0.0.1:{self.port}",
+        }
+
+    @contextmanager
+    def rolling_out(self) -> Iterator["subprocess.Popen[str]"]:
+        """Run rollout.sh during the block."""
+        script = str(SCRIPTS / "rollout.sh")
+        with start("sh", script, cwd=self.folder, env=self.environment()) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    programs = {"docker": PROGRAM, "systemctl": PROGRAM, "update_engine_client": PROGRAM}
+    for name, text in {**programs, "curl": CURL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    with serving(handler(machine.serve)) as machine.port:
+        yield machine
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for something to happen."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen within 20 s"
+        time.sleep(0.05)
+
+
+def test_without_an_image_the_vm_waits(machine: Machine) -> None:
+    with machine.rolling_out() as process:
+        time.sleep(1)
+
+        assert process.poll() is None
+        assert machine.commands() == []
+        assert machine.states == []
+
+
+def test_a_new_image_replaces_the_one_that_runs(machine: Machine) -> None:
+    machine.attributes["dagster-image"] = "image@1"
+    with machine.rolling_out():
+        until(lambda: "running image@1" in machine.states)
+        machine.attributes["dagster-image"] = "image@2"
+        until(lambda: "running image@2" in machine.states)
+
+    assert machine.states[0] == "starting image@1"
+    commands = machine.commands()
+    assert commands[commands.index("docker pull --quiet image@2") :] == [
+        "docker pull --quiet image@2",
+        "systemctl stop dagster-daemon",
+        "systemctl stop dagster-web dagster-code-location",
+        "systemctl start --no-block dagster-code-location dagster-web dagster-daemon",
+        "docker image prune --all --force",
+    ]
+    state = (machine.folder / "state" / "image").read_text()
+    assert re.fullmatch(r"IMAGE=image@2\nCODE_LOCATION_MEMORY=-?\d+k\n", state)
+
+
+def test_an_image_that_cannot_be_pulled_replaces_nothing_and_is_tried_again(
+    machine: Machine,
+) -> None:
+    machine.attributes["dagster-image"] = "image@1"
+    (machine.folder / "failing-pull").touch()
+    with machine.rolling_out():
+        until(lambda: machine.states.count("failed image@1") > 1)
+        assert not any(line.startswith("systemctl") for line in machine.commands())
+        (machine.folder / "failing-pull").unlink()
+        until(lambda: "running image@1" in machine.states)
+
+
+@pytest.mark.parametrize("part", ["exec", "web", "--quiet"])
+def test_an_image_that_does_not_run_is_reported(machine: Machine, part: str) -> None:
+    machine.attributes["dagster-image"] = "image@1"
+    (machine.folder / f"failing-{part}").touch()
+    with machine.rolling_out():
+        until(lambda: "failed image@1" in machine.states)
+        assert "running image@1" not in machine.states
+        (machine.folder / f"failing-{part}").unlink()
+        until(lambda: machine.states[-1] == "running image@1")
+
+
+def test_what_runs_goes_on_if_the_script_starts_again(machine: Machine) -> None:
+    machine.attributes["dagster-image"] = "image@1"
+    with machine.rolling_out():
+        until(lambda: "running image@1" in machine.states)
+    before = machine.commands()
+    machine.states.clear()
+
+    with machine.rolling_out():
+        until(lambda: "running image@1" in machine.states)
+
+    assert machine.commands() == before
+
+
+def test_changed_units_and_settings_reboot_the_vm(machine: Machine) -> None:
+    with machine.rolling_out() as process:
+        until(lambda: process.poll() is None)
+        time.sleep(0.5)
+        machine.attributes["user-data"] = "#cloud-config\nruncmd: []"
+        assert process.wait(20) == 0
+
+    assert machine.commands() == ["systemctl reboot"]
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped"),
+    [
+        ("CURRENT_OP=UPDATE_STATUS_UPDATED_NEED_REBOOT", ["stop dagster-daemon", "reboot"]),
+        ("CURRENT_OP=UPDATE_STATUS_IDLE", []),
+    ],
+)
+def test_the_vm_reboots_if_an_update_waits_for_it(
+    machine: Machine, status: str, stopped: list[str]
+) -> None:
+    (machine.folder / "update_engine_client").write_text(f"#!/bin/sh\necho {status} >&2\n")
+    with start(
+        *("sh", str(SCRIPTS / "reboot.sh")), cwd=machine.folder, env=machine.environment()
+    ) as process:
+        assert process.wait(20) == 0
+
+    assert machine.commands() == [f"systemctl {each}" for each in stopped]
+
+
+@pytest.mark.parametrize(
+    ("names", "status", "written"),
+    [
+        ([], 0, ""),
+        (["TOKEN"], 0, "TOKEN=https://example.com/?a=b%20c\n"),
+        (["OTHERS"], 1, ""),
+    ],
+)
+def test_secrets_are_written_to_memory_for_root_only(
+    machine: Machine, names: list[str], status: int, written: str
+) -> None:
+    command = ("sh", str(SCRIPTS / "secrets.sh"), "p", *names)
+    with start(*command, cwd=machine.folder, env=machine.environment()) as process:
+        printed, _ = process.communicate(timeout=20)
+
+    assert process.returncode == status, printed
+    assert ("Could not read the secret OTHERS." in printed) == bool(status)
+    secrets = machine.folder / "state" / "secrets"
+    assert secrets.read_text() == written
+    assert secrets.stat().st_mode & 0o077 == 0

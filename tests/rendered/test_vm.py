@@ -1,0 +1,47 @@
+"""What runs on the VM before a code location starts: orchestrator/production/prepare.py."""
+
+import json
+from pathlib import Path
+
+from conftest import Render, run
+
+# Makes a run of each status, prepares the instance, and prints what became of the runs.
+PREPARED = """
+import json, runpy
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
+from dagster._daemon.auto_run_reexecution.auto_run_reexecution import filter_runs_to_should_retry
+
+with DagsterInstance.get() as instance:
+    statuses = ["NOT_STARTED", "STARTING", "STARTED", "CANCELING", "SUCCESS"]
+    ids = {each: create_run_for_test(instance, status=DagsterRunStatus[each]).run_id
+           for each in statuses}
+    runpy.run_path("production/prepare.py", run_name="__main__")
+    runs = {each: instance.get_run_by_id(run_id) for each, run_id in ids.items()}
+    retried = [run.run_id for run in filter_runs_to_should_retry(runs.values(), instance)]
+    print(json.dumps({each: [run.status.value, run.run_id in retried]
+                      for each, run in runs.items()}))
+"""
+
+
+def test_runs_that_ended_with_the_code_location_are_executed_again(
+    render: Render, tmp_path: Path
+) -> None:
+    orchestrator = render({"orchestrator": "vm"}) / "orchestrator"
+    production = (orchestrator / "production" / "dagster.yaml").read_text()
+    retries = production[production.index("run_retries:") : production.index("run_monitoring:")]
+    (tmp_path / "dagster.yaml").write_text(retries)
+
+    printed = run(
+        *("uv", "run", "--quiet", "python", "-c", PREPARED),
+        cwd=orchestrator,
+        env={"DAGSTER_HOME": str(tmp_path)},
+    ).stdout
+
+    assert json.loads(printed.splitlines()[-1]) == {
+        "NOT_STARTED": ["NOT_STARTED", False],
+        "STARTING": ["FAILURE", True],
+        "STARTED": ["FAILURE", True],
+        "CANCELING": ["CANCELED", False],
+        "SUCCESS": ["SUCCESS", False],
+    }
