@@ -1,10 +1,12 @@
 """Deploys Dagster to the cluster of an environment: `just deploy-dagster ENVIRONMENT`.
 
-It builds the image, and installs Dagster's Helm chart with it. `just deploy` and CI run this. It only
-needs the roles of the deployer, in Google Cloud and in the cluster. At an older commit, it rolls back.
+It builds the image, and installs Dagster's Helm chart with it. `just deploy` and CI run this. It
+only needs the roles of the deployer, in Google Cloud and in the cluster. At an older commit, it
+rolls back.
 
-With `--namespace`, as in `just deploy`, it first installs the chart in infra/kubernetes/: the rights of
-Dagster and of the deployer, and the ways to Dagster. That takes an administrator of the cluster.
+With `--namespace`, as in `just deploy`, it first installs the chart in infra/kubernetes/: the
+rights of Dagster and of the deployer, and the ways to Dagster. That takes an administrator of the
+cluster.
 """
 
 import json
@@ -86,8 +88,8 @@ def chart_version() -> str:
         if package["name"] == "dagster":
             return str(package["version"])
     raise DeploymentError(
-        f"{ORCHESTRATOR.name}/uv.lock does not say which version of Dagster to deploy. Run `uv lock "
-        f"--directory {ORCHESTRATOR.name}`, and commit the file."
+        f"{ORCHESTRATOR.name}/uv.lock does not say which version of Dagster to deploy. Run "
+        f"`uv lock --directory {ORCHESTRATOR.name}`, and commit the file."
     )
 
 
@@ -123,8 +125,8 @@ def prepare_namespace(cluster: Cluster) -> None:
     if not _helm(cluster, "namespace", chart, *options, values=cluster.namespace):
         raise DeploymentError(
             "Helm could not prepare the namespace of Dagster: see above. You need to be an "
-            "administrator of the cluster, such as by roles/container.admin. If the cluster is new, "
-            "deploy again in a few minutes."
+            "administrator of the cluster, such as by roles/container.admin. If the cluster is "
+            "new, deploy again in a few minutes."
         )
 
 
@@ -158,10 +160,10 @@ def _install(environment: Environment, cluster: Cluster, image: str, version: st
     if not is_installed:
         project = environment["project_id"]
         raise DeploymentError(
-            f"Helm could not install Dagster {version}: see above. If it had started, it has restored "
-            "what ran before. See why pods did not become ready at "
-            f"https://console.cloud.google.com/kubernetes/workload/overview?project={project}, in "
-            "the logs of their containers: `migrate` is the one that changes the database."
+            f"Helm could not install Dagster {version}: see above. If it had started, it has "
+            "restored what ran before. The logs of the containers say why pods did not become "
+            "ready; `migrate` is the container that changes the database: "
+            f"https://console.cloud.google.com/kubernetes/workload/overview?project={project}"
         )
 
 
