@@ -33,9 +33,9 @@ _TICKS = keys("purgeAfterDays")
 # A deployment of user code; the schema of the chart lets more keys through.
 USER_DEPLOYMENT = keys(
     "name dagsterApiGrpcArgs codeServerArgs deploymentNamespace port replicaCount env "
-    "envConfigMaps envSecrets annotations nodeSelector affinity tolerations podSecurityContext securityContext "
-    "resources livenessProbe readinessProbe startupProbe labels volumeMounts volumes schedulerName "
-    "initContainers sidecarContainers deploymentStrategy",
+    "envConfigMaps envSecrets annotations nodeSelector affinity tolerations "
+    "podSecurityContext securityContext resources livenessProbe readinessProbe startupProbe "
+    "labels volumeMounts volumes schedulerName initContainers sidecarContainers deploymentStrategy",
     image=IMAGE,
     includeConfigInLaunchedRuns=keys("enabled"),
 )

@@ -16,9 +16,7 @@ from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 from kubernetes_api import Kubernetes
 
-IMAGE = (
-    f"europe-west4-docker.pkg.dev/my-gcp-project/people/orchestrator@sha256:{'a' * 64}"
-)
+IMAGE = f"europe-west4-docker.pkg.dev/my-gcp-project/people/orchestrator@sha256:{'a' * 64}"
 
 
 WORKSPACE: Any = None  # the launcher of Kubernetes does not look at it
