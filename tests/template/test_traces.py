@@ -11,6 +11,9 @@ JOBS = re.compile(
     r"(?i:cloud.?run.?job|job_(client|settings))|JOB_NAME|job_name +=|jobs\.|\bjob\.(py|tf)|cloud_function/Dockerfile"
 )
 
+GKE = re.compile(r"(?i:gke|kubernetes|helm|k8s|kubectl|autopilot)|\bpods?\b")
+OTHER_PLACES = re.compile(r"(?i:auth proxy|compute engine|cloud-init|dagster\+|dagster_plus)|\bVM\b")
+
 DELIVERIES: list[dict[str, object]] = [
     {},
     {"ci": "gitlab", "editor": "none"},
@@ -41,6 +44,22 @@ def test_functions_alone_leave_no_trace_of_jobs(
     delivery: dict[str, object], render: Render
 ) -> None:
     assert traces(JOBS, contents(render(delivery))) == []
+
+
+@pytest.mark.parametrize("place", ["none", "vm", "dagster_plus"])
+def test_other_places_leave_no_trace_of_gke(place: str, render: Render) -> None:
+    files = contents(render({"orchestrator": place}))
+    del files[".copier-answers.yml"]  # which has the path of this repository
+
+    assert traces(GKE, files) == []
+
+
+def test_gke_leaves_no_trace_of_other_places(render: Render) -> None:
+    files = contents(render({"orchestrator": "gke"}))
+    del files[".copier-answers.yml"]
+
+    assert traces(OTHER_PLACES, files) == []
+    assert len(traces(GKE, files)) > 50
 
 
 def test_the_traces_of_both_are_found(render: Render) -> None:
