@@ -3,29 +3,36 @@
 import re
 
 import pytest
-from checks import contents
+from checks import ANSWERS_FILE, contents
 from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render
 
 FUNCTIONS = re.compile("function|gcf", re.IGNORECASE)
 JOBS = re.compile(
     r"(?i:cloud.?run.?job|job_(client|settings))|JOB_NAME|job_name +=|jobs\.|\bjob\.(py|tf)|cloud_function/Dockerfile"
 )
-DAGSTER_PLUS = re.compile(
-    r"dagster.cloud|dagster.plus|Dagster\+|branch.deployment|container_context|build\.yaml", re.IGNORECASE
-)
-OWN_DATABASE = re.compile(r"postgres|\bjust prod\b|_prod\b|local_cloud.prod|production/", re.IGNORECASE)
-VM = re.compile(
-    r"compute_(instance|firewall)|compute\.instances|iap|cos-cloud|dagster_users|\bvm\.(tf|py)|production/prepare",
+# What each place where Dagster runs leaves in a project, and nothing else does.
+PLACES = {
+    "vm": re.compile(
+        r"google_compute_(instance|firewall)|compute\.instances|compute engine|cos-cloud|cloud-init"
+        r"|auth proxy|\bvm\.(tf|py)|production/prepare|(?-i:\bVM\b)",
+        re.IGNORECASE,
+    ),
+    "gke": re.compile(r"gke|kubernetes|helm|k8s|kubectl|autopilot|(?-i:\bpods?\b)", re.IGNORECASE),
+    "dagster_plus": re.compile(
+        r"dagster.cloud|dagster.plus|Dagster\+|branch.deployment|container_context|build\.yaml",
+        re.IGNORECASE,
+    ),
+}
+OF_DATABASE = re.compile(
+    r"google_sql|sqladmin|cloudsql|google_compute_network|(database|network)\.tf|\biap\b|dagster_users",
     re.IGNORECASE,
 )
-DATABASE = re.compile(r"google_sql|sqladmin|cloudsql|google_compute_network|(database|network)\.tf")
+OF_INSTANCE = re.compile(r"postgres|\bjust prod\b|_prod\b|local_cloud.prod|production/", re.IGNORECASE)
 
 DELIVERIES: list[dict[str, object]] = [
     {},
     {"ci": "gitlab", "editor": "none"},
     {"iac": "none", "ci": "none"},
-    {"orchestrator": "dagster_plus"},
-    {"orchestrator": "dagster_plus", "ci": "gitlab"},
 ]
 
 
@@ -54,26 +61,29 @@ def test_functions_alone_leave_no_trace_of_jobs(
     assert traces(JOBS, contents(render(delivery))) == []
 
 
-@pytest.mark.parametrize("delivery", [*DELIVERIES, JOBS_ALONE])
-def test_without_a_vm_there_is_no_trace_of_it(
-    delivery: dict[str, object], render: Render
+@pytest.mark.parametrize("place", ["vm", "gke", "dagster_plus"])
+def test_functions_or_jobs_alone_leave_no_trace_of_the_other_where_dagster_runs(
+    place: str, render: Render
 ) -> None:
-    files = contents(render(delivery))
+    where = {"orchestrator": place}
 
-    assert traces(VM, files) == []
-    assert traces(DATABASE, files) == []
-
-
-def test_jobs_alone_leave_no_trace_of_functions_on_a_vm(render: Render) -> None:
-    files = contents(render({**JOBS_ALONE, "orchestrator": "vm"}))
-
-    assert traces(FUNCTIONS, files) == []
-    assert len(traces(VM, files)) > 50
-    assert len(traces(DATABASE, files)) > 20
+    assert traces(JOBS, contents(render(where))) == []
+    assert traces(FUNCTIONS, contents(render({**JOBS_ALONE, **where}))) == []
 
 
-def test_functions_alone_leave_no_trace_of_jobs_on_a_vm(render: Render) -> None:
-    assert traces(JOBS, contents(render({"orchestrator": "vm"}))) == []
+@pytest.mark.parametrize("place", ["none", *PLACES])
+@pytest.mark.parametrize("ci", ["github", "gitlab", "none"])
+def test_a_place_for_dagster_leaves_no_trace_of_the_others(
+    place: str, ci: str, render: Render
+) -> None:
+    files = contents(render({"orchestrator": place, "ci": ci}))
+    del files[ANSWERS_FILE]  # which has the path of this repository
+
+    for other, pattern in PLACES.items():
+        found = traces(pattern, files)
+        assert len(found) > 20 if other == place else found == []
+    assert bool(traces(OF_DATABASE, files)) == (place in ("vm", "gke"))
+    assert bool(traces(OF_INSTANCE, files)) == (place != "dagster_plus")
 
 
 def test_the_traces_of_both_are_found(render: Render) -> None:
@@ -81,19 +91,3 @@ def test_the_traces_of_both_are_found(render: Render) -> None:
 
     assert len(traces(FUNCTIONS, files)) > 100
     assert len(traces(JOBS, files)) > 50
-
-
-@pytest.mark.parametrize("ci", ["github", "gitlab", "none"])
-def test_another_place_for_dagster_leaves_no_trace_of_dagster_plus(ci: str, render: Render) -> None:
-    for orchestrator in ("none", "vm", "gke"):
-        files = contents(render({"orchestrator": orchestrator, "ci": ci}))
-        del files[".copier-answers.yml"]
-        assert traces(DAGSTER_PLUS, files) == []
-
-
-@pytest.mark.parametrize("ci", ["github", "gitlab", "none"])
-def test_dagster_plus_leaves_no_trace_of_a_database_of_your_own(ci: str, render: Render) -> None:
-    files = contents(render({"orchestrator": "dagster_plus", "ci": ci}))
-
-    assert traces(OWN_DATABASE, files) == []
-    assert len(traces(DAGSTER_PLUS, files)) > 20

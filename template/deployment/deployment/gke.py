@@ -1,0 +1,199 @@
+"""Deploys Dagster to the cluster of an environment: `just deploy-dagster ENVIRONMENT`.
+
+It builds the image, and installs Dagster's Helm chart with it. `just deploy` and CI run this. It
+only needs the roles of the deployer, in Google Cloud and in the cluster. At an older commit, it
+rolls back.
+
+With `--namespace`, as in `just deploy`, it first installs the chart in infra/kubernetes/: the
+rights of Dagster and of the deployer, and the ways to Dagster. That takes an administrator of the
+cluster.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deployment.advice import explained
+from deployment.deployer import deployer_api, deployer_credentials, run_deployment
+from deployment.environments import INFRA, Environment
+from deployment.errors import DeploymentError
+from deployment.google import GoogleApi, GoogleError
+from deployment.orchestrator import orchestrator_image
+from deployment.project import ORCHESTRATOR
+from google.auth.transport.requests import Request
+
+_HELM = "https://helm.sh/docs/intro/install/"
+_CHARTS = "https://dagster-io.github.io/helm"  # Dagster's own
+_NAMESPACE = "dagster"
+_VALUES = ORCHESTRATOR / "production" / "values.yaml"
+_TIMEOUT = "15m"  # a new cluster takes minutes to start nodes
+_CODE_LOCATION = "dagster-user-deployments.deployments[0]"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What infra/ knows of a cluster: the object `dagster.json` in the bucket for sources.
+
+    Attributes:
+        server: The URL of its control plane.
+        namespace: The values of the chart in infra/kubernetes/.
+        settings: The settings of Dagster.
+        values: Values of Dagster's chart.
+    """
+
+    server: str
+    namespace: Mapping[str, Any]
+    settings: Mapping[str, str]
+    values: Mapping[str, Any]
+
+
+def deploy_dagster(environment: Environment) -> None:
+    """Build the image, unless it exists, and let Dagster run it.
+
+    Runs in progress go on with the image that they have started with.
+
+    Args:
+        environment: The environment.
+
+    Raises:
+        DeploymentError: Dagster does not run the image. What ran before goes on.
+    """
+    if shutil.which("helm") is None:
+        raise DeploymentError(f"Helm is not installed: {_HELM}")
+    version = chart_version()
+    with deployer_api() as api:
+        cluster = find_cluster(api, environment)
+        if "--namespace" in sys.argv[2:]:
+            prepare_namespace(cluster)
+        image = orchestrator_image(api, environment)
+    _install(environment, cluster, image, version)
+    print(f"Dagster {version} in {environment.name} runs {image}", flush=True)
+
+
+def chart_version() -> str:
+    """The version of Dagster's Helm chart: that of Dagster, as it is locked.
+
+    Raises:
+        DeploymentError: There is no lock file, or Dagster is not in it.
+    """
+    lock = ORCHESTRATOR / "uv.lock"
+    packages = tomllib.loads(lock.read_text())["package"] if lock.exists() else []
+    for package in packages:
+        if package["name"] == "dagster":
+            return str(package["version"])
+    raise DeploymentError(
+        f"{ORCHESTRATOR.name}/uv.lock does not say which version of Dagster to deploy. Run "
+        f"`uv lock --directory {ORCHESTRATOR.name}`, and commit the file."
+    )
+
+
+def find_cluster(api: GoogleApi, environment: Environment) -> Cluster:
+    """Read what infra/ knows of the cluster of an environment.
+
+    Args:
+        api: Sends the request, with the credentials of the deployer or of a user with its roles.
+        environment: The environment.
+
+    Raises:
+        DeploymentError: There is no cluster yet, or its description cannot be read.
+    """
+    bucket = environment["sources_bucket"]
+    url = f"https://storage.googleapis.com/storage/v1/b/{bucket}/o/dagster.json"
+    try:
+        return Cluster(**api.request("GET", url, params={"alt": "media"}))
+    except GoogleError as error:
+        raise explained(error, "cluster", environment) from error
+
+
+def prepare_namespace(cluster: Cluster) -> None:
+    """Create the namespace of Dagster, with the rights in it.
+
+    Args:
+        cluster: The cluster.
+
+    Raises:
+        DeploymentError: That failed.
+    """
+    chart = str(INFRA / "kubernetes")
+    options = ("--create-namespace", f"--timeout={_TIMEOUT}")
+    if not _helm(cluster, "namespace", chart, *options, values=cluster.namespace):
+        raise DeploymentError(
+            "Helm could not prepare the namespace of Dagster: see above. You need to be an "
+            "administrator of the cluster, such as by roles/container.admin. If the cluster is "
+            "new, deploy again in a few minutes."
+        )
+
+
+def _install(environment: Environment, cluster: Cluster, image: str, version: str) -> None:
+    """Install Dagster's chart, or upgrade it, and wait until all is ready."""
+    repository, tag = image.rsplit(":", 1)  # of NAME@sha256:DIGEST: the chart joins them again
+    parts = {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}
+    lists = {
+        f"{_CODE_LOCATION}.image": parts,
+        f"{_CODE_LOCATION}.initContainers[0].image": image,
+        f"{_CODE_LOCATION}.env": cluster.settings,
+    }
+    values = {
+        **cluster.values,
+        "dagsterWebserver": {"image": parts},
+        "dagsterDaemon": {"image": parts},
+    }
+    is_installed = _helm(
+        cluster,
+        "dagster",
+        "dagster",
+        f"--repo={_CHARTS}",
+        f"--version={version}",
+        f"--values={_VALUES}",
+        "--atomic",
+        "--wait",
+        f"--timeout={_TIMEOUT}",
+        *(f"--set-json={name}={json.dumps(value)}" for name, value in lists.items()),
+        values=values,
+    )
+    if not is_installed:
+        project = environment["project_id"]
+        raise DeploymentError(
+            f"Helm could not install Dagster {version}: see above. If it had started, it has "
+            "restored what ran before. The logs of the containers say why pods did not become "
+            "ready; `migrate` is the container that changes the database: "
+            f"https://console.cloud.google.com/kubernetes/workload/overview?project={project}"
+        )
+
+
+def _helm(
+    cluster: Cluster, release: str, chart: str, *options: str, values: Mapping[str, Any]
+) -> bool:
+    """Install a chart, or upgrade it. True if that succeeded.
+
+    Helm gets a short-lived token, by its environment, and no file with credentials.
+    """
+    credentials = deployer_credentials()
+    credentials.refresh(Request())
+    done = subprocess.run(
+        [
+            *("helm", "upgrade", release, chart, "--install", f"--namespace={_NAMESPACE}"),
+            *options,
+            "--values=-",
+        ],
+        input=json.dumps(values),
+        env={
+            **os.environ,
+            "KUBECONFIG": os.devnull,
+            "HELM_KUBEAPISERVER": cluster.server,
+            "HELM_KUBETOKEN": str(credentials.token),
+        },
+        text=True,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_deployment(deploy_dagster))

@@ -1,0 +1,110 @@
+"""A deployment installs Dagster's chart with the image, or says why not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TEMPLATE, Render, run_with_google
+
+IMAGE = "europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/orchestrator"
+
+# What a deployment says, and how often it calls Helm.
+EXPECTED = {
+    "code": ("deployed", 1),
+    "all": ("deployed", 2),
+    "no helm": ("Helm is not installed: https://helm.sh/docs/intro/install/", 0),
+    "no lock": ("does not say which version of Dagster to deploy. Run `uv lock --directory", 0),
+    "no cluster": (
+        "No such object: dagster.json. The cluster or its bucket for sources does not exist, or "
+        "the deployer lacks a role. Run `uv run just deploy nprod`.",
+        0,
+    ),
+    "no rights": ("You need to be an administrator of the cluster", 1),
+    "not ready": (
+        "Helm could not install Dagster 1.13.5: see above. If it had started, it has restored what "
+        "ran before.",
+        1,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def project(render: Render) -> Path:
+    return render({"orchestrator": "gke"})
+
+
+@pytest.fixture(scope="module")
+def results(project: Path) -> dict[str, Any]:
+    script = str(TEMPLATE / "tests" / "cloud" / "gke_deployments.py")
+    run_with_google(project, "mypy", script)
+    printed = run_with_google(project, "python", script)
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("scenario", EXPECTED)
+def test_a_deployment_ends_as_expected(scenario: str, results: dict[str, Any]) -> None:
+    says, calls = EXPECTED[scenario]
+
+    assert says in results[scenario]["says"]
+    assert len(results[scenario]["calls"]) == calls
+
+
+def test_dagster_s_chart_has_the_locked_version_the_image_and_the_settings(
+    project: Path, results: dict[str, Any]
+) -> None:
+    [call] = results["code"]["calls"]
+
+    arguments = call["arguments"]
+    assert arguments[:3] == ["upgrade", "dagster", "dagster"]
+    assert {
+        "--install",
+        "--namespace=dagster",
+        "--repo=https://dagster-io.github.io/helm",
+        "--version=1.13.5",
+        f"--values={project / 'orchestrator' / 'production' / 'values.yaml'}",
+        "--atomic",
+        "--wait",
+        "--timeout=15m",
+    } < set(arguments)
+    assert arguments[-1] == "--values=-"
+    lists = [each.partition("=")[2] for each in arguments if each.startswith("--set-json=")]
+    set_values = {
+        name: json.loads(value) for name, _, value in (each.partition("=") for each in lists)
+    }
+    location = "dagster-user-deployments.deployments[0]"
+    image = {
+        "repository": f"{IMAGE}@sha256",
+        "tag": "a" * 64,
+        "pullPolicy": "IfNotPresent",
+    }
+    assert set_values == {
+        f"{location}.image": image,
+        f"{location}.initContainers[0].image": f"{IMAGE}@sha256:{'a' * 64}",
+        f"{location}.env": {"LAKE_URI": "gs://lake", "DAGSTER_LOGS_BUCKET": "logs"},
+    }
+    assert call["values"] == {
+        "postgresql": {"postgresqlHost": "10.1.0.2"},
+        "dagsterWebserver": {"image": image},
+        "dagsterDaemon": {"image": image},
+    }
+
+
+def test_helm_gets_a_token_and_no_file_with_credentials(results: dict[str, Any]) -> None:
+    for call in results["all"]["calls"]:
+        environment = call["environment"]
+        assert environment["HELM_KUBEAPISERVER"] == "https://gke-abc.europe-west4.gke.goog"
+        assert environment["HELM_KUBETOKEN"]
+        assert environment["HELM_KUBETOKEN"] not in " ".join(call["arguments"])
+        assert environment["KUBECONFIG"] == "/dev/null"
+
+
+def test_the_namespace_is_prepared_before_dagster(project: Path, results: dict[str, Any]) -> None:
+    namespace, dagster = results["all"]["calls"]
+
+    chart = str(project / "infra" / "kubernetes")
+    assert namespace["arguments"][:3] == ["upgrade", "namespace", chart]
+    assert "--create-namespace" in namespace["arguments"]
+    assert namespace["values"] == {"account": "dagster@example.com", "deployer": "", "domain": ""}
+    assert dagster["arguments"][:2] == ["upgrade", "dagster"]
