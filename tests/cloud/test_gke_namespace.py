@@ -1,4 +1,4 @@
-"""The chart of Dagster's namespace gives the least rights. Helm itself renders it, from a package."""
+"""The chart of the namespace of Dagster gives the least rights. Helm itself renders it."""
 
 import json
 from collections.abc import Mapping

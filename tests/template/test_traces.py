@@ -17,7 +17,12 @@ PLACES = {
         r"|auth proxy|\bvm\.(tf|py)|production/prepare|(?-i:\bVM\b)",
         re.IGNORECASE,
     ),
-    "gke": re.compile(r"gke|kubernetes|helm|k8s|kubectl|autopilot|(?-i:\bpods?\b)", re.IGNORECASE),
+    # An agent of Dagster+ is in a cluster, too: but one that infra/ does not create.
+    "gke": re.compile(
+        r"google_container|container\.googleapis|autopilot|dagster-k8s|k8sRunLauncher|kubernetes/"
+        r"|production/values|deployment.gke|\bgke\.(tf|py)",
+        re.IGNORECASE,
+    ),
     "dagster_plus": re.compile(
         r"dagster.cloud|dagster.plus|Dagster\+|branch.deployment|container_context|build\.yaml",
         re.IGNORECASE,
