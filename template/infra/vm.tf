@@ -84,7 +84,7 @@ locals {
       image   = "$${IMAGE}" # in the unit's EnvironmentFile
       options = "--env-file=/etc/dagster/settings"
       prepare = ""
-      memory  = "1g"
+      memory  = "768m"
     }, container)
   }
 

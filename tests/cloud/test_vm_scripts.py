@@ -145,7 +145,8 @@ def test_a_new_image_replaces_the_one_that_runs(machine: Machine) -> None:
         "docker pull --quiet image@2",
         "systemctl stop dagster-daemon",
         "systemctl stop dagster-web dagster-code-location",
-        "systemctl start --no-block dagster-code-location dagster-web dagster-daemon",
+        "systemctl start --no-block dagster-code-location",
+        "systemctl start --no-block dagster-web dagster-daemon",
         "docker image prune --all --force",
     ]
     state = (machine.folder / "state" / "image").read_text()

@@ -19,7 +19,7 @@ PLACES = {
     ),
     # An agent of Dagster+ is in a cluster, too: but one that infra/ does not create.
     "gke": re.compile(
-        r"google_container|container\.googleapis|autopilot|dagster-k8s|k8sRunLauncher|kubernetes/"
+        r"google_container|container\.googleapis|autopilot|dagster-k8s|k8sRunLauncher|infra/kubernetes|folder kubernetes/"
         r"|production/values|deployment.gke|\bgke\.(tf|py)",
         re.IGNORECASE,
     ),

@@ -28,23 +28,33 @@ roll_out() {
     fi
     systemctl stop dagster-daemon
     systemctl stop dagster-web dagster-code-location
-    printf 'IMAGE=%s\nCODE_LOCATION_MEMORY=%sk\n' "$1" "$((memory - 3 * 1024 * 1024))" > "$STATE/image"
-    systemctl start --no-block dagster-code-location dagster-web dagster-daemon
-    waited=0
-    until is_healthy || [ "$waited" -ge "$HEALTHY_WITHIN" ]; do
-        sleep 5
-        waited=$((waited + 5))
-    done
+    printf 'IMAGE=%s\nCODE_LOCATION_MEMORY=%sk\n' "$1" "$((memory - 2560 * 1024))" > "$STATE/image"
+    systemctl start --no-block dagster-code-location
+    wait_until serves_code
+    systemctl start --no-block dagster-web dagster-daemon
+    wait_until is_healthy
     docker image prune --all --force > /dev/null # older versions
 }
 
+wait_until() {
+    waited=0
+    until "$1" || [ "$waited" -ge "$HEALTHY_WITHIN" ]; do
+        sleep 5
+        waited=$((waited + 5))
+    done
+}
+
+serves_code() {
+    docker exec code-location dagster api grpc-health-check --port=4000 > /dev/null 2>&1
+}
+
 is_healthy() {
-    docker exec code-location dagster api grpc-health-check --port=4000 > /dev/null 2>&1 &&
+    serves_code &&
         curl --silent --fail --max-time 10 http://127.0.0.1:3000/server_info > /dev/null &&
         systemctl --quiet is-active dagster-daemon
 }
 
-# In kB. The runs get what the other containers and the operating system do not need: all but 3 GB.
+# In kB. The runs get what the other containers and the operating system do not need.
 memory=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
 mkdir -p "$STATE"
 IMAGE=
