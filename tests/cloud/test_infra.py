@@ -80,6 +80,13 @@ override_resource {{
 }}
 """
 FEDERATION = 'git_repository = { id = "1", owner_id = "2" }'
+PROVIDER = """
+terraform {
+  required_providers {
+    google = { source = "hashicorp/google" }
+  }
+}
+"""
 RESOURCES = {
     "the-lake": "bucket `lake`",
     "the-messages": "bucket `messages`",
@@ -130,23 +137,23 @@ def ci(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def project(ci: str, render: Render) -> Path:
+def project(ci: str, render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with Terraform's providers and the bundle."""
     project = render(COMBINATIONS[ci])
     initialize(project / "infra")
     if "orchestrator" in COMBINATIONS[ci]:
-        require_blocks_of_clusters(project / "infra")
+        require_blocks_of_clusters(tmp_path_factory.mktemp("schema"))
     run("uv", "lock", cwd=project / first_folder(project / "infra"))
     run("uv", "run", "just", "bundle", cwd=project)
     return project
 
 
-def require_blocks_of_clusters(infra: Path) -> None:
+def require_blocks_of_clusters(folder: Path) -> None:
     """Skip the test with a mirror whose provider does not know what is in a cluster's blocks."""
-    printed = run("terraform", "providers", "schema", "-json", cwd=infra).stdout
-    [provider] = (
-        each for name, each in json.loads(printed)["provider_schemas"].items() if "/google" in name
-    )
+    (folder / "main.tf").write_text(PROVIDER)
+    initialize(folder)
+    printed = run("terraform", "providers", "schema", "-json", cwd=folder).stdout
+    [provider] = json.loads(printed)["provider_schemas"].values()
     cluster = provider["resource_schemas"]["google_container_cluster"]["block"]["block_types"]
     if "attributes" not in cluster["release_channel"]["block"]:
         pytest.skip("This mirror of Terraform's providers knows clusters only in part.")

@@ -1,11 +1,9 @@
 """Dagster on Google Kubernetes Engine, with a stand-in for the Kubernetes API."""
 
-import os
 from pathlib import Path
 
 import pytest
-from conftest import TEMPLATE, Render, run
-from test_prod import AS_USER
+from conftest import TEMPLATE, Render, as_user, run
 
 TESTS = TEMPLATE / "tests" / "kubernetes"
 ENVIRONMENT = ("uv", "run", "--group=local-production", "--with=types-pyyaml")
@@ -17,10 +15,9 @@ def project(render: Render) -> Path:
 
 
 def test_the_values_and_the_launcher_are_right(project: Path) -> None:
-    as_user = AS_USER if os.geteuid() == 0 else ()
     run(*ENVIRONMENT, "mypy", *map(str, TESTS.glob("*.py")), cwd=project / "orchestrator")
     run(
-        *(*as_user, *ENVIRONMENT, "pytest", "--color=no", "-pno:cacheprovider"),
+        *(*as_user(1000), *ENVIRONMENT, "pytest", "--color=no", "-pno:cacheprovider"),
         *("-c", "pyproject.toml", f"--rootdir={TESTS}", f"--confcutdir={TESTS}", str(TESTS)),
         cwd=project / "orchestrator",
     )
