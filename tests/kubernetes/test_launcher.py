@@ -89,6 +89,8 @@ def test_a_run_is_a_job_with_the_image_of_its_code_location(
     specification = cluster.jobs[job]["spec"]
     assert specification["backoffLimit"] == 0
     assert specification["ttlSecondsAfterFinished"] == 86400
+    annotations = specification["template"]["metadata"]["annotations"]
+    assert annotations == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
     pod = specification["template"]["spec"]
     assert pod["serviceAccountName"] == "dagster"
     assert pod["restartPolicy"] == "Never"
