@@ -7,6 +7,7 @@ variable "internet" {
 }
 
 resource "google_compute_network" "dagster" {
+  #checkov:skip=CKV2_GCP_18:A network of your own has no default rules: nothing comes in.
   name                    = "${local.name}-dagster"
   auto_create_subnetworks = false
 
