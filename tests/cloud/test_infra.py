@@ -172,7 +172,7 @@ def known_account(name: str) -> str:
 
 
 def own_roles(infra: Path) -> str:
-    """Gives the project's own roles known names."""
+    """Known names for the project's own roles."""
     return OWN_ROLE if "google_project_iam_custom_role" in all_of(infra) else ""
 
 
