@@ -232,7 +232,7 @@ def known_account(name: str) -> str:
 
 
 def own_roles(infra: Path) -> str:
-    """Gives the project's own roles known names."""
+    """Known names for the project's own roles."""
     names = re.findall(r'^resource "google_project_iam_custom_role" "(\w+)"', all_of(infra), re.M)
     return "".join(OWN_ROLE.format(name=name) for name in names)
 
