@@ -132,6 +132,7 @@ def test_the_bundle_has_sources_and_hashed_requirements_and_can_be_served(
                 "version.txt",
             ),
             *("gcp_pipes/__init__.py", "gcp_pipes/protocol.py", "gcp_pipes/py.typed"),
+            "gcp_pipes/telemetry.py",
             *(str(path.relative_to(package)) for path in package.glob("gcp_pipes/external/*.py")),
             *(str(path.relative_to(sources)) for path in (sources / "tasks").glob("*.py")),
         ]
