@@ -1,13 +1,14 @@
-"""What runs on the VM before a code location starts: orchestrator/production/prepare.py."""
+"""What runs before a code location starts, from production/: prepare.py, migrate.py."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 from conftest import Render, run
 
 # Makes a run of each status, prepares the instance, and prints what became of the runs.
 PREPARED = """
-import json, runpy
+import json, runpy, sys
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.auto_run_reexecution.auto_run_reexecution import filter_runs_to_should_retry
@@ -16,6 +17,7 @@ with DagsterInstance.get() as instance:
     statuses = ["NOT_STARTED", "STARTING", "STARTED", "CANCELING", "SUCCESS"]
     ids = {each: create_run_for_test(instance, status=DagsterRunStatus[each]).run_id
            for each in statuses}
+    sys.path.insert(0, "production")
     runpy.run_path("production/prepare.py", run_name="__main__")
     runs = {each: instance.get_run_by_id(run_id) for each, run_id in ids.items()}
     retried = [run.run_id for run in filter_runs_to_should_retry(runs.values(), instance)]
@@ -45,3 +47,22 @@ def test_runs_that_ended_with_the_code_location_are_executed_again(
         "CANCELING": ["CANCELED", False],
         "SUCCESS": ["SUCCESS", False],
     }
+
+
+def test_the_tables_of_a_newer_dagster_stay_as_they_are(render: Render, tmp_path: Path) -> None:
+    orchestrator = render({"orchestrator": "vm"}) / "orchestrator"
+    (tmp_path / "dagster.yaml").touch()
+    command = ("uv", "run", "--quiet", "python", "production/migrate.py")
+    home = {"DAGSTER_HOME": str(tmp_path)}
+
+    created = run(*command, cwd=orchestrator, env=home).stdout
+    with sqlite3.connect(tmp_path / "history" / "runs.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'newer'")
+    kept = run(*command, cwd=orchestrator, env=home).stdout
+
+    assert "newer" not in created
+    assert "The tables are those of a newer Dagster, and stay as they are" in kept
+    with sqlite3.connect(tmp_path / "history" / "runs.db") as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            ("newer",)
+        ]

@@ -6,6 +6,7 @@ again, from failure, as `run_retries` in dagster.yaml says.
 """
 
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from migrate import migrate
 
 _IN_PROGRESS = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 _MESSAGE = "The process of this run ended with the code location, which then was started again."
@@ -14,7 +15,7 @@ _MESSAGE = "The process of this run ended with the code location, which then was
 def main() -> None:
     """Prepare the database of the instance in DAGSTER_HOME."""
     with DagsterInstance.get() as instance:
-        instance.upgrade(print)
+        migrate(instance)
         for run in instance.get_runs(RunsFilter(statuses=_IN_PROGRESS)):
             if run.status == DagsterRunStatus.CANCELING:
                 instance.report_run_canceled(run, _MESSAGE)
