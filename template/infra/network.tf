@@ -42,7 +42,7 @@ resource "google_service_networking_connection" "database" {
   network                 = google_compute_network.dagster.id
   service                 = "servicenetworking.googleapis.com"
   reserved_peering_ranges = [google_compute_global_address.database.name]
-  deletion_policy         = "ABANDON" # Google keeps it for days after the database was deleted
+  update_on_creation_fail = true # Google remembers the connection of a former network of this name
 }
 
 resource "google_compute_router" "internet" {

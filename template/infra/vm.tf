@@ -73,7 +73,7 @@ locals {
       web = {
         description = "Dagster's web server"
         command     = "dagster-webserver --host=0.0.0.0 --port=3000 --workspace=production/workspace.yaml"
-        options     = "--env-file=/etc/dagster/settings --publish=3000:3000"
+        options     = "--env-file=/etc/dagster/settings --publish=3000:3000 --no-healthcheck" # the image has one of the code location
       }
       daemon = {
         description = "Dagster's daemon"
@@ -82,7 +82,7 @@ locals {
     } :
     name => merge({
       image   = "$${IMAGE}" # in the unit's EnvironmentFile
-      options = "--env-file=/etc/dagster/settings"
+      options = "--env-file=/etc/dagster/settings --no-healthcheck"
       prepare = ""
       memory  = "768m"
     }, container)

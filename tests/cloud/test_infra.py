@@ -14,13 +14,15 @@ from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render, initialize, replace
 # The answers that change the Terraform files. Environments only matter by their number.
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "github": {},
-    "gitlab": {"ci": "gitlab", "environments": "dev, test, live"},
+    "gitlab, in Dagster+": {
+        "ci": "gitlab",
+        "environments": "dev, test, live",
+        "orchestrator": "dagster_plus",
+    },
     "none": {"ci": "none", "environments": "solo"},
-    "github, with jobs": FUNCTIONS_AND_JOBS,
+    "github, with jobs, on GKE": {"orchestrator": "gke", **FUNCTIONS_AND_JOBS},
     "none, with jobs": {"ci": "none", "environments": "solo", **FUNCTIONS_AND_JOBS},
-    "gitlab, jobs alone": {"ci": "gitlab", **JOBS_ALONE},
-    "github, on a VM": {"orchestrator": "vm", "environments": "solo"},
-    "github, on gke": {"orchestrator": "gke", "environments": "solo"},
+    "gitlab, jobs alone, on a VM": {"ci": "gitlab", "orchestrator": "vm", **JOBS_ALONE},
 }
 
 # Gives each binding known values.
@@ -114,7 +116,7 @@ ROLES_ON_THE_PROJECT = (
 # A condition that limits a role on the project to one VM or database.
 ONLY_ONE = (
     r"resource.type == '(\w+).googleapis.com/Instance' && resource.name == "
-    r"'projects/my-gcp-project/(?:zones/europe-west4-b/)?instances/the-function-dagster'"
+    r"'projects/[\w-]+/(?:zones/europe-west4-b/)?instances/the-(?:function|job)-dagster'"
 )
 KINDS = {"compute": "VM", "sqladmin": "database"}
 
@@ -269,7 +271,7 @@ def who(resource: dict[str, Any]) -> str:
         return "orchestrator_users"
     if member == "group:name@example.com":
         return "dagster_users"
-    if member == "serviceAccount:my-gcp-project.svc.id.goog[dagster/dagster]":
+    if re.fullmatch(r"serviceAccount:[\w-]+\.svc\.id\.goog\[dagster/dagster\]", member):
         return "pods"
     return member.removeprefix("serviceAccount:")
 
@@ -295,7 +297,7 @@ def on(kind: str, values: dict[str, Any]) -> str:
             assert values["name"] == "the-job"
             return "job `job`"
         case "google_iap_tunnel_instance_iam_member":
-            assert values["instance"] == "the-function-dagster"
+            assert values["instance"] in ("the-function-dagster", "the-job-dagster")
             return "VM `dagster`"
         case "google_iap_web_iam_member":
             [condition] = values["condition"]

@@ -288,7 +288,7 @@ def test_bootstrap_without_the_right_to_turn_on_services_still_creates_the_bucke
     status, printed = just(project, google, "bootstrap", "nprod")
 
     assert status == 0  # an administrator has enabled the services
-    assert "You may not create it (Permission denied.)" in printed
+    assert "It was not created (Permission denied.)" in printed
     assert len(terraform.calls("apply")) == 2
 
 

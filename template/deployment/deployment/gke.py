@@ -9,6 +9,7 @@ rights of Dagster and of the deployer, and the ways to Dagster. That takes an ad
 cluster.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -139,10 +140,13 @@ def _install(environment: Environment, cluster: Cluster, image: str, version: st
         f"{_CODE_LOCATION}.initContainers[0].image": image,
         f"{_CODE_LOCATION}.env": cluster.settings,
     }
+    # A change of the settings alone must restart them, too.
+    settings = json.dumps(cluster.settings, sort_keys=True).encode()
+    annotations = {"checksum/settings": hashlib.sha256(settings).hexdigest()}
     values = {
         **cluster.values,
-        "dagsterWebserver": {"image": parts},
-        "dagsterDaemon": {"image": parts},
+        "dagsterWebserver": {"image": parts, "annotations": annotations},
+        "dagsterDaemon": {"image": parts, "annotations": annotations},
     }
     is_installed = _helm(
         cluster,

@@ -12,7 +12,10 @@ from google.auth.transport.requests import AuthorizedSession
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+SCOPES = [
+    "https://www.googleapis.com/auth/cloud-platform",
+    "https://www.googleapis.com/auth/userinfo.email",  # some services know an account by its address
+]
 _TIMEOUT = 60.0  # seconds
 
 LOGIN = "gcloud auth application-default login"

@@ -37,10 +37,10 @@ def turn_on(api: GoogleApi, project: str) -> None:
         try:
             _finish(api, api.request("POST", url))
         except GoogleError as error:
-            if error.status != 403:
+            if error.status not in (400, 403):  # 400: the service makes its account itself
                 raise
             print(
-                f"You may not create it ({error}). If the first deployment fails, ask an "
+                f"It was not created ({error}). If the first deployment fails, ask an "
                 "administrator to run the commands in infra/README.md.",
                 flush=True,
             )

@@ -59,7 +59,7 @@ memory=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
 mkdir -p "$STATE"
 IMAGE=
 [ ! -f "$STATE/image" ] || . "$STATE/image"
-user_data=$(metadata attributes/user-data)
+until user_data=$(metadata attributes/user-data); do sleep 5; done
 while true; do
     wanted=$(metadata attributes/dagster-image)
     if [ -n "$wanted" ]; then
