@@ -14,7 +14,7 @@ from urllib3 import Retry
 
 SCOPES = [
     "https://www.googleapis.com/auth/cloud-platform",
-    "https://www.googleapis.com/auth/userinfo.email",  # some services know an account by its address
+    "https://www.googleapis.com/auth/userinfo.email",  # some services know accounts by it
 ]
 _TIMEOUT = 60.0  # seconds
 
