@@ -8,7 +8,7 @@ import signal
 import subprocess
 import textwrap
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -228,11 +228,12 @@ def end(
     return process.returncode, printed
 
 
-def run_transport_tests(project: Path) -> None:
+def run_transport_tests(project: Path, without: Sequence[str] = ()) -> None:
     """Run `tests/transport/` in the environment of a project's orchestrator; check its types.
 
     Args:
         project: A rendered project with functions and jobs, and the defaults for the names.
+        without: The subjects that are left out, by the names of their files.
     """
     tests = TEMPLATE / "tests" / "transport"
     for folder in ("cloud_function", "orchestrator"):
@@ -250,6 +251,7 @@ def run_transport_tests(project: Path) -> None:
         *("-c", "pyproject.toml", f"--rootdir={tests}", f"--confcutdir={tests}"),
         # Most of the time they wait, so that more of them can run than there are processors.
         *("--numprocesses=3", "--dist=worksteal", str(tests)),
+        *(f"--ignore={tests / f'test_{name}.py'}" for name in without),
         cwd=project / "orchestrator",
         timeout=1800,
     )

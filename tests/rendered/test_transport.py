@@ -9,6 +9,11 @@ from pathlib import Path
 from conftest import FUNCTIONS_AND_JOBS, Render, run, run_transport_tests
 
 
+# Their subjects are the tasks, the lake and the local cloud, or they take minutes: the version of Dagster
+# makes no difference.
+WITHOUT_DAGSTER = ("chaos", "lake", "load", "local_cloud", "other_languages", "unruly_tasks")
+
+
 def test_the_transport_works_with_the_newest_dagster(render: Render) -> None:
     run_transport_tests(render(FUNCTIONS_AND_JOBS))
 
@@ -16,12 +21,12 @@ def test_the_transport_works_with_the_newest_dagster(render: Render) -> None:
 def test_the_transport_works_with_the_oldest_dagster(render: Render) -> None:
     project = render(FUNCTIONS_AND_JOBS)
     orchestrator = project / "orchestrator"
-    assert pin_dagster(orchestrator / "pyproject.toml") == 3
+    assert pin_dagster(orchestrator / "pyproject.toml") == 6
     assert pin_dagster(project / "packages" / "gcp-pipes" / "pyproject.toml") == 4
 
     run("uv", "run", "dg", "check", "defs", cwd=orchestrator)
     run("uv", "run", "pytest", cwd=orchestrator)
-    run_transport_tests(project)
+    run_transport_tests(project, without=WITHOUT_DAGSTER)
 
 
 def pin_dagster(requirements: Path) -> int:
