@@ -8,8 +8,7 @@ from pathlib import Path
 
 from conftest import FUNCTIONS_AND_JOBS, Render, run, run_transport_tests
 
-
-# Their subjects are the tasks, the lake and the local cloud, or they take minutes: the version of Dagster
+# They are about tasks, the lake and the local cloud, or take minutes. The version of Dagster
 # makes no difference.
 WITHOUT_DAGSTER = ("chaos", "lake", "load", "local_cloud", "other_languages", "unruly_tasks")
 
