@@ -1,5 +1,6 @@
 """A deployment installs Dagster's chart with the image, or says why not."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,13 @@ def test_dagster_s_chart_has_the_locked_version_the_image_and_the_settings(
         f"{location}.initContainers[0].image": f"{IMAGE}@sha256:{'a' * 64}",
         f"{location}.env": {"LAKE_URI": "gs://lake", "DAGSTER_LOGS_BUCKET": "logs"},
     }
+    # They restart if the settings change.
+    settings = json.dumps(set_values[f"{location}.env"], sort_keys=True)
+    annotations = {"checksum/settings": hashlib.sha256(settings.encode()).hexdigest()}
     assert call["values"] == {
         "postgresql": {"postgresqlHost": "10.1.0.2"},
-        "dagsterWebserver": {"image": image},
-        "dagsterDaemon": {"image": image},
+        "dagsterWebserver": {"image": image, "annotations": annotations},
+        "dagsterDaemon": {"image": image, "annotations": annotations},
     }
 
 
