@@ -19,7 +19,6 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "environments": "dev, test, live",
         "orchestrator": "dagster_plus",
     },
-    "none": {"ci": "none", "environments": "solo"},
     "github, with jobs, on GKE": {"orchestrator": "gke", **FUNCTIONS_AND_JOBS},
     "none, with jobs": {"ci": "none", "environments": "solo", **FUNCTIONS_AND_JOBS},
     "gitlab, jobs alone, on a VM": {"ci": "gitlab", "orchestrator": "vm", **JOBS_ALONE},
