@@ -37,7 +37,9 @@ def test_the_second_asset_of_the_readme_follows_the_first(readme_project: Path) 
     assert assets["cities"]["dependency_keys"] == ["people"]
 
 
-@pytest.mark.parametrize("answers", [{}, JOBS_ALONE])
+@pytest.mark.parametrize(
+    "answers", [{}, JOBS_ALONE, *({"orchestrator": each} for each in ("vm", "gke", "dagster_plus"))]
+)
 def test_the_readmes_have_all_recipes(answers: dict[str, object], render: Render) -> None:
     project = render(answers)
     pages = [project / "README.md", project / "infra" / "README.md"]
