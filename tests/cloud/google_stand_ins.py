@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -233,6 +233,25 @@ def google_stand_ins(folder: Path, *hosts: str) -> Iterator[Google]:
             "GOOGLE_CLOUD_PROJECT": "my-gcp-project",
             "HTTPS_PROXY": f"http://127.0.0.1:{proxy_port}",
             "REQUESTS_CA_BUNDLE": str(folder / "authority.pem"),
+        }
+        yield google
+
+
+@contextmanager
+def google_for_a_person(folder: Path, hosts: Mapping[str, Serve]) -> Iterator[Google]:
+    """Run the servers during the block, for a person who deploys, with a key.
+
+    Args:
+        folder: As for `google_stand_ins`. The key is stored there, too.
+        hosts: The other servers, by host.
+    """
+    with google_stand_ins(folder, *hosts) as google:
+        google.hosts = dict(hosts)
+        (folder / "key.json").write_text(json.dumps(service_account_key()))
+        google.settings |= {
+            "GOOGLE_APPLICATION_CREDENTIALS": str(folder / "key.json"),
+            "CI": "",  # a person deploys
+            "UV_OFFLINE": "true",  # the proxy has no packages
         }
         yield google
 

@@ -1,7 +1,6 @@
 """A deployment builds the image of Dagster, once for the same sources, or says why it cannot."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Render, end, run
 from google_cloud import Cloud, Fault, JobRollout, error
-from google_stand_ins import Google, google_stand_ins, service_account_key
+from google_stand_ins import Google, google_for_a_person
 
 IMAGE = "europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/orchestrator"
 RECIPE = ("uv", "run", "just", "push-image", "nprod")
@@ -32,14 +31,7 @@ def cloud() -> Cloud:
 @pytest.fixture
 def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
     """Stand-ins for Google's servers."""
-    with google_stand_ins(tmp_path, *cloud.hosts()) as google:
-        google.hosts = cloud.hosts()
-        (tmp_path / "key.json").write_text(json.dumps(service_account_key()))
-        google.settings |= {
-            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
-            "CI": "",  # a person deploys
-            "UV_OFFLINE": "true",  # the proxy has no packages
-        }
+    with google_for_a_person(tmp_path, cloud.hosts()) as google:
         yield google
 
 

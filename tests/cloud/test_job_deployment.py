@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 from conftest import FUNCTIONS_AND_JOBS, Render, end, moved, run, run_with_google
 from google_cloud import Cloud
-from google_stand_ins import Google, google_stand_ins, service_account_key
+from google_stand_ins import Google, google_for_a_person
 
 DEPLOYMENTS = Path(__file__).with_name("job_deployments.py")
 IMAGE = "europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/cloud_function-job"
@@ -108,14 +108,7 @@ def cloud() -> Cloud:
 @pytest.fixture
 def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
     """Stand-ins for Google's servers."""
-    with google_stand_ins(tmp_path, *cloud.hosts()) as google:
-        google.hosts = cloud.hosts()
-        (tmp_path / "key.json").write_text(json.dumps(service_account_key()))
-        google.settings |= {
-            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
-            "CI": "",  # a person deploys
-            "UV_OFFLINE": "true",  # the proxy has no packages
-        }
+    with google_for_a_person(tmp_path, cloud.hosts()) as google:
         yield google
 
 

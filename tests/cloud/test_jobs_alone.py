@@ -1,6 +1,5 @@
 """A project without functions builds bundles for jobs, deploys them, and knows nothing else."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -9,8 +8,8 @@ from zipfile import ZipFile
 
 import pytest
 from conftest import JOBS_ALONE, Render, end, fail, moved, run
-from google_cloud import HOSTS, Cloud, deployed_job
-from google_stand_ins import Google, google_stand_ins, service_account_key
+from google_cloud import Cloud, deployed_job
+from google_stand_ins import Google, google_for_a_person
 
 IMAGE = "europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/cloud_run_job-job"
 
@@ -37,15 +36,8 @@ def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
     """Google's servers, credentials for them, and a program in place of Terraform."""
     (tmp_path / "terraform").write_text("#!/bin/sh\n")
     (tmp_path / "terraform").chmod(0o755)
-    with google_stand_ins(tmp_path, *HOSTS) as google:
-        google.hosts = cloud.hosts()
-        (tmp_path / "key.json").write_text(json.dumps(service_account_key()))
-        google.settings |= {
-            "CI": "",  # a person deploys
-            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "UV_OFFLINE": "true",  # the proxy has no packages
-        }
+    with google_for_a_person(tmp_path, cloud.hosts()) as google:
+        google.settings["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
         yield google
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import Render, end, run, run_with_google
 from google_cloud import Cloud, JobRollout
-from google_stand_ins import Google, google_stand_ins, service_account_key
+from google_stand_ins import Google, google_for_a_person
 
 DEPLOYMENTS = Path(__file__).with_name("vm_deployments.py")
 NEW, OLD, OTHER = "images/orchestrator@1", "images/orchestrator@0", "images/orchestrator@2"
@@ -88,14 +88,7 @@ def cloud() -> Cloud:
 @pytest.fixture
 def google(tmp_path: Path, cloud: Cloud) -> Iterator[Google]:
     """Stand-ins for Google's servers."""
-    with google_stand_ins(tmp_path, *cloud.hosts()) as google:
-        google.hosts = cloud.hosts()
-        (tmp_path / "key.json").write_text(json.dumps(service_account_key()))
-        google.settings |= {
-            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
-            "CI": "",  # a person deploys
-            "UV_OFFLINE": "true",  # the proxy has no packages
-        }
+    with google_for_a_person(tmp_path, cloud.hosts()) as google:
         yield google
 
 

@@ -164,7 +164,7 @@ def test_the_code_location_starts_as_an_unknown_user_who_can_write_nothing(image
 @pytest.mark.parametrize("program", ["dagster-webserver", "dagster-daemon"])
 def test_the_image_has_the_other_processes_and_their_packages(image: Image, program: str) -> None:
     settings = {
-        "DAGSTER_POSTGRES_URL": "postgresql://nobody@127.0.0.1:1/dagster",
+        "DAGSTER_POSTGRES_URL": "postgresql://dagster@127.0.0.1:1/dagster",
         "DAGSTER_LOGS_BUCKET": "logs",
         "CODE_LOCATION_HOST": "127.0.0.1",
         "CODE_LOCATION_PORT": "4000",

@@ -103,7 +103,7 @@ def make_bundles() -> list[Bundle]:
         DeploymentError: The sources or the lock file of a folder cannot be deployed.
     """
     bundles = [make_bundle(folder) for folder in task_folders()]
-    kept = {_path(folder) for folder in (*task_folders(), ORCHESTRATOR)}
+    kept = {_path(ORCHESTRATOR), *(bundle.path for bundle in bundles)}
     for former in set(_BUNDLES.glob("*.zip")) - kept:
         former.unlink()
     return bundles
