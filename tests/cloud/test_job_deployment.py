@@ -162,8 +162,9 @@ def test_a_deployment_reports_that_it_replaces_other_code_of_a_function_and_of_a
     assert job.endswith("this deployment replaces it without a question. Ctrl-C stops.")
 
 
-def test_a_job_that_is_not_there_is_an_error(project: Path) -> None:
-    status, printed = end("uv", "run", "just", "deploy-job", "nprod", "reports", cwd=project)
+def test_a_job_that_is_not_there_is_an_error(project: Path, google: Google) -> None:
+    recipe = ("uv", "run", "just", "deploy-job", "nprod", "reports")
+    status, printed = end(*recipe, cwd=project, env=google.settings)
 
     assert (status, printed.strip()) == (
         1,

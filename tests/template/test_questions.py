@@ -265,6 +265,7 @@ def test_names_of_imported_packages_are_rejected(
         "hcl2",
         "lake",
         "lark",
+        "migrate",
         "settings",
         "tasks",
         "werkzeug",

@@ -371,7 +371,7 @@ WRONG = {
     "a task among the inputs": (f"{ONE}  event: {{task: it}}\n", 7, "task", "Set `task` under"),
     "text for an event": (f"{ONE}  event: rows\n", 7, "event", "input names to values"),
     "an owner that is none": (with_asset("owners: [me]"), 4, "assets", "Invalid owner 'me'"),
-    "a group that is none": (with_asset("group_name: a b"), 4, "assets", "valid asset group"),
+    "a group that is none": (with_asset("group_name: a b"), 4, "assets", '"a b" is not a valid'),
     "unknown partitions": (
         with_partitions(f"type: dayly, {START}, hour_offset: 2"),
         6,
