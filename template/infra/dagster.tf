@@ -1,4 +1,5 @@
-# What Dagster needs wherever it runs, besides its database: the bucket for what steps print.
+# What Dagster needs wherever it runs, besides its database: the bucket for what steps print, and
+# environment variables of your own.
 
 variable "logs_bucket" {
   description = "Name of the bucket for what the steps of runs print (DAGSTER_LOGS_BUCKET), without gs://."
@@ -19,6 +20,12 @@ variable "logs_days" {
     condition     = var.logs_days >= 1
     error_message = "logs_days must be at least 1."
   }
+}
+
+variable "dagster_environment_variables" {
+  description = "More environment variables of Dagster's code location and of the runs, by their names, such as OTEL_SERVICE_NAME. They are not secret."
+  type        = map(string)
+  default     = {}
 }
 
 resource "google_storage_bucket" "logs" {

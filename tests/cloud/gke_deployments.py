@@ -35,6 +35,26 @@ sys.exit({failing!r} in sys.argv)
 """
 
 
+def described(*secrets: str) -> Response:
+    """What infra/ knows of a cluster, with these secrets of Dagster."""
+    namespace = {
+        "account": "dagster@example.com",
+        "deployer": "",
+        "domain": "",
+        "project": "my-gcp-project",
+        "secrets": secrets,
+    }
+    return Response(
+        200,
+        {
+            "server": SERVER,
+            "namespace": namespace,
+            "settings": {"LAKE_URI": "gs://lake", "DAGSTER_LOGS_BUCKET": "logs"},
+            "values": {"postgresql": {"postgresqlHost": "10.1.0.2"}},
+        },
+    )
+
+
 @dataclass
 class Scenario:
     """What a deployment meets.
@@ -48,17 +68,7 @@ class Scenario:
     """
 
     options: list[str] = field(default_factory=list)
-    response: Response = field(
-        default_factory=lambda: Response(
-            200,
-            {
-                "server": SERVER,
-                "namespace": {"account": "dagster@example.com", "deployer": "", "domain": ""},
-                "settings": {"LAKE_URI": "gs://lake", "DAGSTER_LOGS_BUCKET": "logs"},
-                "values": {"postgresql": {"postgresqlHost": "10.1.0.2"}},
-            },
-        )
-    )
+    response: Response = field(default_factory=described)
     failing: str = "nothing"
     has_helm: bool = True
     has_lock: bool = True
@@ -67,6 +77,7 @@ class Scenario:
 SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "code": Scenario,
     "all": lambda: Scenario(options=["--namespace"]),
+    "secrets": lambda: Scenario(response=described("ALERT_WEBHOOK")),
     "no helm": lambda: Scenario(has_helm=False),
     "no lock": lambda: Scenario(has_lock=False),
     "no cluster": lambda: Scenario(response=error(404, "No such object: dagster.json")),

@@ -1,6 +1,5 @@
 """A deployment installs Dagster's chart with the image, or says why not."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ IMAGE = "europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/orchestrato
 EXPECTED = {
     "code": ("deployed", 1),
     "all": ("deployed", 2),
+    "secrets": ("deployed", 1),
     "no helm": ("Helm is not installed: https://helm.sh/docs/intro/install/", 0),
     "no lock": ("does not say which version of Dagster to deploy. Run `uv lock --directory", 0),
     "no cluster": (
@@ -52,6 +52,13 @@ def test_a_deployment_ends_as_expected(scenario: str, results: dict[str, Any]) -
     assert len(results[scenario]["calls"]) == calls
 
 
+def set_by(call: dict[str, Any]) -> dict[str, Any]:
+    """The values that a call of Helm sets in lists."""
+    options = [each for each in call["arguments"] if each.startswith("--set-json=")]
+    pairs = (each.removeprefix("--set-json=").partition("=") for each in options)
+    return {name: json.loads(value) for name, _, value in pairs}
+
+
 def test_dagster_s_chart_has_the_locked_version_the_image_and_the_settings(
     project: Path, results: dict[str, Any]
 ) -> None:
@@ -70,29 +77,41 @@ def test_dagster_s_chart_has_the_locked_version_the_image_and_the_settings(
         "--timeout=15m",
     } < set(arguments)
     assert arguments[-1] == "--values=-"
-    lists = [each.partition("=")[2] for each in arguments if each.startswith("--set-json=")]
-    set_values = {
-        name: json.loads(value) for name, _, value in (each.partition("=") for each in lists)
-    }
+    set_values = set_by(call)
     location = "dagster-user-deployments.deployments[0]"
     image = {
         "repository": f"{IMAGE}@sha256",
         "tag": "a" * 64,
         "pullPolicy": "IfNotPresent",
     }
+    annotations = set_values[f"{location}.annotations"]
     assert set_values == {
         f"{location}.image": image,
         f"{location}.initContainers[0].image": f"{IMAGE}@sha256:{'a' * 64}",
         f"{location}.env": {"LAKE_URI": "gs://lake", "DAGSTER_LOGS_BUCKET": "logs"},
+        f"{location}.envSecrets": [],
+        f"{location}.annotations": annotations,
     }
-    # They restart if the settings change.
-    settings = json.dumps(set_values[f"{location}.env"], sort_keys=True)
-    annotations = {"checksum/settings": hashlib.sha256(settings.encode()).hexdigest()}
     assert call["values"] == {
         "postgresql": {"postgresqlHost": "10.1.0.2"},
         "dagsterWebserver": {"image": image, "annotations": annotations},
         "dagsterDaemon": {"image": image, "annotations": annotations},
+        "runLauncher": {"config": {"k8sRunLauncher": {"envSecrets": []}}},
     }
+
+
+def test_dagster_has_its_secrets_as_environment_variables_and_restarts_for_a_new_one(
+    results: dict[str, Any],
+) -> None:
+    [without], [call] = results["code"]["calls"], results["secrets"]["calls"]
+
+    secrets = [{"name": "dagster-secrets"}]  # which infra/kubernetes/ creates
+    location = "dagster-user-deployments.deployments[0]"
+    assert set_by(call)[f"{location}.envSecrets"] == secrets
+    assert call["values"]["runLauncher"] == {"config": {"k8sRunLauncher": {"envSecrets": secrets}}}
+    annotations = f"{location}.annotations"
+    assert set_by(call)[annotations].keys() == set_by(without)[annotations].keys()
+    assert set_by(call)[annotations] != set_by(without)[annotations]
 
 
 def test_helm_gets_a_token_and_no_file_with_credentials(results: dict[str, Any]) -> None:
@@ -104,11 +123,22 @@ def test_helm_gets_a_token_and_no_file_with_credentials(results: dict[str, Any])
         assert environment["KUBECONFIG"] == "/dev/null"
 
 
+def test_helm_keeps_its_releases_where_ci_may_write(results: dict[str, Any]) -> None:
+    for call in results["all"]["calls"]:
+        assert call["environment"]["HELM_DRIVER"] == "configmap"
+
+
 def test_the_namespace_is_prepared_before_dagster(project: Path, results: dict[str, Any]) -> None:
     namespace, dagster = results["all"]["calls"]
 
     chart = str(project / "infra" / "kubernetes")
     assert namespace["arguments"][:3] == ["upgrade", "namespace", chart]
     assert "--create-namespace" in namespace["arguments"]
-    assert namespace["values"] == {"account": "dagster@example.com", "deployer": "", "domain": ""}
+    assert namespace["values"] == {
+        "account": "dagster@example.com",
+        "deployer": "",
+        "domain": "",
+        "project": "my-gcp-project",
+        "secrets": [],
+    }
     assert dagster["arguments"][:2] == ["upgrade", "dagster"]

@@ -28,7 +28,7 @@ def chart(render: Render) -> Path:
     return render({"orchestrator": "gke"}) / "infra" / "kubernetes"
 
 
-def install(chart: Path, values: Mapping[str, str]) -> Objects:
+def install(chart: Path, values: Mapping[str, Any]) -> Objects:
     """What the chart creates, by kind and name."""
     printed = run(*HELM, RENDER, str(chart), json.dumps(values), cwd=chart).stdout
     texts = json.loads(printed.splitlines()[-1]).values()
@@ -38,7 +38,13 @@ def install(chart: Path, values: Mapping[str, str]) -> Objects:
 
 @pytest.fixture(scope="module")
 def all_of_it(chart: Path) -> Objects:
-    values = {"account": ACCOUNT, "deployer": DEPLOYER, "domain": "dagster.example.com"}
+    values = {
+        "account": ACCOUNT,
+        "deployer": DEPLOYER,
+        "domain": "dagster.example.com",
+        "project": "my-gcp-project",
+        "secrets": ["ALERT_WEBHOOK", "yes"],
+    }
     return install(chart, values)
 
 
@@ -73,7 +79,7 @@ def test_the_deployer_may_only_deploy_the_chart(all_of_it: Objects) -> None:
     change = {*look, "create", "update", "patch", "delete"}
 
     assert rights(all_of_it["Role", "deployer"]) == {
-        **dict.fromkeys(("configmaps", "secrets", "services", "deployments", "ingresses"), change),
+        **dict.fromkeys(("configmaps", "services", "deployments", "ingresses"), change),
         **dict.fromkeys(("pods", "events", "replicasets"), look),
     }
     [subject] = all_of_it["RoleBinding", "deployer"]["subjects"]
@@ -92,8 +98,32 @@ def test_only_the_load_balancer_reaches_the_page_and_it_asks_identity_aware_prox
     assert outside["ports"] == [{"port": 3000, "protocol": "TCP"}]
 
 
-def test_without_ci_and_a_domain_there_is_no_role_and_no_certificate(chart: Path) -> None:
-    objects = install(chart, {"account": ACCOUNT, "deployer": "", "domain": ""})
+def test_secrets_are_copied_by_an_account_that_dagster_does_not_have(all_of_it: Objects) -> None:
+    account = all_of_it["ServiceAccount", "secrets"]
+    assert "annotations" not in account["metadata"]
+    provider = all_of_it["SecretProviderClass", "dagster-secrets"]["spec"]
+    assert provider["provider"] == "gke"
+    assert yaml.safe_load(provider["parameters"]["secrets"]) == [
+        {
+            "resourceName": f"projects/my-gcp-project/secrets/{name}/versions/latest",
+            "path": name,
+        }
+        for name in ("ALERT_WEBHOOK", "yes")
+    ]
+    sync = all_of_it["SecretSync", "dagster-secrets"]["spec"]
+    assert (sync["serviceAccountName"], sync["secretProviderClassName"]) == (
+        "secrets",
+        "dagster-secrets",
+    )
+    assert sync["secretObject"] == {
+        "type": "Opaque",
+        "data": [{"sourcePath": name, "targetKey": name} for name in ("ALERT_WEBHOOK", "yes")],
+    }
+
+
+def test_what_is_not_asked_for_is_not_created(chart: Path) -> None:
+    objects = install(chart, {"account": ACCOUNT, "deployer": "", "domain": "", "secrets": []})
 
     assert not any("deployer" in name for _, name in objects)
-    assert not any(kind == "ManagedCertificate" for kind, _ in objects)
+    kinds = {kind for kind, _ in objects}
+    assert not kinds & {"ManagedCertificate", "SecretProviderClass", "SecretSync"}

@@ -3,13 +3,17 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render, initialize, replace, run
+
+# The checks of all projects start first. The other tests run meanwhile.
+pytestmark = pytest.mark.usefixtures("all_checks")
 
 # The answers that change the Terraform files. Environments only matter by their number.
 COMBINATIONS: dict[str, dict[str, Any]] = {
@@ -73,7 +77,8 @@ DAGSTER = {  # by what it runs on
     "vm": """dagster_users = ["group:name@example.com"]
   dagster_secrets = ["NAME"]""",
     "gke": """dagster_users = ["group:name@example.com"]
-  dagster_domain = "dagster.example.com\"""",
+  dagster_domain  = "dagster.example.com"
+  dagster_secrets = ["NAME"]""",
 }
 OWN_ROLE = """
 override_resource {{
@@ -131,35 +136,68 @@ class Binding:
     on: str
 
 
-@pytest.fixture(scope="module", params=COMBINATIONS)
-def ci(request: pytest.FixtureRequest) -> str:
-    """The answer to the question `ci`."""
+@dataclass(frozen=True)
+class Checks:
+    """What Terraform says of a project."""
+
+    printed: str  # by `check-infra`
+    bindings: Mapping[str, set[Binding]]  # of each environment
+
+
+@pytest.fixture(scope="module")
+def projects(render: Render) -> dict[str, Path]:
+    """A project for each combination."""
+    return {name: render(answers) for name, answers in COMBINATIONS.items()}
+
+
+@pytest.fixture(scope="module")
+def all_checks(
+    projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Checks]]]:
+    """The checks of each project, at the same time.
+
+    They mostly wait: after each `run` of a test, Terraform stops each provider, and gives up after
+    seconds if that does not know how to end, like those of some mirrors.
+    """
+    with ThreadPoolExecutor(len(projects)) as pool:
+        yield {
+            name: pool.submit(check, project, tmp_path_factory.mktemp("project"))
+            for name, project in projects.items()
+        }
+
+
+@pytest.fixture(params=COMBINATIONS)
+def combination(request: pytest.FixtureRequest) -> str:
+    """The name of a combination."""
     name: str = request.param
     return name
 
 
-@pytest.fixture(scope="module")
-def rendered(ci: str, render: Render) -> Path:
-    """A project, as it is rendered."""
-    return render(COMBINATIONS[ci])
+@pytest.fixture
+def checks(combination: str, all_checks: dict[str, Future[Checks]]) -> Checks:
+    """The checks of the project of this combination, when they have ended."""
+    return all_checks[combination].result()
 
 
-@pytest.fixture(scope="module")
-def project(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project with Terraform's providers and the bundle.
+def check(project: Path, folder: Path) -> Checks:
+    """Check the infrastructure of a project, and apply each environment with a mock provider.
 
     A mirror of the providers may know a cluster without what is in its blocks. Then a copy of the
     project has these blocks without their contents: all else is checked.
+
+    Args:
+        project: The project, as it is rendered.
+        folder: An empty folder for the copy.
     """
-    project = rendered
-    folder = tmp_path_factory.mktemp("project")
-    if (rendered / "infra" / "gke.tf").exists() and not knows_blocks_of_clusters(folder):
-        project = shutil.copytree(rendered, folder / "project")
+    if (project / "infra" / "gke.tf").exists() and not knows_blocks_of_clusters(folder):
+        project = shutil.copytree(project, folder / "project")
         empty_blocks_of_cluster(project / "infra")
-    initialize(project / "infra")
-    run("uv", "lock", cwd=project / first_folder(project / "infra"))
-    run("uv", "run", "just", "bundle", cwd=project)
-    return project
+    infra = project / "infra"
+    initialize(infra)
+    run("uv", "lock", cwd=project / first_folder(infra))
+    printed = run("uv", "run", "just", "check-infra", cwd=project, timeout=1200).stdout
+    environments = (file.stem for file in (infra / "environments").glob("*.tfvars"))
+    return Checks(printed, {name: bindings(infra, name) for name in environments})
 
 
 def knows_blocks_of_clusters(folder: Path) -> bool:
@@ -188,12 +226,11 @@ def empty_blocks_of_cluster(infra: Path) -> None:
     tests.write_text(re.sub(rf'!?{in_block}( == "[^"]*")?', "true", tests.read_text()))
 
 
-def apply(infra: Path, ci: str, environment: str, functions: str = "") -> Iterator[dict[str, Any]]:
+def apply(infra: Path, environment: str, functions: str = "") -> Iterator[dict[str, Any]]:
     """Apply an environment with a mock provider, and yield its resources.
 
     Args:
         infra: The folder of the configuration.
-        ci: The answer to the question `ci`.
         environment: The name of the environment.
         functions: More items of the variable `functions`.
     """
@@ -203,7 +240,7 @@ def apply(infra: Path, ci: str, environment: str, functions: str = "") -> Iterat
     folder = infra / "planned"
     folder.mkdir(exist_ok=True)
     (folder / "plan.tftest.hcl").write_text(
-        PLAN.replace("FEDERATION", "" if ci.startswith("none") else FEDERATION)
+        PLAN.replace("FEDERATION", FEDERATION if (infra / "federation.tf").exists() else "")
         .replace("FUNCTIONS", FUNCTIONS if (infra / "function.tf").exists() else "", 1)
         .replace("JOBS", JOBS if (infra / "job.tf").exists() else "")
         .replace("MORE_FUNCTIONS", functions)
@@ -247,7 +284,7 @@ def all_of(infra: Path) -> str:
     return "\n".join(path.read_text() for path in infra.glob("*.tf"))
 
 
-def bindings(infra: Path, ci: str, environment: str) -> set[Binding]:
+def bindings(infra: Path, environment: str) -> set[Binding]:
     """Every binding of an environment.
 
     Raises:
@@ -255,7 +292,7 @@ def bindings(infra: Path, ci: str, environment: str) -> set[Binding]:
             VM or database, and is not one of `ROLES_ON_THE_PROJECT`.
     """
     found = set()
-    for resource in apply(infra, ci, environment):
+    for resource in apply(infra, environment):
         if GIVES_RIGHTS.search(resource["type"]):
             values = resource["values"]
             found.add(Binding(who(resource), values["role"], on(resource["type"], values)))
@@ -272,6 +309,10 @@ def who(resource: dict[str, Any]) -> str:
         return "dagster_users"
     if re.fullmatch(r"serviceAccount:[\w-]+\.svc\.id\.goog\[dagster/dagster\]", member):
         return "pods"
+    if re.fullmatch(
+        r"principal://.*/projects/1/.*/[\w-]+\.svc\.id\.goog/subject/ns/dagster/sa/secrets", member
+    ):
+        return "secrets"
     return member.removeprefix("serviceAccount:")
 
 
@@ -324,31 +365,19 @@ def documented_bindings(infra: Path) -> set[Binding]:
     return {Binding(*row) for row in rows}
 
 
-def test_the_configuration_is_formatted_valid_and_tested(project: Path) -> None:
-    printed = run("uv", "run", "just", "check-infra", cwd=project).stdout
-
-    assert len(re.findall(r"Success!.* [1-9]\d* passed, 0 failed", printed)) == 2
-
-
-def test_checkov_finds_nothing_and_each_skip_has_a_reason(rendered: Path) -> None:
+def test_checkov_finds_nothing_and_each_skip_has_a_reason(
+    combination: str, projects: dict[str, Path]
+) -> None:
+    project = projects[combination]
     run(
         *("uv", "tool", "run", "--from=checkov>=3.2,<4", "checkov"),
         *("--directory=.", "--skip-download", "--compact", "--quiet"),
-        cwd=rendered,
+        cwd=project,
     )
 
-    skips = re.findall(r"#checkov:skip=(\w+)(.*)", all_of(rendered / "infra"))
+    skips = re.findall(r"#checkov:skip=(\w+)(.*)", all_of(project / "infra"))
     assert skips
     assert all(re.match(r":\S+ .*\.$", reason) for _, reason in skips)
-
-
-def test_each_environment_has_exactly_the_documented_bindings(project: Path, ci: str) -> None:
-    infra = project / "infra"
-    environments = [path.stem for path in (infra / "environments").glob("*.tfvars")]
-    assert len(environments) == len(COMBINATIONS[ci].get("environments", "nprod, prod").split(", "))
-
-    for environment in environments:
-        assert bindings(infra, ci, environment) == documented_bindings(infra)
 
 
 def test_a_second_function_has_its_own_account_and_only_its_own_secrets(render: Render) -> None:
@@ -359,7 +388,7 @@ def test_a_second_function_has_its_own_account_and_only_its_own_secrets(render: 
     run("uv", "run", "just", "add-function", "monthly_reports", cwd=project)
     run("uv", "run", "just", "check-infra", cwd=project)
 
-    resources = list(apply(infra, "github", "nprod", 'monthly_reports = { memory = "4Gi" }'))
+    resources = list(apply(infra, "nprod", 'monthly_reports = { memory = "4Gi" }'))
 
     def values(kind: str) -> dict[Any, Any]:
         return {each.get("index"): each["values"] for each in resources if each["type"] == kind}
@@ -402,7 +431,7 @@ def test_a_binding_on_the_project_is_found(github_infra: Path) -> None:
         file.write(PROJECT_BINDING)
 
     with pytest.raises(AssertionError, match="a role on the project"):
-        bindings(github_infra, "github", "nprod")
+        bindings(github_infra, "nprod")
 
 
 def test_a_binding_that_is_not_documented_is_found(github_infra: Path) -> None:
@@ -412,6 +441,19 @@ def test_a_binding_that_is_not_documented_is_found(github_infra: Path) -> None:
         '"roles/storage.objectAdmin"',
     )
 
-    found = bindings(github_infra, "github", "nprod") - documented_bindings(github_infra)
+    found = bindings(github_infra, "nprod") - documented_bindings(github_infra)
 
     assert found == {Binding("function", "roles/storage.objectAdmin", "bucket `messages`")}
+
+
+def test_the_configuration_is_formatted_valid_and_tested(checks: Checks) -> None:
+    assert len(re.findall(r"Success!.* [1-9]\d* passed, 0 failed", checks.printed)) == 2
+
+
+def test_each_environment_has_exactly_the_documented_bindings(
+    combination: str, projects: dict[str, Path], checks: Checks
+) -> None:
+    environments = COMBINATIONS[combination].get("environments", "nprod, prod").split(", ")
+    documented = documented_bindings(projects[combination] / "infra")
+
+    assert checks.bindings == dict.fromkeys(environments, documented)

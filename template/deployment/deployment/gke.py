@@ -34,6 +34,7 @@ _CHARTS = "https://dagster-io.github.io/helm"  # Dagster's own
 _NAMESPACE = "dagster"
 _VALUES = ORCHESTRATOR / "production" / "values.yaml"
 _TIMEOUT = "15m"  # a new cluster takes minutes to start nodes
+_SECRETS = "dagster-secrets"  # in the cluster: infra/kubernetes/ creates it
 _CODE_LOCATION = "dagster-user-deployments.deployments[0]"
 
 
@@ -135,16 +136,20 @@ def _install(environment: Environment, cluster: Cluster, image: str, version: st
     """Install Dagster's chart, or upgrade it, and wait until all is ready."""
     repository, tag = image.rsplit(":", 1)  # of NAME@sha256:DIGEST: the chart joins them again
     parts = {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}
+    secrets = [{"name": _SECRETS}] if cluster.namespace["secrets"] else []
+    # A change of the settings or of the secrets' names alone must restart them, too.
+    settings = json.dumps([cluster.settings, cluster.namespace["secrets"]], sort_keys=True)
+    annotations = {"checksum/settings": hashlib.sha256(settings.encode()).hexdigest()}
     lists = {
         f"{_CODE_LOCATION}.image": parts,
         f"{_CODE_LOCATION}.initContainers[0].image": image,
         f"{_CODE_LOCATION}.env": cluster.settings,
+        f"{_CODE_LOCATION}.envSecrets": secrets,
+        f"{_CODE_LOCATION}.annotations": annotations,
     }
-    # A change of the settings alone must restart them, too.
-    settings = json.dumps(cluster.settings, sort_keys=True).encode()
-    annotations = {"checksum/settings": hashlib.sha256(settings).hexdigest()}
     values = {
         **cluster.values,
+        "runLauncher": {"config": {"k8sRunLauncher": {"envSecrets": secrets}}},
         "dagsterWebserver": {"image": parts, "annotations": annotations},
         "dagsterDaemon": {"image": parts, "annotations": annotations},
     }
@@ -190,6 +195,7 @@ def _helm(
         env={
             **os.environ,
             "KUBECONFIG": os.devnull,
+            "HELM_DRIVER": "configmap",  # CI may read no secrets
             "HELM_KUBEAPISERVER": cluster.server,
             "HELM_KUBETOKEN": str(credentials.token),
         },
