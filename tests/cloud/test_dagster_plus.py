@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Render, end, git, run
+from conftest import Render, end, git, moved, run
 
 NAME = "europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/orchestrator"
 ADDRESS = f"{NAME}@sha256:{'a' * 64}"
@@ -223,3 +223,14 @@ def test_what_is_not_set_is_reported(project: Path, plus: DagsterPlus) -> None:
     assert status == 1
     assert "DAGSTER_CLOUD_ORGANIZATION and DAGSTER_CLOUD_API_TOKEN must be set" in printed
     assert plus.tokens == set()
+
+
+def test_a_missing_build_yaml_is_an_error(project: Path, plus: DagsterPlus) -> None:
+    with moved(project / "orchestrator" / "build.yaml"):
+        status, printed = deploy(project, "nprod", settings(plus))
+
+    assert status == 1
+    assert (
+        "Not deployed: orchestrator/build.yaml, which has the registry of" in printed
+    )
+    assert "Traceback" not in printed

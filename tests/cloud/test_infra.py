@@ -13,7 +13,7 @@ import pytest
 from conftest import FUNCTIONS_AND_JOBS, JOBS_ALONE, Render, initialize, replace, run
 
 # The checks of all projects start first. The other tests run meanwhile.
-pytestmark = pytest.mark.usefixtures("all_checks")
+pytestmark = pytest.mark.usefixtures("all_checks", "resources_with_a_second_function")
 
 # The answers that change the Terraform files. Environments only matter by their number.
 COMBINATIONS: dict[str, dict[str, Any]] = {
@@ -151,19 +151,43 @@ def projects(render: Render) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def all_checks(
-    projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Checks]]]:
-    """The checks of each project, at the same time.
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Runs Terraform in several projects at the same time.
 
-    They mostly wait: after each `run` of a test, Terraform stops each provider, and gives up after
-    seconds if that does not know how to end, like those of some mirrors.
+    It mostly waits: after each `run` of a test, it stops each provider, and kills it after seconds
+    if that does not know how to end, like those of some mirrors.
     """
-    with ThreadPoolExecutor(len(projects)) as pool:
-        yield {
-            name: pool.submit(check, project, tmp_path_factory.mktemp("project"))
-            for name, project in projects.items()
-        }
+    with ThreadPoolExecutor(len(COMBINATIONS) + 1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def all_checks(
+    pool: ThreadPoolExecutor, projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[Checks]]:
+    """The checks of each project."""
+    return {
+        name: pool.submit(check, project, tmp_path_factory.mktemp("project"))
+        for name, project in projects.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def resources_with_a_second_function(
+    pool: ThreadPoolExecutor, render: Render
+) -> Future[list[dict[str, Any]]]:
+    """The resources of a project with a second function, of which the checks have passed."""
+    project = render()
+
+    def check_and_apply() -> list[dict[str, Any]]:
+        infra = project / "infra"
+        initialize(infra)
+        run("uv", "lock", cwd=project / "cloud_function")
+        run("uv", "run", "just", "add-function", "monthly_reports", cwd=project)
+        run("uv", "run", "just", "check-infra", cwd=project, timeout=1200)
+        return list(apply(infra, "nprod", 'monthly_reports = { memory = "4Gi" }'))
+
+    return pool.submit(check_and_apply)
 
 
 @pytest.fixture(params=COMBINATIONS)
@@ -380,33 +404,6 @@ def test_checkov_finds_nothing_and_each_skip_has_a_reason(
     assert all(re.match(r":\S+ .*\.$", reason) for _, reason in skips)
 
 
-def test_a_second_function_has_its_own_account_and_only_its_own_secrets(render: Render) -> None:
-    project = render()
-    infra = project / "infra"
-    initialize(infra)
-    run("uv", "lock", cwd=project / "cloud_function")
-    run("uv", "run", "just", "add-function", "monthly_reports", cwd=project)
-    run("uv", "run", "just", "check-infra", cwd=project)
-
-    resources = list(apply(infra, "nprod", 'monthly_reports = { memory = "4Gi" }'))
-
-    def values(kind: str) -> dict[Any, Any]:
-        return {each.get("index"): each["values"] for each in resources if each["type"] == kind}
-
-    functions = values("google_cloudfunctions2_function")
-    assert functions["cloud_function"]["name"] == "the-function"
-    assert functions["monthly_reports"]["name"] == "the-function-monthly-reports"
-    configurations = {key: value["service_config"][0] for key, value in functions.items()}
-    assert configurations["monthly_reports"]["available_memory"] == "4Gi"
-    assert configurations["cloud_function"]["available_memory"] == "1Gi"
-    assert configurations["monthly_reports"]["secret_environment_variables"] == []
-    secrets = values("google_secret_manager_secret_iam_member")
-    assert list(secrets) == ["cloud_function:NAME"]
-    accounts = values("google_service_account")
-    assert accounts["cloud_function"]["account_id"] == "the-function-function"
-    assert accounts["monthly_reports"]["account_id"].startswith("the-function-monthly-re-")
-
-
 PROJECT_BINDING = """
 resource "google_project_iam_member" "planted" {
   project = var.project_id
@@ -457,3 +454,25 @@ def test_each_environment_has_exactly_the_documented_bindings(
     documented = documented_bindings(projects[combination] / "infra")
 
     assert checks.bindings == dict.fromkeys(environments, documented)
+
+
+def test_a_second_function_has_its_own_account_and_only_its_own_secrets(
+    resources_with_a_second_function: Future[list[dict[str, Any]]],
+) -> None:
+    resources = resources_with_a_second_function.result()
+
+    def values(kind: str) -> dict[Any, Any]:
+        return {each.get("index"): each["values"] for each in resources if each["type"] == kind}
+
+    functions = values("google_cloudfunctions2_function")
+    assert functions["cloud_function"]["name"] == "the-function"
+    assert functions["monthly_reports"]["name"] == "the-function-monthly-reports"
+    configurations = {key: value["service_config"][0] for key, value in functions.items()}
+    assert configurations["monthly_reports"]["available_memory"] == "4Gi"
+    assert configurations["cloud_function"]["available_memory"] == "1Gi"
+    assert configurations["monthly_reports"]["secret_environment_variables"] == []
+    secrets = values("google_secret_manager_secret_iam_member")
+    assert list(secrets) == ["cloud_function:NAME"]
+    accounts = values("google_service_account")
+    assert accounts["cloud_function"]["account_id"] == "the-function-function"
+    assert accounts["monthly_reports"]["account_id"].startswith("the-function-monthly-re-")

@@ -90,6 +90,11 @@ def _require(*names: str, environment: Environment) -> None:
 
 def _write_configuration(registry: str) -> None:
     """Copy the files that the CLI reads, with the registry of the environment in build.yaml."""
+    if not (ORCHESTRATOR / "build.yaml").exists():
+        raise DeploymentError(
+            f"{ORCHESTRATOR.name}/build.yaml, which has the registry of the image, is missing. "
+            f"The template has one, in {ORCHESTRATOR.name}/."
+        )
     shutil.rmtree(_SESSION, ignore_errors=True)
     _LOCATION.mkdir(parents=True)
     for name in ("pyproject.toml", "build.yaml", "container_context.yaml"):

@@ -41,7 +41,7 @@ class CloudFunctionLauncher(Launcher):
     what = "cloud function"
     target_kind = "url"
     error = PipesCloudFunctionError
-    deploy = "deploy the function (`just deploy-function`)"
+    deploy = "deploy the function"
     cancels_only_accepted = True
 
     def __init__(

@@ -98,7 +98,7 @@ class CloudRunJobLauncher(Launcher):
     what = "Cloud Run job"
     target_kind = "job"
     error = PipesCloudRunJobError
-    deploy = "deploy the job (`just deploy-job`)"
+    deploy = "deploy the job"
     time_to_start = _TIME_TO_START
 
     def __init__(
