@@ -230,7 +230,5 @@ def test_a_missing_build_yaml_is_an_error(project: Path, plus: DagsterPlus) -> N
         status, printed = deploy(project, "nprod", settings(plus))
 
     assert status == 1
-    assert (
-        "Not deployed: orchestrator/build.yaml, which has the registry of" in printed
-    )
+    assert "Not deployed: orchestrator/build.yaml, which has the registry of" in printed
     assert "Traceback" not in printed

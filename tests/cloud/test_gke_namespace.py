@@ -101,7 +101,7 @@ def test_only_the_load_balancer_reaches_the_page_and_it_asks_identity_aware_prox
 def test_secrets_are_copied_by_an_account_that_dagster_does_not_have(all_of_it: Objects) -> None:
     account = all_of_it["ServiceAccount", "secrets"]
     assert "annotations" not in account["metadata"]
-    provider = all_of_it["SecretProviderClass", "dagster-secrets"]["spec"]
+    provider = all_of_it["SecretProviderClass", "dagster"]["spec"]
     assert provider["provider"] == "gke"
     assert yaml.safe_load(provider["parameters"]["secrets"]) == [
         {
@@ -113,7 +113,7 @@ def test_secrets_are_copied_by_an_account_that_dagster_does_not_have(all_of_it: 
     sync = all_of_it["SecretSync", "dagster-secrets"]["spec"]
     assert (sync["serviceAccountName"], sync["secretProviderClassName"]) == (
         "secrets",
-        "dagster-secrets",
+        "dagster",
     )
     assert sync["secretObject"] == {
         "type": "Opaque",
