@@ -26,6 +26,17 @@ variable "dagster_environment_variables" {
   description = "More environment variables of Dagster's code location and of the runs, by their names, such as OTEL_SERVICE_NAME. They are not secret."
   type        = map(string)
   default     = {}
+
+  validation {
+    condition     = alltrue([for name in keys(var.dagster_environment_variables) : can(regex("^[A-Za-z_][A-Za-z0-9_]*$", name))])
+    error_message = "The name of an environment variable has only letters, digits and underscores."
+  }
+
+  # They are lines of a file, which Docker, kubectl and python-dotenv read in different ways.
+  validation {
+    condition     = alltrue([for value in values(var.dagster_environment_variables) : can(regex("^[^\r\n\"'#$\\]*$", value)) && value == trimspace(value)])
+    error_message = "A value must be one line, without spaces at its ends, quotes, #, $ and backslashes."
+  }
 }
 
 resource "google_storage_bucket" "logs" {

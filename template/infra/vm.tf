@@ -88,7 +88,7 @@ locals {
     }, container)
   }
 
-  cloud_init = templatefile("${path.module}/vm/cloud-init.yaml", {
+  cloud_init_values = {
     settings   = join("", [for name, value in local.dagster_settings : "${name}=${value}\n"])
     rollout    = file("${path.module}/vm/rollout.sh")
     secrets    = file("${path.module}/vm/secrets.sh")
@@ -100,7 +100,9 @@ locals {
     secret_names = join(" ", concat([var.project_id], sort(var.dagster_secrets)))
 
     options = "--network=dagster --read-only --tmpfs=/tmp --cap-drop=ALL --security-opt=no-new-privileges --log-driver=gcplogs"
-  })
+  }
+  cloud_init_revision = sha256("${file("${path.module}/vm/cloud-init.yaml")}${jsonencode(local.cloud_init_values)}")
+  cloud_init          = templatefile("${path.module}/vm/cloud-init.yaml", merge(local.cloud_init_values, { revision = local.cloud_init_revision }))
 
   # Compute Engine's roles are granted on the project, with the VM's name as a condition.
   only_the_vm = "resource.type == 'compute.googleapis.com/Instance' && resource.name == 'projects/${var.project_id}/zones/${local.vm_zone}/instances/${local.vm_name}'"
@@ -139,6 +141,7 @@ resource "google_compute_instance" "dagster" {
 
   metadata = {
     user-data               = local.cloud_init
+    dagster-revision        = local.cloud_init_revision # rollout.sh compares it with its own
     cos-update-strategy     = "update_enabled"
     enable-guest-attributes = "TRUE" # for the state that `just deploy-dagster` reads
     enable-oslogin          = "TRUE"

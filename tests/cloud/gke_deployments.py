@@ -24,6 +24,7 @@ IMAGE = (
     f"europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/orchestrator@sha256:{'a' * 64}"
 )
 SERVER = "https://gke-abc.europe-west4.gke.goog"
+NO_KIND = 'Error: unable to build: no matches for kind "SecretSync" in version "v1"'
 HELM = """#!{python}
 import json, os, sys
 from pathlib import Path
@@ -31,7 +32,10 @@ call = {{"arguments": sys.argv[1:], "values": json.load(sys.stdin)}}
 call["environment"] = dict(os.environ)
 calls = Path({calls!r})
 calls.write_text(calls.read_text() + json.dumps(call) + "\\n")
-sys.exit({failing!r} in sys.argv)
+is_failing = {failing!r} in sys.argv and calls.read_text().count("\\n") <= {failures}
+if is_failing:
+    print({says!r}, file=sys.stderr)
+sys.exit(is_failing)
 """
 
 
@@ -63,6 +67,8 @@ class Scenario:
         options: Those of the command line.
         response: The response to the request for what infra/ knows of the cluster.
         failing: An argument of Helm with which it fails.
+        failures: How often it fails.
+        errors: What it prints then.
         has_helm: Whether Helm is installed.
         has_lock: Whether orchestrator/ has a lock file.
     """
@@ -70,6 +76,8 @@ class Scenario:
     options: list[str] = field(default_factory=list)
     response: Response = field(default_factory=described)
     failing: str = "nothing"
+    failures: int = 1
+    errors: str = "Error: that is forbidden"
     has_helm: bool = True
     has_lock: bool = True
 
@@ -82,6 +90,12 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "no lock": lambda: Scenario(has_lock=False),
     "no cluster": lambda: Scenario(response=error(404, "No such object: dagster.json")),
     "no rights": lambda: Scenario(options=["--namespace"], failing="namespace"),
+    "new cluster": lambda: Scenario(
+        options=["--namespace"], failing="namespace", failures=2, errors=NO_KIND
+    ),
+    "other cluster": lambda: Scenario(
+        options=["--namespace"], failing="namespace", failures=99, errors=NO_KIND
+    ),
     "not ready": lambda: Scenario(failing="--atomic"),
 }
 
@@ -94,7 +108,13 @@ def deploy(google: Google, scenario: Scenario, folder: Path) -> dict[str, Any]:
     if scenario.has_helm:
         program = programs / "helm"
         program.write_text(
-            HELM.format(python=sys.executable, calls=str(calls), failing=scenario.failing)
+            HELM.format(
+                python=sys.executable,
+                calls=str(calls),
+                failing=scenario.failing,
+                failures=scenario.failures,
+                says=scenario.errors,
+            )
         )
         program.chmod(0o755)
     if scenario.has_lock:
@@ -122,6 +142,7 @@ def deploy(google: Google, scenario: Scenario, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the deployments, and print their results."""
     deployment.gke.orchestrator_image = lambda *_: IMAGE  # type: ignore[attr-defined]
+    deployment.gke._INTERVAL, deployment.gke._KINDS_TIMEOUT = 1, 3
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

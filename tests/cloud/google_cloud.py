@@ -156,6 +156,8 @@ class Vm:
         status: Whether it runs.
         replaced_by: The image of another deployment, which wins.
         items: The other metadata.
+        revision: That of the units and settings which it has started with.
+        reboots_in: How many looks still show that revision, if the metadata has another one.
     """
 
     image: str | None = None
@@ -165,7 +167,11 @@ class Vm:
     starting: int = 1
     status: str = "RUNNING"
     replaced_by: str | None = None
-    items: dict[str, str] = field(default_factory=lambda: {"user-data": "#cloud-config"})
+    items: dict[str, str] = field(
+        default_factory=lambda: {"user-data": "#cloud-config", "dagster-revision": "r1"}
+    )
+    revision: str = "r1"
+    reboots_in: int = 3
     before: str | None = None
     fingerprint: int = 0
     looks: int = 99  # since the last change
@@ -410,6 +416,10 @@ class Cloud:
     def describe_guest_attributes(self, request: Request, name: str) -> Response:
         """Say what a VM has reported. It follows its metadata with each look."""
         vm = self.vms[name]
+        if vm.revision != vm.items["dagster-revision"]:
+            vm.reboots_in -= 1
+            if vm.reboots_in <= 0:
+                vm.revision, vm.reports = vm.items["dagster-revision"], None
         if vm.image and vm.image not in (vm.reports or "") and vm.looks >= vm.lag:
             vm.reports = f"starting {vm.image}"
         elif (vm.reports or "").startswith("starting"):
@@ -420,7 +430,7 @@ class Cloud:
             return error(
                 404, "The resource 'dagster/state' of type 'Guest Attribute' was not found."
             )
-        item = {"namespace": "dagster", "key": "state", "value": vm.reports}
+        item = {"namespace": "dagster", "key": "state", "value": f"{vm.reports} {vm.revision}"}
         return Response(200, {"queryPath": "dagster/state", "queryValue": {"items": [item]}})
 
     # run.googleapis.com

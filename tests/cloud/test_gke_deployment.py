@@ -22,6 +22,7 @@ EXPECTED = {
         0,
     ),
     "no rights": ("You need to be an administrator of the cluster", 1),
+    "new cluster": ("deployed", 4),
     "not ready": (
         "Helm could not install Dagster 1.13.5: see above. If it had started, it has restored what "
         "ran before.",
@@ -42,6 +43,15 @@ def results(project: Path) -> dict[str, Any]:
     printed = run_with_google(project, "python", script)
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
+
+
+def test_a_cluster_that_never_knows_all_kinds_of_objects_is_an_error(
+    results: dict[str, Any],
+) -> None:
+    result = results["other cluster"]
+
+    assert "Helm could not prepare the namespace of Dagster" in result["says"]
+    assert len(result["calls"]) > 2
 
 
 @pytest.mark.parametrize("scenario", EXPECTED)
@@ -88,6 +98,7 @@ def test_dagster_s_chart_has_the_locked_version_the_image_and_the_settings(
     assert set_values == {
         f"{location}.image": image,
         f"{location}.initContainers[0].image": f"{IMAGE}@sha256:{'a' * 64}",
+        f"{location}.initContainers[0].env": [],
         f"{location}.env": {"LAKE_URI": "gs://lake", "DAGSTER_LOGS_BUCKET": "logs"},
         f"{location}.envSecrets": [],
         f"{location}.annotations": annotations,
@@ -108,6 +119,11 @@ def test_dagster_has_its_secrets_as_environment_variables_and_restarts_for_a_new
     secrets = [{"name": "dagster-secrets"}]  # which infra/kubernetes/ creates
     location = "dagster-user-deployments.deployments[0]"
     assert set_by(call)[f"{location}.envSecrets"] == secrets
+    [waits] = set_by(call)[f"{location}.initContainers[0].env"]
+    assert waits == {
+        "name": "ALERT_WEBHOOK",
+        "valueFrom": {"secretKeyRef": {"name": "dagster-secrets", "key": "ALERT_WEBHOOK"}},
+    }
     assert call["values"]["runLauncher"] == {"config": {"k8sRunLauncher": {"envSecrets": secrets}}}
     annotations = f"{location}.annotations"
     assert set_by(call)[annotations].keys() == set_by(without)[annotations].keys()
@@ -123,9 +139,13 @@ def test_helm_gets_a_token_and_no_file_with_credentials(results: dict[str, Any])
         assert environment["KUBECONFIG"] == "/dev/null"
 
 
-def test_helm_keeps_its_releases_where_ci_may_write(results: dict[str, Any]) -> None:
-    for call in results["all"]["calls"]:
-        assert call["environment"]["HELM_DRIVER"] == "configmap"
+def test_ci_may_change_the_release_of_dagster_and_not_that_of_the_rights(
+    results: dict[str, Any],
+) -> None:
+    namespace, dagster = results["all"]["calls"]
+
+    assert namespace["environment"]["HELM_DRIVER"] == "secret"
+    assert dagster["environment"]["HELM_DRIVER"] == "configmap"
 
 
 def test_the_namespace_is_prepared_before_dagster(project: Path, results: dict[str, Any]) -> None:

@@ -23,8 +23,14 @@ SCRIPTS = TEMPLATE / "template" / "infra" / "vm"
 ATTRIBUTES = "/computeMetadata/v1/instance/attributes/"
 STATE = "/computeMetadata/v1/instance/guest-attributes/dagster/state"
 
+SECRETS = {
+    "TOKEN": b"https://example.com/?a=b%20c\n",
+    "ODD": rb"""a\new 'quote' "and" $HOME \c""",
+    "KEY": b"-----BEGIN\npassword\n",
+}
 # Records the command, and fails if there is a file with the name of its first word.
 PROGRAM = """#!/bin/sh
+case "$*" in "image inspect"*) [ -e "$FOLDER/found-image" ]; exit ;; esac
 echo "$(basename "$0") $*" >>"$FOLDER/commands"
 [ ! -e "$FOLDER/failing-$1" ]
 """
@@ -48,7 +54,7 @@ class Machine:
     """
 
     folder: Path
-    attributes: dict[str, str] = field(default_factory=lambda: {"user-data": "#cloud-config"})
+    attributes: dict[str, str] = field(default_factory=lambda: {"dagster-revision": "r1"})
     states: list[str] = field(default_factory=list)
     port: int = 0
 
@@ -56,14 +62,17 @@ class Machine:
         """Respond as the metadata server, or as Secret Manager."""
         if ":access" in request.path:
             assert request.bearer == "a-token"
-            payload = {"payload": {"data": base64.b64encode(b"https://example.com/?a=b%20c\n")}}
-            found = request.path == "/v1/projects/p/secrets/TOKEN/versions/latest:access"
-            text = json.dumps(payload, indent=2, default=bytes.decode)
-            return Response(200, text.encode()) if found else Response(403)
+            name = request.path.split("/")[-3]
+            if name not in SECRETS:
+                return Response(403)
+            payload = {"payload": {"data": base64.b64encode(SECRETS[name]).decode()}}
+            return Response(200, json.dumps(payload, indent=2).encode())
         assert request.headers["metadata-flavor"] == "Google"
         path = request.path.partition("?")[0]
         if (request.method, path) == ("PUT", STATE):
-            self.states.append(request.content.decode())
+            state, _, revision = request.content.decode().rpartition(" ")
+            assert revision == "r1"
+            self.states.append(state)
             return Response(200)
         if path == ATTRIBUTES:
             time.sleep(0.1)  # the timeout of a wait for a change
@@ -97,7 +106,7 @@ class Machine:
     def rolling_out(self) -> Iterator["subprocess.Popen[str]"]:
         """Run rollout.sh during the block."""
         script = str(SCRIPTS / "rollout.sh")
-        with start("sh", script, cwd=self.folder, env=self.environment()) as process:
+        with start("sh", script, "r1", cwd=self.folder, env=self.environment()) as process:
             try:
                 yield process
             finally:
@@ -186,14 +195,54 @@ def test_what_runs_goes_on_if_the_script_starts_again(machine: Machine) -> None:
     with machine.rolling_out():
         until(lambda: "running image@1" in machine.states)
 
-    assert machine.commands() == before
+    units = "dagster-code-location dagster-web dagster-daemon"
+    assert machine.commands() == [*before, f"systemctl start --no-block {units}"]
+
+
+def test_a_roll_out_that_was_interrupted_is_ended(machine: Machine) -> None:
+    machine.attributes["dagster-image"] = "image@1"
+    with machine.rolling_out():
+        until(lambda: "systemctl start --no-block dagster-code-location" in machine.commands())
+
+    with machine.rolling_out():
+        until(lambda: "running image@1" in machine.states)
+
+    units = "dagster-code-location dagster-web dagster-daemon"
+    assert f"systemctl start --no-block {units}" in machine.commands()
+
+
+def test_an_image_that_is_on_the_vm_starts_without_the_registry(machine: Machine) -> None:
+    machine.attributes["dagster-image"] = "image@1"
+    (machine.folder / "failing-pull").touch()
+    (machine.folder / "found-image").touch()
+    with machine.rolling_out():
+        until(lambda: "running image@1" in machine.states)
+
+    assert not any("docker pull" in line for line in machine.commands())
+
+
+def test_older_images_that_cannot_be_deleted_stop_nothing(machine: Machine) -> None:
+    machine.attributes["dagster-image"] = "image@1"
+    (machine.folder / "failing-image").touch()
+    with machine.rolling_out():
+        until(lambda: machine.states.count("running image@1") > 1)
+
+    assert machine.commands().count("systemctl stop dagster-daemon") == 1
 
 
 def test_changed_units_and_settings_reboot_the_vm(machine: Machine) -> None:
     with machine.rolling_out() as process:
         until(lambda: process.poll() is None)
         time.sleep(0.5)
-        machine.attributes["user-data"] = "#cloud-config\nruncmd: []"
+        machine.attributes["dagster-revision"] = "r2"
+        assert process.wait(20) == 0
+
+    assert machine.commands() == ["systemctl reboot"]
+
+
+def test_settings_that_changed_while_the_vm_started_reboot_it_again(machine: Machine) -> None:
+    machine.attributes["dagster-revision"] = "r2"  # after cloud-init had read r1
+    with machine.rolling_out() as process:
         assert process.wait(20) == 0
 
     assert machine.commands() == ["systemctl reboot"]
@@ -218,23 +267,42 @@ def test_the_vm_reboots_if_an_update_waits_for_it(
     assert machine.commands() == [f"systemctl {each}" for each in stopped]
 
 
-@pytest.mark.parametrize(
-    ("names", "status", "written"),
-    [
-        ([], 0, ""),
-        (["TOKEN"], 0, "TOKEN=https://example.com/?a=b%20c\n"),
-        (["OTHERS"], 1, ""),
-    ],
-)
-def test_secrets_are_written_to_memory_for_root_only(
-    machine: Machine, names: list[str], status: int, written: str
-) -> None:
+def write_secrets(machine: Machine, *names: str) -> tuple[int, str, str]:
+    """Run secrets.sh: its status, what it prints, and what it writes."""
     command = ("sh", str(SCRIPTS / "secrets.sh"), "p", *names)
     with start(*command, cwd=machine.folder, env=machine.environment()) as process:
         printed, _ = process.communicate(timeout=20)
-
-    assert process.returncode == status, printed
-    assert ("Could not read the secret OTHERS." in printed) == bool(status)
     secrets = machine.folder / "state" / "secrets"
-    assert secrets.read_text() == written
     assert secrets.stat().st_mode & 0o077 == 0
+    return process.returncode, printed, secrets.read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        ([], ""),
+        (["TOKEN"], "TOKEN=https://example.com/?a=b%20c\n"),
+        (["ODD"], """ODD=a\\new 'quote' "and" $HOME \\c\n"""),
+    ],
+)
+def test_secrets_are_written_to_memory_for_root_only(
+    machine: Machine, names: list[str], written: str
+) -> None:
+    assert write_secrets(machine, *names) == (0, "", written)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("OTHERS", "Could not read the secret OTHERS."),
+        ("KEY", "The secret KEY has more than one line."),
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_an_error_that_does_not_show_it(
+    machine: Machine, name: str, says: str
+) -> None:
+    status, printed, written = write_secrets(machine, name)
+
+    assert (status, written) == (1, "")
+    assert says in printed
+    assert "password" not in printed

@@ -21,6 +21,7 @@ from google_stand_ins import Google, google_stand_ins, service_account_key
 
 NAME = "my-data-platform-dagster"
 NEW, OLD, OTHER = "images/orchestrator@1", "images/orchestrator@0", "images/orchestrator@2"
+CHANGED = {"user-data": "#cloud-config", "dagster-revision": "r2"}  # by Terraform
 WAITS = deployment.vm.Waits(interval=0.005, rollout=1.0)
 
 LOOK = r"GET compute.*"
@@ -76,6 +77,15 @@ SCENARIOS: dict[str, Callable[[], Cloud]] = {
     "the VM is still starting the image": lambda: cloud(
         vm=Vm(image=NEW, reports=f"starting {NEW}")
     ),
+    "the settings have changed": lambda: cloud(
+        vm=Vm(image=NEW, reports=f"running {NEW}", items=CHANGED)
+    ),
+    "the settings that failed have changed": lambda: cloud(
+        vm=Vm(image=NEW, reports=f"failed {NEW}", items=CHANGED)
+    ),
+    "the changed settings do not run": lambda: cloud(
+        vm=Vm(image=NEW, reports=f"running {NEW}", items=CHANGED, ends="failed")
+    ),
     "Dagster does not run": lambda: cloud(vm=Vm(image=OLD, ends="failed")),
     "the VM never reports": lambda: cloud(vm=Vm(starting=10_000)),
     "the VM is stopped": lambda: cloud(vm=Vm(status="TERMINATED")),
@@ -85,6 +95,9 @@ SCENARIOS: dict[str, Callable[[], Cloud]] = {
     ),
     "the update gets no response, and is done": lambda: cloud(Fault(UPDATE, DROPPED, is_done=True)),
     "a look gets 503": lambda: cloud(Fault(LOOK, UNAVAILABLE)),
+    "looks get 503 for a while": lambda: cloud(
+        Fault(r"GET compute.*getGuestAttributes.*", UNAVAILABLE, times=12)
+    ),
     "the deployer lacks a role": lambda: cloud(Fault(UPDATE, DENIED)),
     "the VM does not exist": lambda: Cloud(vms={}),
     "Google is out of order": lambda: cloud(Fault(LOOK, UNAVAILABLE, times=99)),

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ _CHARTS = "https://dagster-io.github.io/helm"  # Dagster's own
 _NAMESPACE = "dagster"
 _VALUES = ORCHESTRATOR / "production" / "values.yaml"
 _TIMEOUT = "15m"  # a new cluster takes minutes to start nodes
+_KINDS_TIMEOUT = 10 * 60  # seconds, for Google to add its kinds of objects to a new cluster
+_INTERVAL = 20  # seconds
 _SECRETS = "dagster-secrets"  # in the cluster: infra/kubernetes/ creates it
 _CODE_LOCATION = "dagster-user-deployments.deployments[0]"
 
@@ -53,6 +56,10 @@ class Cluster:
     namespace: Mapping[str, Any]
     settings: Mapping[str, str]
     values: Mapping[str, Any]
+
+
+class _HelmError(Exception):
+    """Helm failed, with these errors, which it has also printed."""
 
 
 def deploy_dagster(environment: Environment) -> None:
@@ -124,25 +131,38 @@ def prepare_namespace(cluster: Cluster) -> None:
     """
     chart = str(INFRA / "kubernetes")
     options = ("--create-namespace", f"--timeout={_TIMEOUT}")
-    if not _helm(cluster, "namespace", chart, *options, values=cluster.namespace):
-        raise DeploymentError(
-            "Helm could not prepare the namespace of Dagster: see above. You need to be an "
-            "administrator of the cluster, such as by roles/container.admin. If the cluster is "
-            "new, deploy again in a few minutes."
-        )
+    deadline = time.monotonic() + _KINDS_TIMEOUT
+    while True:
+        try:
+            return _helm(cluster, "namespace", chart, *options, values=cluster.namespace)
+        except _HelmError as error:
+            if "no matches for kind" not in str(error) or time.monotonic() > deadline:
+                raise DeploymentError(
+                    "Helm could not prepare the namespace of Dagster: see above. You need to be an "
+                    "administrator of the cluster, such as by roles/container.admin."
+                ) from error
+        print("A new cluster does not know all kinds of objects yet. Trying again.", flush=True)
+        time.sleep(_INTERVAL)
 
 
 def _install(environment: Environment, cluster: Cluster, image: str, version: str) -> None:
     """Install Dagster's chart, or upgrade it, and wait until all is ready."""
     repository, tag = image.rsplit(":", 1)  # of NAME@sha256:DIGEST: the chart joins them again
     parts = {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}
-    secrets = [{"name": _SECRETS}] if cluster.namespace["secrets"] else []
+    names = cluster.namespace["secrets"]
+    secrets = [{"name": _SECRETS}] if names else []
+    # The first container names each secret, so that it does not start before all are copied.
+    each_secret = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": _SECRETS, "key": name}}}
+        for name in names
+    ]
     # A change of the settings or of the secrets' names alone must restart them, too.
-    settings = json.dumps([cluster.settings, cluster.namespace["secrets"]], sort_keys=True)
+    settings = json.dumps([cluster.settings, names], sort_keys=True)
     annotations = {"checksum/settings": hashlib.sha256(settings.encode()).hexdigest()}
     lists = {
         f"{_CODE_LOCATION}.image": parts,
         f"{_CODE_LOCATION}.initContainers[0].image": image,
+        f"{_CODE_LOCATION}.initContainers[0].env": each_secret,
         f"{_CODE_LOCATION}.env": cluster.settings,
         f"{_CODE_LOCATION}.envSecrets": secrets,
         f"{_CODE_LOCATION}.annotations": annotations,
@@ -153,35 +173,42 @@ def _install(environment: Environment, cluster: Cluster, image: str, version: st
         "dagsterWebserver": {"image": parts, "annotations": annotations},
         "dagsterDaemon": {"image": parts, "annotations": annotations},
     }
-    is_installed = _helm(
-        cluster,
-        "dagster",
-        "dagster",
-        f"--repo={_CHARTS}",
-        f"--version={version}",
-        f"--values={_VALUES}",
-        "--atomic",
-        "--wait",
-        f"--timeout={_TIMEOUT}",
-        *(f"--set-json={name}={json.dumps(value)}" for name, value in lists.items()),
-        values=values,
-    )
-    if not is_installed:
+    try:
+        _helm(
+            cluster,
+            "dagster",
+            "dagster",
+            f"--repo={_CHARTS}",
+            f"--version={version}",
+            f"--values={_VALUES}",
+            "--atomic",
+            "--wait",
+            f"--timeout={_TIMEOUT}",
+            *(f"--set-json={name}={json.dumps(value)}" for name, value in lists.items()),
+            values=values,
+        )
+    except _HelmError as error:
         project = environment["project_id"]
         raise DeploymentError(
             f"Helm could not install Dagster {version}: see above. If it had started, it has "
-            "restored what ran before. The logs of the containers say why pods did not become "
-            "ready; `migrate` is the container that changes the database: "
+            "restored what ran before. The events of the pods and the logs of the containers say "
+            "why pods did not become ready; `migrate` is the container that changes the database, "
+            "and waits for dagster_secrets: "
             f"https://console.cloud.google.com/kubernetes/workload/overview?project={project}"
-        )
+        ) from error
 
 
 def _helm(
     cluster: Cluster, release: str, chart: str, *options: str, values: Mapping[str, Any]
-) -> bool:
-    """Install a chart, or upgrade it. True if that succeeded.
+) -> None:
+    """Install a chart, or upgrade it.
 
-    Helm gets a short-lived token, by its environment, and no file with credentials.
+    Helm gets a short-lived token, by its environment, and no file with credentials. It keeps what
+    it has installed in secrets, which CI may not read or change; for what CI installs, in config
+    maps.
+
+    Raises:
+        _HelmError: That failed.
     """
     credentials = deployer_credentials()
     credentials.refresh(Request())
@@ -195,14 +222,17 @@ def _helm(
         env={
             **os.environ,
             "KUBECONFIG": os.devnull,
-            "HELM_DRIVER": "configmap",  # CI may read no secrets
+            "HELM_DRIVER": "secret" if release == "namespace" else "configmap",
             "HELM_KUBEAPISERVER": cluster.server,
             "HELM_KUBETOKEN": str(credentials.token),
         },
         text=True,
+        stderr=subprocess.PIPE,
         check=False,
     )
-    return done.returncode == 0
+    print(done.stderr, end="", file=sys.stderr, flush=True)
+    if done.returncode != 0:
+        raise _HelmError(done.stderr)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Deploys Dagster to the VM of an environment: `just deploy-dagster ENVIRONMENT`.
 
 It builds the image of Dagster, unless it exists, and names it in the VM's metadata. The VM follows
-the change: infra/vm/rollout.sh runs there. It reports its state as a guest attribute. `just deploy`
-and CI run this, with the roles of the deployer. At an older commit, it rolls back.
+the change: infra/vm/rollout.sh runs there. It reports its state as a guest attribute, with the image
+and the revision of its settings. `just deploy` and CI run this, with the roles of the deployer. At an
+older commit, it rolls back.
 """
 
 import sys
@@ -19,7 +20,8 @@ from deployment.google import GoogleApi, GoogleError
 from deployment.orchestrator import orchestrator_image
 
 _API = "https://compute.googleapis.com/compute/v1"
-_IMAGE = "dagster-image"  # the name in the metadata
+_IMAGE = "dagster-image"  # the names in the metadata
+_REVISION = "dagster-revision"  # of the settings, which Terraform sets
 _STOPPED = ("STOPPING", "TERMINATED", "SUSPENDING", "SUSPENDED")
 
 
@@ -73,8 +75,8 @@ def roll_out(api: GoogleApi, environment: Environment, image: str, waits: Waits 
     try:
         url = _url(environment)
         metadata = api.request("GET", url)["metadata"]
-        before = _image(metadata)
-        if before == image and _state(api, url) == ("running", image):
+        before = _items(metadata).get(_IMAGE)
+        if before == image and _state(api, url) == ("running", *_wanted(metadata)):
             return False
         if before != image:
             _set_image(api, url, metadata, image)
@@ -94,10 +96,14 @@ def _url(environment: Environment) -> str:
     return f"{_API}/projects/{project}/zones/{zone}/instances/{_name(environment)}"
 
 
-def _image(metadata: dict[str, Any]) -> str | None:
-    """The image that the metadata names."""
-    items = {item["key"]: item["value"] for item in metadata.get("items", ())}
-    return items.get(_IMAGE)
+def _items(metadata: dict[str, Any]) -> dict[str, str]:
+    return {item["key"]: item["value"] for item in metadata.get("items", ())}
+
+
+def _wanted(metadata: dict[str, Any]) -> tuple[str, str]:
+    """What the VM should run: the image and the revision that the metadata names."""
+    items = _items(metadata)
+    return items.get(_IMAGE, ""), items.get(_REVISION, "")
 
 
 def _set_image(api: GoogleApi, url: str, metadata: dict[str, Any], image: str) -> None:
@@ -118,17 +124,17 @@ def _set_image(api: GoogleApi, url: str, metadata: dict[str, Any], image: str) -
             ) from error
 
 
-def _state(api: GoogleApi, url: str) -> tuple[str, str]:
-    """What the VM reports: its state, and the image."""
+def _state(api: GoogleApi, url: str) -> tuple[str, str, str]:
+    """What the VM reports: its state, the image, and the revision of its settings."""
     attribute = {"queryPath": "dagster/state"}
     try:
         found = api.request("GET", f"{url}/getGuestAttributes", params=attribute)
     except GoogleError as error:
         if error.status == 404:  # the VM has not reported anything since it started
-            return "", ""
+            return "", "", ""
         raise
-    state, _, image = found["queryValue"]["items"][0]["value"].partition(" ")
-    return state, image
+    state, image, revision = found["queryValue"]["items"][0]["value"].split(" ")
+    return state, image, revision
 
 
 def _wait(
@@ -139,30 +145,44 @@ def _wait(
     Raises:
         DeploymentError: It does not.
     """
-    url = _url(environment)
     deadline = time.monotonic() + waits.rollout
     while time.monotonic() < deadline:
-        vm = api.request("GET", url)
-        if _image(vm["metadata"]) not in (image, before):
-            raise DeploymentError(
-                "Another deployment has replaced this one. Deploy again, when no other one is "
-                "running."
-            )
-        if vm["status"] in _STOPPED:
-            raise DeploymentError(
-                f"The VM {_name(environment)} is stopped. Start it (gcloud compute instances start "
-                f"{_name(environment)}), then deploy again."
-            )
-        state, reported = _state(api, url)
-        if reported == image and state == "running":
-            return
-        if reported == image and state == "failed":
-            raise DeploymentError(f"Dagster does not run on the VM. {_advice(environment)}")
+        try:
+            if _runs(api, environment, image, before):
+                return
+        except GoogleError as error:
+            if not error.is_transient:
+                raise
         time.sleep(waits.interval)
     raise DeploymentError(
         f"The VM has not run the image within {waits.rollout / 60:.0f} minutes. "
         f"{_advice(environment)}"
     )
+
+
+def _runs(api: GoogleApi, environment: Environment, image: str, before: str | None) -> bool:
+    """Whether the VM runs the image, with the settings that the metadata has.
+
+    Raises:
+        DeploymentError: It never will.
+    """
+    url = _url(environment)
+    vm = api.request("GET", url)
+    if _items(vm["metadata"]).get(_IMAGE) not in (image, before):
+        raise DeploymentError(
+            "Another deployment has replaced this one. Deploy again, when no other one is running."
+        )
+    if vm["status"] in _STOPPED:
+        raise DeploymentError(
+            f"The VM {_name(environment)} is stopped. Start it (gcloud compute instances start "
+            f"{_name(environment)}), then deploy again."
+        )
+    state, *reported = _state(api, url)
+    if reported != [image, _wanted(vm["metadata"])[1]]:
+        return False
+    if state == "failed":
+        raise DeploymentError(f"Dagster does not run on the VM. {_advice(environment)}")
+    return state == "running"
 
 
 def _advice(environment: Environment) -> str:

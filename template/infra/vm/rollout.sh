@@ -1,28 +1,31 @@
 # Runs Dagster from the image that the VM's metadata names, and follows each change of it.
 #
 # `just deploy-dagster` sets the image there, and reads the state that this reports as a guest
-# attribute: starting, running or failed, and the image. Without an image, this waits.
+# attribute: starting, running or failed, the image, and the revision of the units and settings.
+# Without an image, this waits.
 set -u
 
 METADATA="http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance"
 STATE=${STATE:-/run/dagster}   # where the file image has the units' environment: the image that they run
 WAIT=${WAIT:-60}               # seconds, at most, until a change of the metadata is noticed
 HEALTHY_WITHIN=${HEALTHY_WITHIN:-300} # seconds
+REVISION=$1                    # of the units and the settings, which cloud-init has written
 
 metadata() {
-    curl --silent --fail --header 'Metadata-Flavor: Google' "$METADATA/$@"
+    curl --silent --fail --max-time $((WAIT + 30)) --header 'Metadata-Flavor: Google' "$METADATA/$@"
 }
 
 report() {
     echo "$1"
-    metadata guest-attributes/dagster/state --request PUT --data "$1" > /dev/null
+    metadata guest-attributes/dagster/state --request PUT --data "$1 $REVISION" > /dev/null
 }
 
 # Replace the image. The one that runs goes on until the new one is on this machine. The daemon stops
 # first, so that it launches no run while the code location is stopped.
 roll_out() {
     report "starting $1"
-    if ! docker pull --quiet "$1"; then
+    # An image that is here may be deleted in the registry, or the registry not be available.
+    if ! docker image inspect "$1" > /dev/null 2>&1 && ! docker pull --quiet "$1"; then
         report "failed $1"
         return 1
     fi
@@ -33,7 +36,7 @@ roll_out() {
     wait_until serves_code
     systemctl start --no-block dagster-web dagster-daemon
     wait_until is_healthy
-    docker image prune --all --force > /dev/null # older versions
+    docker image prune --all --force > /dev/null || true # older versions
 }
 
 wait_until() {
@@ -58,8 +61,10 @@ is_healthy() {
 memory=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
 mkdir -p "$STATE"
 IMAGE=
-[ ! -f "$STATE/image" ] || . "$STATE/image"
-until user_data=$(metadata attributes/user-data); do sleep 5; done
+if [ -f "$STATE/image" ]; then
+    . "$STATE/image"
+    systemctl start --no-block dagster-code-location dagster-web dagster-daemon # if a roll-out was interrupted
+fi
 while true; do
     wanted=$(metadata attributes/dagster-image)
     if [ -n "$wanted" ]; then
@@ -70,7 +75,7 @@ while true; do
     fi
     metadata "attributes/?recursive=true&wait_for_change=true&timeout_sec=$WAIT" > /dev/null || sleep 5
     # Terraform has changed the units or the settings: cloud-init writes them when the VM starts.
-    if changed=$(metadata attributes/user-data) && [ "$changed" != "$user_data" ]; then
+    if revision=$(metadata attributes/dagster-revision) && [ "$revision" != "$REVISION" ]; then
         systemctl reboot
         exit
     fi

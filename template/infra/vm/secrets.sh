@@ -18,8 +18,10 @@ mkdir -p "$STATE"
 for name in "$@"; do
     token=$(curl --silent --show-error --fail --header 'Metadata-Flavor: Google' \
         "$METADATA/service-accounts/default/token" | field access_token)
-    data=$(curl --silent --show-error --fail --header "Authorization: Bearer $token" \
+    data=$(printf 'Authorization: Bearer %s' "$token" | curl --silent --show-error --fail --header @- \
         "$SECRETS/$name/versions/latest:access" | field data)
     [ -n "$data" ] || { echo "Could not read the secret $name." >&2; exit 1; }
-    echo "$name=$(echo "$data" | base64 --decode)" >> "$STATE/secrets"
+    value=$(printf %s "$data" | base64 --decode)
+    [ "$(printf %s "$value" | wc -l)" -eq 0 ] || { echo "The secret $name has more than one line." >&2; exit 1; }
+    printf '%s=%s\n' "$name" "$value" >> "$STATE/secrets"
 done
