@@ -32,7 +32,7 @@ resource "google_artifact_registry_repository" "images" {
     id     = "keep-latest"
     action = "KEEP"
     most_recent_versions {
-      keep_count = 5
+      keep_count = 10 # of which one may run again, after a rollback
     }
   }
 

@@ -96,6 +96,10 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "other cluster": lambda: Scenario(
         options=["--namespace"], failing="namespace", failures=99, errors=NO_KIND
     ),
+    "killed before": lambda: Scenario(
+        failing="--atomic",
+        errors="Error: UPGRADE FAILED: another operation (install/upgrade/rollback) is in progress",
+    ),
     "not ready": lambda: Scenario(failing="--atomic"),
 }
 

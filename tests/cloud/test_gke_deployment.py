@@ -23,6 +23,7 @@ EXPECTED = {
     ),
     "no rights": ("You need to be an administrator of the cluster", 1),
     "new cluster": ("deployed", 4),
+    "killed before": ("an earlier one was killed. In the second case, go back to what ran", 1),
     "not ready": (
         "Helm could not install Dagster 1.13.5: see above. If it had started, it has restored what "
         "ran before.",

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import tomllib
@@ -27,6 +26,7 @@ from deployment.environments import INFRA, Environment
 from deployment.errors import DeploymentError
 from deployment.google import GoogleApi, GoogleError
 from deployment.orchestrator import orchestrator_image
+from deployment.programs import run_to_end
 from deployment.project import ORCHESTRATOR
 from google.auth.transport.requests import Request
 
@@ -188,6 +188,12 @@ def _install(environment: Environment, cluster: Cluster, image: str, version: st
             values=values,
         )
     except _HelmError as error:
+        if "another operation" in str(error):
+            raise DeploymentError(
+                "Another deployment is running, or an earlier one was killed. In the second case, "
+                "go back to what ran before it, and deploy again: HELM_DRIVER=configmap helm "
+                "--namespace=dagster rollback dagster (if it was the first one: uninstall dagster)."
+            ) from error
         project = environment["project_id"]
         raise DeploymentError(
             f"Helm could not install Dagster {version}: see above. If it had started, it has "
@@ -212,27 +218,19 @@ def _helm(
     """
     credentials = deployer_credentials()
     credentials.refresh(Request())
-    done = subprocess.run(
-        [
-            *("helm", "upgrade", release, chart, "--install", f"--namespace={_NAMESPACE}"),
-            *options,
-            "--values=-",
-        ],
-        input=json.dumps(values),
-        env={
-            **os.environ,
-            "KUBECONFIG": os.devnull,
-            "HELM_DRIVER": "secret" if release == "namespace" else "configmap",
-            "HELM_KUBEAPISERVER": cluster.server,
-            "HELM_KUBETOKEN": str(credentials.token),
-        },
-        text=True,
-        stderr=subprocess.PIPE,
-        check=False,
+    command = ("helm", "upgrade", release, chart, "--install", f"--namespace={_NAMESPACE}")
+    environment = {
+        **os.environ,
+        "KUBECONFIG": os.devnull,
+        "HELM_DRIVER": "secret" if release == "namespace" else "configmap",
+        "HELM_KUBEAPISERVER": cluster.server,
+        "HELM_KUBETOKEN": str(credentials.token),
+    }
+    status, errors = run_to_end(
+        [*command, *options, "--values=-"], text=json.dumps(values), environment=environment
     )
-    print(done.stderr, end="", file=sys.stderr, flush=True)
-    if done.returncode != 0:
-        raise _HelmError(done.stderr)
+    if status != 0:
+        raise _HelmError(errors)
 
 
 if __name__ == "__main__":

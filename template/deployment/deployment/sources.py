@@ -1,6 +1,9 @@
 """Uploads bundles to the bucket for sources, from which Google builds."""
 
+import hashlib
+
 from deployment.bundle import Bundle
+from deployment.errors import DeploymentError
 from deployment.google import GoogleApi, GoogleError
 
 
@@ -14,14 +17,21 @@ def upload_bundle(api: GoogleApi, bundle: Bundle, *, bucket: str, object: str) -
         object: The name of the object.
 
     Raises:
+        DeploymentError: Another recipe has built the bundle again, from other sources.
         GoogleError: Google rejected the request.
     """
+    content = bundle.path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != bundle.sha256:
+        raise DeploymentError(
+            f"Another recipe has built the bundle of {bundle.folder.name}/ again, from other "
+            "sources. Deploy again."
+        )
     try:
         api.request(
             "POST",
             f"https://storage.googleapis.com/upload/storage/v1/b/{bucket}/o",
             params={"uploadType": "media", "name": object, "ifGenerationMatch": "0"},
-            data=bundle.path.read_bytes(),
+            data=content,
         )
     except GoogleError as error:
         if not _exists_already(error):

@@ -3,13 +3,13 @@
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from typing import NoReturn
 
 from deployment.environments import INFRA, Environment
 from deployment.errors import DeploymentError
+from deployment.programs import run_to_end
 from deployment.project import PROJECT
 
 
@@ -114,22 +114,7 @@ def run(*command: str) -> tuple[int, str]:
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed, and Terraform has ended.
     """
-    errors = []
-    interruptions = []
-    # The terminal interrupts Terraform, too.
-    before = signal.signal(signal.SIGINT, lambda *_: interruptions.append(True))
-    try:
-        with subprocess.Popen(
-            _terraform(*command), stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
-        ) as terraform:
-            for line in terraform.stderr or ():
-                sys.stderr.write(line)
-                errors.append(line)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if interruptions:
-        raise KeyboardInterrupt
-    return terraform.returncode, "".join(errors)
+    return run_to_end(_terraform(*command))
 
 
 def hand_over(*command: str, folder: str = ".") -> NoReturn:

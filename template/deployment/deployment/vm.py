@@ -1,9 +1,9 @@
 """Deploys Dagster to the VM of an environment: `just deploy-dagster ENVIRONMENT`.
 
 It builds the image of Dagster, unless it exists, and names it in the VM's metadata. The VM follows
-the change: infra/vm/rollout.sh runs there. It reports its state as a guest attribute, with the image
-and the revision of its settings. `just deploy` and CI run this, with the roles of the deployer. At an
-older commit, it rolls back.
+the change: infra/vm/rollout.sh runs there. It reports its state as a guest attribute, with the
+image and the revision of its settings. `just deploy` and CI run this, with the roles of the
+deployer. At an older commit, it rolls back.
 """
 
 import sys

@@ -5,7 +5,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from local_cloud.processes import local_opener
+from local_cloud.processes import ProcessError, local_opener
 
 _RUNS_IN_PROGRESS = """
 query ($before: Float!) {
@@ -57,11 +57,14 @@ def cancel_interrupted_runs(dagster_url: str, started: float) -> list[str]:
         The IDs of the runs.
 
     Raises:
-        OSError: Dagster does not respond.
+        ProcessError: Dagster does not respond.
     """
-    found = query_dagster(dagster_url, _RUNS_IN_PROGRESS, before=started)
-    runs: Mapping[str, Any] = (found.get("data") or {}).get("runsOrError", {})
-    run_ids = [each["runId"] for each in runs.get("results", ())]
-    if run_ids:
-        query_dagster(dagster_url, _MARK_AS_CANCELED, runIds=run_ids)
+    try:
+        found = query_dagster(dagster_url, _RUNS_IN_PROGRESS, before=started)
+        runs: Mapping[str, Any] = (found.get("data") or {}).get("runsOrError", {})
+        run_ids = [each["runId"] for each in runs.get("results", ())]
+        if run_ids:
+            query_dagster(dagster_url, _MARK_AS_CANCELED, runIds=run_ids)
+    except OSError as error:
+        raise ProcessError(f"Dagster does not respond: {error}") from error
     return run_ids

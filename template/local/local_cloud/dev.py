@@ -143,11 +143,7 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     with step("Starting Dagster"):
         output = DagsterOutput(verbose=options.verbose)
         servers["Dagster"] = stack.enter_context(dagster(local, dagster_port, output))
-    try:
-        interrupted = cancel_interrupted_runs(servers["Dagster"], started)
-    except OSError as error:
-        raise ProcessError(f"Dagster does not respond: {error}") from error
-    for run_id in interrupted:
+    for run_id in cancel_interrupted_runs(servers["Dagster"], started):
         console.print(
             f"run {run_id[:8]} was interrupted when Dagster ended, and is now canceled. To run it "
             "again, re-execute it from failure on the web page.",

@@ -75,7 +75,7 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
             storage = stack.enter_context(kept_storage())
             create_bucket(storage["STORAGE_EMULATOR_HOST"], setting(_LOGS))
             local = {**storage, **stack.enter_context(cloud_targets(storage))}
-    has_own_database = _URL not in settings
+    has_own_database = not settings.get(_URL)
     if has_own_database:
         with step("Starting PostgreSQL"):
             local[_URL] = stack.enter_context(database())

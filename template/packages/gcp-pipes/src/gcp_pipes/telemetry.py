@@ -115,7 +115,10 @@ class _Exporter:
         if flush is None or (self._late is not None and self._late.is_alive()):
             return
         thread = threading.Thread(target=flush, name="export-spans", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # Python is ending, or there are too many threads
+            return
         thread.join(_TIME_TO_EXPORT)
         if thread.is_alive():
             self._late = thread
@@ -146,7 +149,11 @@ def _set_up() -> None:
     # It reads all other variables itself. By default, it waits at exit until a collector that does
     # not respond has timed out.
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except Exception as error:  # such as a variable with a value that it does not accept
+        _logger.warning(f"OpenTelemetry could not be set up, so there are no spans: {error}")
+        return
     trace.set_tracer_provider(provider)
     _export_at_exit(provider.force_flush)
 
