@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Render, end, run
 from google_cloud import Cloud, Fault, JobRollout, error
-from google_stand_ins import Google, google_for_a_person
+from google_stand_ins import Google, Request, Response, google_for_a_person
 
 IMAGE = "europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/orchestrator"
 RECIPE = ("uv", "run", "just", "push-image", "nprod")
@@ -61,6 +61,22 @@ def test_an_image_that_cannot_be_built_is_an_error(
     assert status == 1
     assert "Not deployed: The build of the image ended with FAILURE. The command pip" in printed
     assert "What is deployed keeps the image that it has." in printed
+
+
+def test_a_bundle_that_is_built_again_meanwhile_is_an_error(
+    project: Path, google: Google, cloud: Cloud
+) -> None:
+    def build_again(request: Request) -> Response:
+        (project / "build" / "orchestrator.zip").write_bytes(b"other sources")
+        return cloud.serve(request)
+
+    google.hosts["artifactregistry.googleapis.com"] = build_again
+
+    status, printed = end(*RECIPE, cwd=project, env=google.settings, timeout=120)
+
+    assert status == 1
+    assert "Another recipe has built the bundle of orchestrator/ again" in printed
+    assert cloud.objects == {}
 
 
 def test_a_missing_role_is_an_error(project: Path, google: Google, cloud: Cloud) -> None:

@@ -173,12 +173,17 @@ def exporting(url: str, service: str) -> dict[str, Any]:
 
 
 def run_cases(
-    emulator: Mapping[str, str], url: str, api: str, collector: str, *cases: dict[str, Any]
+    emulator: Mapping[str, str],
+    url: str,
+    api: str,
+    collector: str,
+    *cases: dict[str, Any],
+    **variables: str,
 ) -> list[dict[str, Any]]:
     """Materialize an asset for each case, in a process of its own; how that went."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, emulator["MESSAGES_BUCKET"], url, api, json.dumps(cases)],
-        env={**environment_without_pytest(), **exporting(collector, "dagster")},
+        env={**environment_without_pytest(), **exporting(collector, "dagster"), **variables},
         capture_output=True,
         text=True,
         check=True,
@@ -325,6 +330,18 @@ def test_a_collector_that_is_down_harms_nothing(
     assert second["success"]
     assert first["seconds"] < 10  # two seconds in the function, two in Dagster, and the call
     assert second["seconds"] < first["seconds"]  # it waits for no collector
+
+
+def test_a_variable_that_opentelemetry_rejects_harms_nothing(
+    emulator: Mapping[str, str],
+) -> None:
+    refusing = f"http://127.0.0.1:{free_port()}"
+    wrong = {"OTEL_BSP_MAX_QUEUE_SIZE": "256"}  # less than a batch
+    storage_url = emulator["STORAGE_EMULATOR_HOST"]
+    with serve(TASKS / "main.py", storage_url, **exporting(refusing, "function"), **wrong) as url:
+        [result] = run_cases(emulator, url, "", refusing, {"way": "run"}, **wrong)
+
+    assert result["success"], result["failure"]
 
 
 def test_without_it_there_is_only_the_header(

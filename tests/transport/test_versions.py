@@ -158,7 +158,7 @@ def test_a_task_that_the_job_does_not_have_is_reported_once_for_all_tasks(
 
 
 OTHER_VERSIONS = [
-    (OLDER, "The deployed code is older: deploy the {what} (`just deploy-{what}`)."),
+    (OLDER, "The deployed code is older: deploy the {what}."),
     (NEWER, "The code of Dagster is older: deploy the Dagster project."),
 ]
 
