@@ -17,9 +17,9 @@ PLACES = {
         r"|auth proxy|\bvm\.(tf|py)|production/prepare|(?-i:\bVM\b)",
         re.IGNORECASE,
     ),
-    # An agent of Dagster+ is in a cluster, too: but one that infra/ does not create.
+    # An agent of Dagster+ is in a cluster, too: but one that its owner creates, not infra/.
     "gke": re.compile(
-        r"google_container|container\.googleapis|autopilot|dagster-k8s|k8sRunLauncher|infra/kubernetes|folder kubernetes/"
+        r"google_container|(?<!services enable )container\.googleapis|autopilot|dagster-k8s|k8sRunLauncher|infra/kubernetes|folder kubernetes/"
         r"|production/values|deployment.gke|\bgke\.(tf|py)",
         re.IGNORECASE,
     ),
