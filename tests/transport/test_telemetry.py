@@ -336,7 +336,7 @@ def test_a_variable_that_opentelemetry_rejects_harms_nothing(
     emulator: Mapping[str, str],
 ) -> None:
     refusing = f"http://127.0.0.1:{free_port()}"
-    wrong = {"OTEL_BSP_MAX_QUEUE_SIZE": "256"}  # less than a batch
+    wrong: dict[str, Any] = {"OTEL_BSP_MAX_QUEUE_SIZE": "256"}  # less than a batch
     storage_url = emulator["STORAGE_EMULATOR_HOST"]
     with serve(TASKS / "main.py", storage_url, **exporting(refusing, "function"), **wrong) as url:
         [result] = run_cases(emulator, url, "", refusing, {"way": "run"}, **wrong)
