@@ -65,7 +65,7 @@ locals {
       }
       code-location = {
         description = "Dagster's code location, and the runs"
-        prepare     = "python production/prepare.py"
+        migrate     = "python production/migrate.py"
         command     = "" # that of the image
         options     = "--env-file=/etc/dagster/settings --env-file=/run/dagster/secrets"
         memory      = "$${CODE_LOCATION_MEMORY}"
@@ -83,7 +83,7 @@ locals {
     name => merge({
       image   = "$${IMAGE}" # in the unit's EnvironmentFile
       options = "--env-file=/etc/dagster/settings --no-healthcheck"
-      prepare = ""
+      migrate = ""
       memory  = "768m"
     }, container)
   }
@@ -92,6 +92,7 @@ locals {
     settings   = join("", [for name, value in local.dagster_settings : "${name}=${value}\n"])
     rollout    = file("${path.module}/vm/rollout.sh")
     secrets    = file("${path.module}/vm/secrets.sh")
+    runs       = file("${path.module}/vm/interrupted_runs.sh")
     reboot     = file("${path.module}/vm/reboot.sh")
     reboot_at  = var.vm_reboot_at
     registry   = "${var.region}-docker.pkg.dev"

@@ -267,6 +267,32 @@ def test_the_vm_reboots_if_an_update_waits_for_it(
     assert machine.commands() == [f"systemctl {each}" for each in stopped]
 
 
+def test_runs_of_an_earlier_code_location_are_failed_when_the_new_one_serves(
+    machine: Machine,
+) -> None:
+    (machine.folder / "docker").write_text(
+        """#!/bin/sh
+echo "$*" >>"$FOLDER/commands"
+case "$*" in
+    inspect*) echo 2026-01-31T12:00:00.123456789Z ;;
+    *grpc-health-check*) [ -e "$FOLDER/serving" ] ;;
+esac
+"""
+    )
+    script = str(SCRIPTS / "interrupted_runs.sh")
+    with start("sh", script, cwd=machine.folder, env=machine.environment()) as process:
+        time.sleep(3)
+        assert process.poll() is None
+        assert "inspect" not in (machine.folder / "commands").read_text()
+        (machine.folder / "serving").touch()
+        assert process.wait(20) == 0
+
+    assert (machine.folder / "commands").read_text().splitlines()[-1] == (
+        "exec code-location python production/fail_interrupted_runs.py "
+        "2026-01-31T12:00:00.123456789Z"
+    )
+
+
 def write_secrets(machine: Machine, *names: str) -> tuple[int, str, str]:
     """Run secrets.sh: its status, what it prints, and what it writes."""
     command = ("sh", str(SCRIPTS / "secrets.sh"), "p", *names)

@@ -148,7 +148,7 @@ def test_as_root_it_says_why_there_is_no_database(project: Path) -> None:
     assert "PostgreSQL refuses to run as root. Run this as another user" in printed
 
 
-def test_nothing_is_lost_or_done_twice_while_the_daemon_and_a_run_are_killed(
+def test_nothing_is_lost_or_done_twice_while_the_processes_of_dagster_are_killed(
     prod: Dev, tmp_path: Path
 ) -> None:
     ledger, inbox = tmp_path / "ledger", tmp_path / "inbox"
@@ -161,6 +161,9 @@ def test_nothing_is_lost_or_done_twice_while_the_daemon_and_a_run_are_killed(
     (inbox / "third").touch()
     kill_run(prod)
     prod.eventually(lambda: "The daemon has ended" in prod.printed)
+    prod.eventually(lambda: ledger.read_text().count("\n") > 60)
+    python_process(prod, "api grpc").kill()
+    prod.eventually(lambda: "The code location has ended" in prod.printed)
     prod.eventually(lambda: prod.backfill_state(backfill_id)["status"] == "COMPLETED_SUCCESS")
 
     assert Counter(ledger.read_text().split()) == dict.fromkeys(KEYS, 1)

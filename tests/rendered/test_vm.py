@@ -1,4 +1,4 @@
-"""What runs before a code location starts, from production/: prepare.py, migrate.py."""
+"""What a code location needs, from production/: fail_interrupted_runs.py, migrate.py."""
 
 import json
 import sqlite3
@@ -6,19 +6,24 @@ from pathlib import Path
 
 from conftest import Render, run
 
-# Makes a run of each status, prepares the instance, and prints what became of the runs.
+# Makes a run of each status before and after a time, and prints what became of the runs.
 PREPARED = """
-import json, runpy, sys
+import json, runpy, sys, time
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.auto_run_reexecution.auto_run_reexecution import filter_runs_to_should_retry
 
 with DagsterInstance.get() as instance:
+    def run(status):
+        return create_run_for_test(instance, status=DagsterRunStatus[status]).run_id
+
     statuses = ["NOT_STARTED", "STARTING", "STARTED", "CANCELING", "SUCCESS"]
-    ids = {each: create_run_for_test(instance, status=DagsterRunStatus[each]).run_id
-           for each in statuses}
-    sys.path.insert(0, "production")
-    runpy.run_path("production/prepare.py", run_name="__main__")
+    ids = {each: run(each) for each in statuses}
+    time.sleep(2)  # SQLite has the time of a new run in seconds
+    sys.argv = ["", time.strftime("%Y-%m-%dT%H:%M:%S.123456789Z", time.gmtime())]  # as Docker does
+    time.sleep(2)
+    ids["STARTED since"] = run("STARTED")
+    runpy.run_path("production/fail_interrupted_runs.py", run_name="__main__")
     runs = {each: instance.get_run_by_id(run_id) for each, run_id in ids.items()}
     retried = [run.run_id for run in filter_runs_to_should_retry(runs.values(), instance)]
     print(json.dumps({each: [run.status.value, run.run_id in retried]
@@ -46,6 +51,7 @@ def test_runs_that_ended_with_the_code_location_are_executed_again(
         "STARTED": ["FAILURE", True],
         "CANCELING": ["CANCELED", False],
         "SUCCESS": ["SUCCESS", False],
+        "STARTED since": ["STARTED", False],
     }
 
 

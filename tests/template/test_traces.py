@@ -14,7 +14,7 @@ JOBS = re.compile(
 PLACES = {
     "vm": re.compile(
         r"google_compute_(instance|firewall)|compute\.instances|compute engine|cos-cloud|cloud-init"
-        r"|auth proxy|\bvm\.(tf|py)|production/prepare|(?-i:\bVM\b)",
+        r"|auth proxy|\bvm\.(tf|py)|(?-i:\bVM\b)",
         re.IGNORECASE,
     ),
     # An agent of Dagster+ is in a cluster, too: but one that its owner creates, not infra/.

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from typing import Self
 
 from local_cloud import postgres
@@ -23,16 +24,8 @@ from local_cloud.dagster_output import DagsterOutput
 from local_cloud.demo import prepare
 from local_cloud.dev import names_deployed, read_settings, show, until_interrupted
 from local_cloud.instance import LOCAL, choose_port, kept_storage, usual_ports
-from local_cloud.processes import (
-    free_port,
-    running,
-)
-from local_cloud.project import (
-    ORCHESTRATOR,
-    root_module,
-    setting,
-    task_folders,
-)
+from local_cloud.processes import free_port, run_to_end, running
+from local_cloud.project import ORCHESTRATOR, root_module, setting, task_folders
 from local_cloud.targets import CALLED
 
 _HOME = LOCAL / "prod"
@@ -84,7 +77,9 @@ def run(stack: ExitStack, options: argparse.Namespace) -> None:
     with step("Starting Dagster"):
         environment = {_LOGS: setting(_LOGS), **local, "DAGSTER_HOME": str(_HOME)}
         output = DagsterOutput(verbose=options.verbose)
-        services = start_dagster(stack, environment, port, output)
+        services = start_dagster(
+            stack, environment, port, output, has_own_database=has_own_database
+        )
     url = f"http://127.0.0.1:{port}"
     # Those in a database of yours may be in progress elsewhere.
     for run_id in cancel_interrupted_runs(url, started) if has_own_database else ():
@@ -120,6 +115,8 @@ class Service:
         port: The port that it listens on; None if it does not listen.
         environment: Its environment variables.
         output: Prints what it prints.
+        after_restart: What runs when it serves again: a program and its arguments, which are
+            followed by the time of the start.
     """
 
     def __init__(
@@ -129,8 +126,11 @@ class Service:
         port: int | None,
         environment: Mapping[str, str],
         output: DagsterOutput,
+        after_restart: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self._environment = environment
+        self._after_restart = after_restart
         self._start = functools.partial(
             running,
             name,
@@ -158,11 +158,24 @@ class Service:
             return
         console.print(f"{self.name} has ended with status {status}. Starting it again.")
         self._stack.close()
+        started = datetime.now(UTC).isoformat()
         self._process = self._stack.enter_context(self._start())
+        if self._after_restart:
+            run_to_end(
+                f"What follows the start of {self.name}",
+                uv_run(self._environment, *self._after_restart, started),
+                environment={**self._environment, **_UV_RUN},
+                directory=ORCHESTRATOR,
+            )
 
 
 def start_dagster(
-    stack: ExitStack, settings: Mapping[str, str], web_port: int, output: DagsterOutput
+    stack: ExitStack,
+    settings: Mapping[str, str],
+    web_port: int,
+    output: DagsterOutput,
+    *,
+    has_own_database: bool,
 ) -> list[Service]:
     """Start the code location, the web server and the daemon, as containers do in production.
 
@@ -171,6 +184,7 @@ def start_dagster(
         settings: The environment variables that they need, besides those in `.env`.
         web_port: The port of the web page.
         output: Prints what they print.
+        has_own_database: Whether all runs in progress are of this Dagster.
     """
     code_port = free_port()
     environment = {
@@ -184,12 +198,14 @@ def start_dagster(
     code = ("dagster", "api", "grpc", host, f"--port={code_port}", module, _LOCATION_NAME, quiet)
     web = ("dagster-webserver", host, f"--port={web_port}", workspace, quiet)
     daemon = ("dagster-daemon", "run", workspace, quiet)
+    # Those in a database of yours may be in progress elsewhere.
+    interrupted = ("python", str(_PRODUCTION / "fail_interrupted_runs.py"))
     return [
-        stack.enter_context(Service(name, command, port, environment, output))
-        for name, command, port in (
-            ("The code location", code, code_port),
-            ("The web server", web, web_port),
-            ("The daemon", daemon, None),
+        stack.enter_context(Service(name, command, port, environment, output, after_restart))
+        for name, command, port, after_restart in (
+            ("The code location", code, code_port, interrupted if has_own_database else ()),
+            ("The web server", web, web_port, ()),
+            ("The daemon", daemon, None, ()),
         )
     ]
 
