@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 
 def run_to_end(
@@ -36,7 +37,7 @@ def run_to_end(
             errors="replace",
         ) as program:
             if program.stdin:
-                with program.stdin:
+                with suppress(BrokenPipeError), program.stdin:  # it may end without reading
                     program.stdin.write(text)
             for line in program.stderr or ():
                 sys.stderr.write(line)
