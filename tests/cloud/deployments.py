@@ -6,6 +6,7 @@ The waits are parts of the real ones, and longer than some requests on a slow ma
 object with the result of each.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from deployment.project import TASKS
 from google_cloud import DROPPED, HOSTS, Cloud, Fault, Function, Rollout, error
 from google_stand_ins import Google, Response, google_stand_ins, service_account_key
 
-NEW = "a" * 64
+NEW = hashlib.sha256(b"new").hexdigest()
 DEPLOYMENTS = 300
 WAITS = deployment.update.Waits(interval=0.005, start=0.3, same_build=0.9, longest=4.0)
 

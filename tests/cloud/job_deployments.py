@@ -5,6 +5,7 @@
 The waits are a thousandth of the real ones. Prints a JSON object with the result of each.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -22,7 +23,7 @@ from deployment.project import TASKS
 from google_cloud import DROPPED, HOSTS, Cloud, Fault, JobRollout, error, first_job
 from google_stand_ins import Google, google_stand_ins, service_account_key
 
-NEW = "a" * 64
+NEW = hashlib.sha256(b"new").hexdigest()
 WAITS = deployment.job.Waits(interval=0.005, build=1.0, update=1.0)
 
 BUILD = r"POST cloudbuild.*"

@@ -207,7 +207,7 @@ def test_a_repository_that_may_not_deploy_gets_an_error(project: Path, google: G
 
 
 # How each scenario in deployments.py must end: what the deployment says, and what is served then.
-NEW, OLD, NOTHING = "a" * 64 + ".zip", "old.zip", None
+NEW, OLD, NOTHING = f"{hashlib.sha256(b'new').hexdigest()}.zip", "old.zip", None
 REPAIR = "Run `uv run just deploy nprod`. If that was just done, deploy again in a few minutes"
 ENDS: dict[str, tuple[str, str | None]] = {
     "the new code is served": ("deployed", NEW),

@@ -17,7 +17,7 @@ from google_stand_ins import Google, google_for_a_person
 DEPLOYMENTS = Path(__file__).with_name("job_deployments.py")
 IMAGE = "europe-west4-docker.pkg.dev/my-gcp-project/my-data-platform/cloud_function-job"
 FIRST = "us-docker.pkg.dev/cloudrun/container/job:latest"
-NEW, OLD = "a" * 63, "b" * 63
+NEW, OLD = hashlib.sha256(b"new").hexdigest()[:63], "b" * 63
 DEPLOYED = f"{IMAGE}@sha256:{0:064}"
 
 
