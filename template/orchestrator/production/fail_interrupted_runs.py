@@ -16,7 +16,11 @@ _MESSAGE = "The process of this run ended with the code location, which then was
 
 
 def main(started: str) -> None:
-    """Fail the runs of the instance in DAGSTER_HOME, and finish those that were being canceled."""
+    """Fail the runs of the instance in DAGSTER_HOME, and finish those that were being canceled.
+
+    Args:
+        started: When the code location has started, in the format of ISO 8601.
+    """
     before = datetime.fromisoformat(started).astimezone(UTC)
     interrupted = RunsFilter(statuses=_IN_PROGRESS, updated_before=before)
     with DagsterInstance.get() as instance:
