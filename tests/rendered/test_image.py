@@ -8,7 +8,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +102,10 @@ def running(image: Image, port: int) -> Iterator["subprocess.Popen[str]"]:
     ) as process:
         yield process
         process.terminate()
+        # Dagster ignores SIGTERM if it has inherited that SIGINT is ignored, as in the background.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
 
 
 def is_healthy(image: Image, port: int) -> bool:
