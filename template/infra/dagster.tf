@@ -34,7 +34,7 @@ variable "dagster_environment_variables" {
 
   # They are lines of a file, which Docker, kubectl and python-dotenv read in different ways.
   validation {
-    condition     = alltrue([for value in values(var.dagster_environment_variables) : can(regex("^[^\r\n\"'#$\\]*$", value)) && value == trimspace(value)])
+    condition     = alltrue([for value in values(var.dagster_environment_variables) : can(regex("^[^\r\n\"'#$\\\\]*$", value)) && value == trimspace(value)])
     error_message = "A value must be one line, without spaces at its ends, quotes, #, $ and backslashes."
   }
 }
