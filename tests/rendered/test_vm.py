@@ -7,7 +7,7 @@ from pathlib import Path
 from conftest import Render, run
 
 # Makes a run of each status before and after a time, and prints what became of the runs.
-PREPARED = """
+INTERRUPTED = """
 import json, runpy, sys, time
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
@@ -40,7 +40,7 @@ def test_runs_that_ended_with_the_code_location_are_executed_again(
     (tmp_path / "dagster.yaml").write_text(retries)
 
     printed = run(
-        *("uv", "run", "--quiet", "python", "-c", PREPARED),
+        *("uv", "run", "--quiet", "python", "-c", INTERRUPTED),
         cwd=orchestrator,
         env={"DAGSTER_HOME": str(tmp_path)},
     ).stdout

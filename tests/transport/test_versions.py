@@ -142,7 +142,7 @@ def test_a_task_that_the_job_does_not_have_fails_the_step_without_a_retry(
 
     name = "projects/local/locations/europe-west4/jobs/same"
     assert run.failure.startswith(f"The Cloud Run job {name} {NO_TASK}")
-    assert f". {MAY_BE_OLDER}deploy the job, or correct the name.\n\n" in (run.failure)
+    assert f". {MAY_BE_OLDER}deploy the job, or correct the name.\n\n" in run.failure
     assert "Traceback" not in run.failure
     assert len(admin.executions) == 1
 

@@ -198,7 +198,7 @@ def start_dagster(
     code = ("dagster", "api", "grpc", host, f"--port={code_port}", module, _LOCATION_NAME, quiet)
     web = ("dagster-webserver", host, f"--port={web_port}", workspace, quiet)
     daemon = ("dagster-daemon", "run", workspace, quiet)
-    # Those in a database of yours may be in progress elsewhere.
+    # Only with a database of its own: in yours, runs may be in progress elsewhere.
     interrupted = ("python", str(_PRODUCTION / "fail_interrupted_runs.py"))
     return [
         stack.enter_context(Service(name, command, port, environment, output, after_restart))
