@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ SCRIPTS = TEMPLATE / "template" / "infra" / "vm"
 ATTRIBUTES = "/computeMetadata/v1/instance/attributes/"
 STATE = "/computeMetadata/v1/instance/guest-attributes/dagster/state"
 
+START_ALL = "systemctl start --no-block dagster-code-location dagster-web dagster-daemon"
 SECRETS = {
     "TOKEN": b"https://example.com/?a=b%20c\n",
     "ODD": rb"""a\new 'quote' "and" $HOME \c""",
@@ -90,27 +92,29 @@ class Machine:
         lines = file.read_text().splitlines() if file.exists() else []
         return [line for line in lines if not re.match("docker exec|systemctl --quiet", line)]
 
-    def environment(self) -> dict[str, str]:
-        """The environment of a script."""
+    def environment(self, healthy_within: int = 0) -> dict[str, str]:
+        """The environment of a script, which waits that many seconds for what it starts."""
         return {
             "PATH": f"{self.folder}:{os.environ['PATH']}",
             "FOLDER": str(self.folder),
             "CURL": shutil.which("curl") or "curl",
             "GCE_METADATA_HOST": f"127.0.0.1:{self.port}",
             "STATE": str(self.folder / "state"),
-            "HEALTHY_WITHIN": "0",
+            "HEALTHY_WITHIN": str(healthy_within),
             "SECRET_MANAGER": f"http://127.0.0.1:{self.port}",
         }
 
     @contextmanager
-    def rolling_out(self) -> Iterator["subprocess.Popen[str]"]:
-        """Run rollout.sh during the block."""
-        script = str(SCRIPTS / "rollout.sh")
-        with start("sh", script, "r1", cwd=self.folder, env=self.environment()) as process:
+    def rolling_out(self, healthy_within: int = 0) -> Iterator["subprocess.Popen[str]"]:
+        """Run rollout.sh during the block, and kill it with all that it runs."""
+        command = ("sh", str(SCRIPTS / "rollout.sh"), "r1")
+        environment = self.environment(healthy_within)
+        with start(*command, cwd=self.folder, env=environment) as process:
             try:
                 yield process
             finally:
-                process.kill()
+                with suppress(ProcessLookupError):  # it has ended
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -190,25 +194,28 @@ def test_what_runs_goes_on_if_the_script_starts_again(machine: Machine) -> None:
     with machine.rolling_out():
         until(lambda: "running image@1" in machine.states)
     before = machine.commands()
-    machine.states.clear()
 
     with machine.rolling_out():
+        until(lambda: len(machine.commands()) > len(before))
+        machine.states.clear()
         until(lambda: "running image@1" in machine.states)
 
-    units = "dagster-code-location dagster-web dagster-daemon"
-    assert machine.commands() == [*before, f"systemctl start --no-block {units}"]
+    assert machine.commands() == [*before, START_ALL]
 
 
 def test_a_roll_out_that_was_interrupted_is_ended(machine: Machine) -> None:
     machine.attributes["dagster-image"] = "image@1"
-    with machine.rolling_out():
+    (machine.folder / "failing-exec").touch()  # the code location does not serve yet
+    with machine.rolling_out(healthy_within=60):
         until(lambda: "systemctl start --no-block dagster-code-location" in machine.commands())
+    before = machine.commands()
+    assert machine.states == ["starting image@1"]
 
+    (machine.folder / "failing-exec").unlink()
     with machine.rolling_out():
         until(lambda: "running image@1" in machine.states)
 
-    units = "dagster-code-location dagster-web dagster-daemon"
-    assert f"systemctl start --no-block {units}" in machine.commands()
+    assert machine.commands() == [*before, START_ALL]
 
 
 def test_an_image_that_is_on_the_vm_starts_without_the_registry(machine: Machine) -> None:
