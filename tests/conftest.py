@@ -253,7 +253,7 @@ def run_transport_tests(project: Path, without: Sequence[str] = ()) -> None:
         *("--numprocesses=3", "--dist=worksteal", str(tests)),
         *(f"--ignore={tests / f'test_{name}.py'}" for name in without),
         cwd=project / "orchestrator",
-        timeout=1800,
+        timeout=2700,
     )
 
 
@@ -380,6 +380,7 @@ def mark(temporary_folder: Path) -> Iterator[dict[str, str]]:
     """
     environment = {MARK: uuid.uuid4().hex, "TMPDIR": str(temporary_folder)}
     yield environment
+    psutil.wait_procs(marked_processes(environment), timeout=10)  # those that were just killed
     assert marked_processes(environment) == []
 
 

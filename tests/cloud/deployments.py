@@ -27,7 +27,7 @@ from google_stand_ins import Google, Response, google_stand_ins, service_account
 
 NEW = hashlib.sha256(b"new").hexdigest()
 DEPLOYMENTS = 300
-WAITS = deployment.update.Waits(interval=0.005, start=0.3, same_build=0.9, longest=4.0)
+WAITS = deployment.update.Waits(interval=0.005, start=1.0, same_build=3.0, longest=10.0)
 
 UPDATE = r"PATCH cloudfunctions.*"
 LOOK = r"GET cloudfunctions.*/functions/"

@@ -2,7 +2,7 @@
 
     python job_deployments.py
 
-The waits are a thousandth of the real ones. Prints a JSON object with the result of each.
+The waits are parts of the real ones. Prints a JSON object with the result of each.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from google_cloud import DROPPED, HOSTS, Cloud, Fault, JobRollout, error, first_
 from google_stand_ins import Google, google_stand_ins, service_account_key
 
 NEW = hashlib.sha256(b"new").hexdigest()
-WAITS = deployment.job.Waits(interval=0.005, build=1.0, update=1.0)
+WAITS = deployment.job.Waits(interval=0.005, build=4.0, update=4.0)
 
 BUILD = r"POST cloudbuild.*"
 LOOK_AT_BUILD = r"GET cloudbuild.*"

@@ -10,7 +10,7 @@ import pytest
 from conftest import Render, fail, replace, run
 
 SERVE = """
-import base64, json, sys, zlib
+import base64, itertools, json, sys, zlib
 import requests
 from local_cloud.cloud import storage_emulator
 from local_cloud.processes import free_port, running
@@ -31,9 +31,13 @@ with storage_emulator() as storage:
     command = [program, "--target=main", "--host=127.0.0.1", f"--port={port}"]
     with running("function", command, port=port, environment=storage, directory=folder):
         response = requests.post(f"http://127.0.0.1:{port}", json=event, timeout=60)
-    url = f"{storage['STORAGE_EMULATOR_HOST']}/storage/v1/b/{bucket}/o/a-call%2F2.json?alt=media"
     print("RESPONSE", response.status_code, response.text.strip())
-    print("MESSAGES", requests.get(url, timeout=60).text.replace(chr(10), " "))
+    url = f"{storage['STORAGE_EMULATOR_HOST']}/storage/v1/b/{bucket}/o/a-call%2F"
+    for chunk in itertools.count(1):
+        messages = requests.get(f"{url}{chunk}.json?alt=media", timeout=60)
+        if messages.status_code != 200:
+            break
+        print("MESSAGES", messages.text.replace(chr(10), " "))
 """
 
 

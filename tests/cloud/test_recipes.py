@@ -47,6 +47,7 @@ case "$2" in
     state) cat "$folder/resources" 2>/dev/null || exit 1 ;;
     output) cat "$folder/settings" || exit 1 ;;
     apply)
+        trap 'touch "$folder/saved"; exit 1' INT
         echo "$4" | grep -q approve || echo asked >> "$folder/asked"
         if test -f "$folder/errors"; then
             cat "$folder/errors" >&2
@@ -55,7 +56,6 @@ case "$2" in
             exit 1
         fi
         test -z "$WAIT" && exit
-        trap 'touch "$folder/saved"; exit 1' INT
         sleep 60 > /dev/null 2>&1 &
         wait $!
         ;;
@@ -155,10 +155,10 @@ def deploying(
         *("uv", "run", "just", "deploy", "nprod"), cwd=project, env={**google.settings, "WAIT": "1"}
     )
     deadline = time.monotonic() + 60
-    while not (terraform.folder / "asked").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
     try:
+        while not (terraform.folder / "asked").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         yield process
     finally:
         os.killpg(process.pid, signal.SIGINT)

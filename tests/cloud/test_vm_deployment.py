@@ -44,13 +44,13 @@ EXPECTED = {
     "the VM is still starting the image": ("deployed", NEW),
     "the settings have changed": ("deployed$", NEW),
     "the settings that failed have changed": ("deployed$", NEW),
-    "the changed settings do not run": ("Dagster does not run on the VM. See the logs", NEW),
+    "the changed settings do not run": ("Dagster does not run on the VM. See what the VM", NEW),
     "Dagster does not run": (
-        "Dagster does not run on the VM. See the logs of its containers, .* check out the older "
+        "Dagster does not run on the VM. See what the VM has printed, .* check out the older "
         "commit and run `uv run just deploy-dagster nprod`.",
         NEW,
     ),
-    "the VM never reports": ("The VM has not run the image within 0 minutes. See the logs", NEW),
+    "the VM never reports": ("The VM has not run the image within 0 minutes. See what the VM", NEW),
     "the VM is stopped": ("The VM my-data-platform-dagster is stopped. Start it", NEW),
     "another deployment wins": ("Another deployment has replaced this one. Deploy again", OTHER),
     "the metadata was changed meanwhile": (

@@ -32,7 +32,10 @@ SECRETS = {
 }
 # Records the command, and fails if there is a file with the name of its first word.
 PROGRAM = """#!/bin/sh
-case "$*" in "image inspect"*) [ -e "$FOLDER/found-image" ]; exit ;; esac
+case "$*" in
+    "image inspect"*) [ -e "$FOLDER/found-image" ]; exit ;;
+    *liveness-check) [ ! -e "$FOLDER/failing-daemon" ]; exit ;;
+esac
 echo "$(basename "$0") $*" >>"$FOLDER/commands"
 [ ! -e "$FOLDER/failing-$1" ]
 """
@@ -86,11 +89,15 @@ class Machine:
             return Response(404)
         return Response(200, self.attributes[name].encode())
 
-    def commands(self) -> list[str]:
-        """What docker and systemctl were asked for, without looks at their state."""
+    def recorded(self) -> list[str]:
+        """What docker and systemctl were asked for."""
         file = self.folder / "commands"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [line for line in lines if not re.match("docker exec|systemctl --quiet", line)]
+        return file.read_text().splitlines() if file.exists() else []
+
+    def commands(self) -> list[str]:
+        """What docker and systemctl were asked for, but for what shows their state."""
+        state = r"-check\b|^systemctl status"
+        return [line for line in self.recorded() if not re.search(state, line)]
 
     def environment(self, healthy_within: int = 0) -> dict[str, str]:
         """The environment of a script, which waits that many seconds for what it starts."""
@@ -159,6 +166,7 @@ def test_a_new_image_replaces_the_one_that_runs(machine: Machine) -> None:
         "systemctl stop dagster-daemon",
         "systemctl stop dagster-web dagster-code-location",
         "systemctl start --no-block dagster-code-location",
+        "docker exec code-location dagster-daemon wipe",
         "systemctl start --no-block dagster-web dagster-daemon",
         "docker image prune --all --force",
     ]
@@ -178,13 +186,14 @@ def test_an_image_that_cannot_be_pulled_replaces_nothing_and_is_tried_again(
         until(lambda: "running image@1" in machine.states)
 
 
-@pytest.mark.parametrize("part", ["exec", "web", "--quiet"])
+@pytest.mark.parametrize("part", ["exec", "web", "daemon"])
 def test_an_image_that_does_not_run_is_reported(machine: Machine, part: str) -> None:
     machine.attributes["dagster-image"] = "image@1"
     (machine.folder / f"failing-{part}").touch()
     with machine.rolling_out():
         until(lambda: "failed image@1" in machine.states)
         assert "running image@1" not in machine.states
+        assert any("systemctl status" in line for line in machine.recorded())
         (machine.folder / f"failing-{part}").unlink()
         until(lambda: machine.states[-1] == "running image@1")
 
@@ -288,6 +297,7 @@ esac
     )
     script = str(SCRIPTS / "interrupted_runs.sh")
     with start("sh", script, cwd=machine.folder, env=machine.environment()) as process:
+        until((machine.folder / "commands").exists)
         time.sleep(3)
         assert process.poll() is None
         assert "inspect" not in (machine.folder / "commands").read_text()

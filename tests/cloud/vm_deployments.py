@@ -2,7 +2,7 @@
 
     python vm_deployments.py
 
-The waits are a thousandth of the real ones. Prints a JSON object with the result of each.
+The waits are parts of the real ones. Prints a JSON object with the result of each.
 """
 
 import json
@@ -22,7 +22,7 @@ from google_stand_ins import Google, google_stand_ins, service_account_key
 NAME = "my-data-platform-dagster"
 NEW, OLD, OTHER = "images/orchestrator@1", "images/orchestrator@0", "images/orchestrator@2"
 CHANGED = {"user-data": "#cloud-config", "dagster-revision": "r2"}  # by Terraform
-WAITS = deployment.vm.Waits(interval=0.005, rollout=1.0)
+WAITS = deployment.vm.Waits(interval=0.005, rollout=5.0)
 
 LOOK = r"GET compute.*"
 UPDATE = r"POST compute.*"

@@ -9,13 +9,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from conftest import replace, start
 
-PATIENCE = 120  # seconds
+PATIENCE = 300  # seconds
 
 # Printed after a reload, followed by its duration.
 FUNCTION_STARTED = "The function was edited: restarting  "
@@ -24,6 +25,13 @@ DEFINITIONS_LOADED = "The definitions were edited: reloading  "
 _REPOSITORY = """
 repositoryLocationName: "orchestrator", repositoryName: "__repository__"
 """
+
+
+def command(process: psutil.Process) -> str:
+    """The command of a process; empty if it has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 class Dev:
@@ -215,7 +223,7 @@ class Dev:
         """Stop it with Ctrl-C, if it is running."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT)
-        self.process.wait(60)
+        self.process.wait(120)
         self._reader.join(60)
 
 

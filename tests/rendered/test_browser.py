@@ -31,6 +31,7 @@ def test_an_asset_is_materialized_by_clicks_and_its_page_shows_the_result(
     dagster = dev.address("Dagster")
 
     page.goto(f"{dagster}/assets/people")
+    expect(page.get_by_text("Never materialized").first).to_be_visible()
     page.get_by_role("button", name="Materialize").first.click()
     expect(page.get_by_text("Never materialized")).to_have_count(0)
     page.goto(f"{dagster}/runs")

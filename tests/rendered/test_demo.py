@@ -67,7 +67,7 @@ def test_two_demos_run_at_once(installed: Path, mark: Mapping[str, str]) -> None
     demos = [start("uv", "run", "just", "demo", cwd=installed, env=mark) for _ in range(2)]
 
     for demo in demos:
-        shown, _ = demo.communicate(timeout=120)
+        shown, _ = demo.communicate(timeout=300)
         assert demo.returncode == 0, shown
         assert "dagster/row_count" in shown
 

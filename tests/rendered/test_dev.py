@@ -3,13 +3,14 @@
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from conftest import Render, fail, run, start
-from dev import DEFINITIONS_LOADED, FUNCTION_STARTED, PATIENCE, Dev, running_dev
+from dev import DEFINITIONS_LOADED, FUNCTION_STARTED, PATIENCE, Dev, command, running_dev
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +87,12 @@ def test_an_error_in_yaml_is_reported_by_its_line_and_its_fix_reloads(
     [definition] = dev.project.glob("orchestrator/src/*/defs/visits/defs.yaml")
     field, meant = wrong.strip(":"), right.strip(":")
 
+    error = "Dagster could not load the definitions."
+    failed = dev.printed.count(error)
     edit(definition, right, wrong)
     dev.eventually(lambda: f"{field} is not a field. Did you mean {meant}?" in dev.printed)
-    assert f"defs.yaml:{line}: " in dev.printed
+    dev.eventually(lambda: f"defs.yaml:{line}: " in dev.printed)
+    dev.eventually(lambda: dev.printed.count(error) > failed)  # the reload is over
     loaded = dev.printed.count(DEFINITIONS_LOADED)
     edit(definition, wrong, right)
     dev.eventually(lambda: dev.printed.count(DEFINITIONS_LOADED) > loaded)
@@ -124,8 +128,8 @@ def test_a_crash_of_the_function_is_reported_and_fails_its_calls_at_once(
 
     assert launched["status"] == "FAILURE"
     assert f"The function ended: its process {reason}" in str(launched["events"])
-    assert time.monotonic() - started < 60  # seconds; without a report, it would wait for 310
-    assert f"The function ended: its process {reason}" in dev.printed
+    assert time.monotonic() - started < 200  # seconds; without a report, it would wait for 310
+    dev.eventually(lambda: f"The function ended: its process {reason}" in dev.printed)
     dev.edit_function("tasks/people.py", f"    import os\n\n    {crash}\n{task}", task)
     dev.materialize("people")
 
@@ -136,7 +140,7 @@ def test_a_server_of_the_function_that_ends_is_restarted(dev: Dev) -> None:
     [server] = [
         process
         for process in psutil.Process(dev.process.pid).children(recursive=True)
-        if process.cmdline()[1:2] == ["run"] and "functions-framework" in process.cmdline()
+        if re.search("uv run .*functions-framework", command(process))
     ]
 
     server.kill()
@@ -210,12 +214,12 @@ def test_a_server_that_ends_is_reported_and_stops_everything(dev: Dev) -> None:
     [emulator] = [
         process
         for process in psutil.Process(dev.process.pid).children(recursive=True)
-        if process.name().startswith("fake-gcs-server")
+        if re.match(r"\S*fake-gcs-server", command(process))
     ]
 
     emulator.kill()
 
-    assert dev.process.wait(60) == 1
+    assert dev.process.wait(120) == 1
     dev.stop()
     assert "Failed: The storage emulator ended" in dev.printed
 
@@ -229,9 +233,10 @@ def test_a_run_that_a_crash_interrupted_is_canceled_at_the_next_start(render: Re
         run_id = dev.submit("people")
         dev.eventually(lambda: dev.status(run_id) == "STARTED")
         for process in psutil.Process(dev.process.pid).children(recursive=True):
-            if any("dagster" in argument for argument in process.cmdline()):
-                process.kill()
-        assert dev.process.wait(60) == 1
+            if re.search("dagster|spawn_main", command(process)):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        assert dev.process.wait(120) == 1
 
     with running_dev(project) as dev:
         assert dev.status(run_id) == "CANCELED"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Render, Workshop, fail, replaced, run
-from dev import FUNCTION_STARTED, Dev, running_dev
+from dev import FUNCTION_STARTED, PATIENCE, Dev, running_dev
 
 TASK = '''"""A report."""
 
@@ -154,11 +154,12 @@ def test_a_function_that_dies_ends_its_own_calls_only(dev: Dev) -> None:
     dev.eventually(lambda: "slow has started" in dev.printed)
 
     crashed = dev.launch("crash")
-    slow.join(60)
+    slow.join(PATIENCE)
 
     assert crashed["status"] == "FAILURE"
     assert "The function ended: its process exited with code 7" in str(crashed["events"])
-    assert "The function reports ended: its process exited with code 7" in dev.printed
+    reported = "The function reports ended: its process exited with code 7"
+    dev.eventually(lambda: reported in dev.printed)
     assert runs["slow"]["status"] == "SUCCESS"
 
 
@@ -169,11 +170,12 @@ def test_an_edit_restarts_only_the_function_that_was_edited(dev: Dev) -> None:
 
     task.write_text(text.replace("import os\n", 'import os\n\nprint(os.environ["API_KEY"])\n'))
 
-    dev.eventually(lambda: dev.printed.count(restarted) == 1)
+    dev.eventually(lambda: dev.printed.count(restarted) > 0)
     dev.materialize("monthly")
     assert "sesame\n" in dev.printed
+    before = dev.printed.count(restarted)
     (dev.project / "reports" / ".env").write_text("API_KEY=abracadabra\n")
-    dev.eventually(lambda: dev.printed.count(restarted) == 2)
+    dev.eventually(lambda: dev.printed.count(restarted) > before)
     dev.materialize("monthly")
     assert "abracadabra\n" in dev.printed
     assert FUNCTION_STARTED not in dev.printed

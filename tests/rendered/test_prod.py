@@ -3,13 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import Render, as_user, fail
-from dev import Dev, running_dev
+from dev import Dev, command, running_dev
 
 PROD = ("uv", "run", "just", "prod")
 
@@ -109,13 +108,6 @@ def prod(project: Path) -> Iterator[Dev]:
     # PostgreSQL refuses to run as root.
     with running_dev(project, command=(*as_user(1000), *PROD)) as prod:
         yield prod
-
-
-def command(process: psutil.Process) -> str:
-    """The command of a process; empty if it has ended."""
-    with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def python_process(prod: Dev, words: str) -> psutil.Process:

@@ -168,7 +168,7 @@ def test_an_interrupt_leaves_nothing_behind(
     started = marked_processes(mark)
 
     os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=120)
 
     assert process.returncode == 130
     assert "Interrupted. All processes are stopped, and the copy is deleted." in printed

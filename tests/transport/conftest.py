@@ -418,7 +418,7 @@ def define(client: PipesCloudFunctionClient, calls: FaultProxy) -> Define:
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until the condition holds, or the time is over."""
+    """Wait until the condition holds, or the time is over: the caller tests which."""
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -438,5 +438,7 @@ def dagster(tmp_path: Path, emulator: Mapping[str, str], calls: FaultProxy) -> I
         dagster = Dagster(tmp_path, calls.url, environment)
         yield dagster
         for pid in (tmp_path / "steps").read_text().split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+            with suppress(psutil.Error):
+                step = psutil.Process(int(pid))
+                if step.environ().get("CRASHING_FOLDER") == str(tmp_path):  # not another test's
+                    step.kill()

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ class Dagster:
         """Kill the processes of a run at once."""
         worker = psutil.Process(int((self.folder / f"worker-{run_id}").read_text()))
         for process in (worker, *worker.children(recursive=True)):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended with its parent
+                process.kill()
 
     def fail(self, run_id: str) -> None:
         """Record that a run has failed, as Dagster's monitoring does if its process is gone."""
@@ -130,7 +131,7 @@ class Dagster:
     def wait(self, run_id: str) -> str:
         """Wait until a run has ended; return its status."""
         ends = ("SUCCESS", "FAILURE", "CANCELED")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while self.status(run_id) not in ends and time.monotonic() < deadline:
             time.sleep(0.01)
         return self.status(run_id)

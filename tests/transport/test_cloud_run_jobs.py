@@ -53,7 +53,7 @@ def admin(writes: FaultProxy) -> Iterator[RunAdmin]:
     job = Job(
         [str(PYTHON), "job.py"],
         directory=TASKS,
-        environment={"STORAGE_EMULATOR_HOST": writes.url, "HEARTBEAT_INTERVAL": "1"},
+        environment={"STORAGE_EMULATOR_HOST": writes.url, "HEARTBEAT_INTERVAL": "2"},
     )
     with run_admin({"work": job}) as admin:
         yield admin
@@ -731,7 +731,7 @@ def test_a_terminated_run_cancels_all_its_tasks(
 
     dagster.instance.run_launcher.terminate(run_id)
 
-    eventually(lambda: admin.executions[0].has_ended, 10)
+    eventually(lambda: admin.executions[0].has_ended)
     assert admin.executions[0].state == "cancelled"
     assert dagster.wait(run_id) in ("CANCELED", "FAILURE")
 
@@ -743,7 +743,7 @@ def test_a_step_that_is_killed_follows_all_its_tasks(
     dagster.url = api.url
     keys = days(9)
     run_id = dagster.launch("many", *keys, job="work", lines=2, pause=1.5)
-    eventually(lambda: len(dagster.states()) == 5)
+    eventually(lambda: len(dagster.states()) >= 5)
 
     dagster.kill_step()
 

@@ -135,7 +135,7 @@ def test_a_call_whose_function_was_killed_too_is_made_again(
     dagster: Dagster, emulator: Mapping[str, str]
 ) -> None:
     storage_url = emulator["STORAGE_EMULATOR_HOST"]
-    with serve(TASKS / "main.py", storage_url, HEARTBEAT_INTERVAL="1") as url:
+    with serve(TASKS / "main.py", storage_url, HEARTBEAT_INTERVAL="2") as url:
         dagster.url = url
         run_id = dagster.launch("one", lines=5, pause=1.0)
         eventually(lambda: dagster.states() == ["started"])
@@ -153,7 +153,7 @@ def test_a_call_that_is_known_to_be_dead_is_not_followed_again(
     dagster: Dagster, emulator: Mapping[str, str]
 ) -> None:
     storage_url = emulator["STORAGE_EMULATOR_HOST"]
-    with serve(TASKS / "main.py", storage_url, HEARTBEAT_INTERVAL="1") as url:
+    with serve(TASKS / "main.py", storage_url, HEARTBEAT_INTERVAL="2") as url:
         dagster.url = url
         run_id = dagster.launch("one", lines=6, pause=1.0)
         eventually(lambda: dagster.states() == ["started"])

@@ -407,7 +407,7 @@ def test_a_task_that_takes_too_long_is_an_exception_in_dagster(
     with serve(
         TASKS / "main.py",
         emulator["STORAGE_EMULATOR_HOST"],
-        CLOUD_RUN_TIMEOUT_SECONDS="2",
+        CLOUD_RUN_TIMEOUT_SECONDS="8",
     ) as url:
         run = materialize(url=url, lines=100, pause=0.1)
 

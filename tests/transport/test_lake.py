@@ -340,11 +340,11 @@ def test_a_token_that_expires_during_a_write_is_renewed(
     ids: Ids,
 ) -> None:
     def slowly(request: Request) -> Response:
-        time.sleep(0.5)
+        time.sleep(1.2)
         return request.forward()
 
     with (
-        lake_server(lake_settings["STORAGE_EMULATOR_HOST"], token_lifetime=1) as settings,
+        lake_server(lake_settings["STORAGE_EMULATOR_HOST"], token_lifetime=3) as settings,
         fault_proxy(settings["GOOGLE_BASE_URL"]) as slow,
         serve_with_lake(**{**settings, "GOOGLE_BASE_URL": slow.url}) as url,
     ):

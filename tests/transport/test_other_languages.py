@@ -68,7 +68,7 @@ def words(client: PipesCloudFunctionClient, nodejs: FaultProxy) -> dg.AssetsDefi
 def is_listening(url: str) -> bool:
     try:
         return requests.get(url, timeout=1).status_code > 0
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 

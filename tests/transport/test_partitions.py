@@ -23,6 +23,7 @@ from conftest import (
     environment_without_pytest,
     eventually,
     serve,
+    server_at,
     table,
 )
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
@@ -198,7 +199,7 @@ def test_several_hundred_503s_lose_nothing(
     calls.fail(*itertools.repeat(respond(503), 300))
     keys = days(100)
 
-    assert partitions.run(define(max_in_flight=50, run={"retry_timeout": 60}), *keys)
+    assert partitions.run(define(max_in_flight=50, run={"timeout": 60, "retry_timeout": 60}), *keys)
 
     assert partitions.materialized() == dict.fromkeys(keys, 1)
     assert len(calls.seen) == len(keys) + 300
@@ -241,17 +242,19 @@ def test_a_function_that_dies_fails_only_the_calls_in_flight(
         max_in_flight=10,
         lines=1,
         pause=0.3,
-        run={"timeout": 1, "retry_timeout": 30},
+        run={"timeout": 30, "retry_timeout": 30},
     )
 
     def serve_and_die() -> None:
-        for seconds in (1.5, 60):
-            with serve(TASKS / "main.py", writing_proxy.url, port=port, THREADS="40"):
-                done.wait(seconds)
-            if done.is_set():
-                return
+        with serve(TASKS / "main.py", writing_proxy.url, port=port, THREADS="40") as url:
+            eventually(lambda: len(writing_proxy.seen) > stored + 30)
+            for worker in server_at(url).children():
+                worker.kill()
+        with serve(TASKS / "main.py", writing_proxy.url, port=port, THREADS="40"):
+            done.wait(60)
 
     done = threading.Event()
+    stored = len(writing_proxy.seen)
     serving = threading.Thread(target=serve_and_die)
     serving.start()
     try:
@@ -532,20 +535,24 @@ def test_an_interrupted_step_cancels_its_calls_and_ends_all_threads(
     calls: FaultProxy,
 ) -> None:
     with interrupted_run(tmp_path, emulator, calls.url, lines=1000) as process:
-        eventually(lambda: calls.in_flight == 10)
-        time.sleep(3)
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=60)
+        eventually(lambda: calls.in_flight > 0)  # Dagster has made its database
+        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+            partitions.instance = instance
+            [run] = instance.get_runs()
 
-    eventually(lambda: not calls.in_flight, 5)
-    assert calls.in_flight == 0, printed  # the function has ended them
-    assert len(calls.seen) == 13 + 1, printed  # three that ended, ten in flight, one to cancel them
-    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        partitions.instance = instance
-        assert sorted(partitions.materialized()) == days(3)
-        [run] = instance.get_runs()
-        said = [entry.user_message for entry in instance.all_logs(run.run_id)]
-        assert sum("TaskCancelledError" in each for each in said) >= 10
+            def said(text: str) -> int:
+                return sum(text in entry.user_message for entry in instance.all_logs(run.run_id))
+
+            eventually(lambda: len(partitions.materialized()) == 3)
+            eventually(lambda: said("line 0") == 3 + 10)
+            process.send_signal(signal.SIGINT)
+            printed, _ = process.communicate(timeout=60)
+
+            eventually(lambda: not calls.in_flight, 5)
+            assert calls.in_flight == 0, printed  # the function has ended them
+            assert len(calls.seen) == 3 + 10 + 1, printed  # ended, in flight, and to cancel them
+            assert sorted(partitions.materialized()) == days(3)
+            assert said("TaskCancelledError") >= 10
 
 
 def test_a_step_that_is_interrupted_between_its_events_ends_too(

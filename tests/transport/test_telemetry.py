@@ -323,8 +323,10 @@ def test_a_collector_that_is_down_harms_nothing(
 ) -> None:
     refusing = f"http://127.0.0.1:{free_port()}"
     collector.responds.clear()  # for the function
-    first, second = run_cases(emulator, function, "", refusing, {"way": "run"}, {"way": "run"})
-    collector.responds.set()
+    try:
+        first, second = run_cases(emulator, function, "", refusing, {"way": "run"}, {"way": "run"})
+    finally:
+        collector.responds.set()
 
     assert first["success"]
     assert second["success"]

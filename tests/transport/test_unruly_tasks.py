@@ -84,7 +84,7 @@ def test_a_task_in_a_blocking_call_fails_at_its_deadline_with_its_stack(
     unruly: Materialize, reader: PipesCloudStorageMessageReader, tmp_path: Path
 ) -> None:
     file = tmp_path / "late"
-    client = PipesCloudFunctionClient(reader, timeout=1)
+    client = PipesCloudFunctionClient(reader, timeout=3)
 
     run = unruly("sleep", seconds=15, file=str(file), with_client=client)
 
@@ -99,9 +99,9 @@ def test_a_late_task_can_send_no_further_message(
     unruly: Materialize, reader: PipesCloudStorageMessageReader, tmp_path: Path
 ) -> None:
     file = tmp_path / "late"
-    client = PipesCloudFunctionClient(reader, timeout=1)
+    client = PipesCloudFunctionClient(reader, timeout=3)
 
-    run = unruly("sleep", seconds=4, file=str(file), with_client=client)
+    run = unruly("sleep", seconds=10, file=str(file), with_client=client)
     stored = chunks(reader, run)
     eventually(file.exists)
 
@@ -113,9 +113,9 @@ def test_a_late_task_can_send_no_further_message(
 def test_the_timeout_of_a_call_is_the_deadline_of_its_task(
     unruly: Materialize, reader: PipesCloudStorageMessageReader
 ) -> None:
-    run = unruly("wait", with_client=PipesCloudFunctionClient(reader, timeout=1.5))
+    run = unruly("wait", with_client=PipesCloudFunctionClient(reader, timeout=3))
 
-    assert 1 < deadline(run) <= 1.5
+    assert 1 < deadline(run) <= 3
     assert "in do_wait" in run.failure
 
 
@@ -396,7 +396,7 @@ def test_a_hundred_calls_at_once_keep_the_connections_of_the_function(
     keys = days(100)
 
     with serve(TASKS / "main.py", emulator["STORAGE_EMULATOR_HOST"], THREADS="120") as url:
-        asset = define(url=url, task="unruly", do=["nap"], max_in_flight=100)
+        asset = define(url=url, task="unruly", do=["nap"], max_in_flight=100, run={"timeout": 60})
         assert partitions.run(asset, *keys)
 
     assert partitions.materialized() == dict.fromkeys(keys, 1)

@@ -60,7 +60,7 @@ def admin(emulator: Mapping[str, str], package_of: PackageOf) -> Iterator[RunAdm
             directory=TASKS,
             environment={
                 "STORAGE_EMULATOR_HOST": emulator["STORAGE_EMULATOR_HOST"],
-                "HEARTBEAT_INTERVAL": "1",
+                "HEARTBEAT_INTERVAL": "2",
                 **environment,
             },
         )

@@ -38,4 +38,4 @@ def run(pipes: PipesContext, event: Event) -> None:
     while True:
         handler.acquire()
         handler.release()
-        time.sleep(0.01)
+        time.sleep(0.05)
