@@ -10,7 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,12 +41,11 @@ def end_calls(storage: Mapping[str, str], function: str, reason: str) -> int:
             chunks[match[1]][int(match[2])] = datetime.fromisoformat(item["timeCreated"])
     count = 0
     for key_prefix, created in chunks.items():
-        last = max(created)
         if created.get(1, died) >= died:
             continue
-        number = _next_message(bucket, key_prefix, last)
+        number = _next_message(bucket, key_prefix, created)
         if number and _function_of(bucket, key_prefix) == function:
-            _close(bucket, key_prefix, last, number, reason)
+            _close(bucket, key_prefix, max(created), number, reason)
             count += 1
     return count
 
@@ -67,10 +66,15 @@ def _function_of(bucket: str, key_prefix: str) -> str | None:
     return name
 
 
-def _next_message(bucket: str, key_prefix: str, chunk: int) -> int | None:
+def _next_message(bucket: str, key_prefix: str, chunks: Iterable[int]) -> int | None:
     """The number of the next message of a call; None if its messages are closed."""
-    message = _read_chunk(bucket, key_prefix, chunk)[-1]
-    return None if message["method"] == "closed" else message.get("number", 0) + 1
+    for chunk in sorted(chunks, reverse=True):
+        message = _read_chunk(bucket, key_prefix, chunk)[-1]
+        if message["method"] == "closed":
+            return None
+        if number := message.get("number"):  # that of a request to cancel has none
+            return int(number) + 1
+    return 1
 
 
 def _read_chunk(bucket: str, key_prefix: str, chunk: int) -> list[dict[str, Any]]:

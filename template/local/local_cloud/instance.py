@@ -6,7 +6,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from local_cloud.cloud import cloud_storage
@@ -70,7 +70,9 @@ def only_dev() -> Iterator[None]:
     LOCAL.mkdir(exist_ok=True)
     with _LOCK.open("w") as lock:
         if not _acquire(lock, patience=1):  # other recipes hold it for a moment
-            address = json.loads(_STATE.read_text())["dagster"] if _STATE.exists() else "starting"
+            address = "starting"
+            with suppress(FileNotFoundError):
+                address = json.loads(_STATE.read_text())["dagster"]
             raise SettingsError(
                 f"`just dev` of this project is running already: {address}. Use that one, or stop "
                 "it first."
@@ -130,7 +132,7 @@ def running_dev() -> dict[str, Any] | None:
         with _LOCK.open() as lock:
             if _acquire(lock, fcntl.LOCK_SH):
                 return None
-        if _STATE.exists():
+        with suppress(FileNotFoundError):  # it is starting, or has just ended
             published: dict[str, Any] = json.loads(_STATE.read_text())
             return published
         time.sleep(_INTERVAL)

@@ -264,7 +264,8 @@ class Execution:
             status = self._run_container(task)
             if status == 0 or task.retries == self._job.max_retries:
                 break
-            self._is_cancelled.wait(self._job.retries_after)
+            if self._is_cancelled.wait(self._job.retries_after):
+                break
             task.retries += 1
         name = f"Task {self.name.rpartition('/')[2]}-task{task.index}"
         if self._job.problem is not None:
@@ -389,6 +390,7 @@ def _error(code: int, status: str, message: str) -> dict[str, Any]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # connections that wait to be accepted
 
 
 @contextmanager

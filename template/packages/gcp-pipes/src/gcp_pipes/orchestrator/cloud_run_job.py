@@ -192,9 +192,11 @@ class CloudRunJobLauncher(Launcher):
             self._cancelled |= prefixes
             names = {self._tasks[each].execution for each in prefixes & self._tasks.keys()}
             unknown = prefixes - self._tasks.keys()
+        deadline = time.monotonic() + timeout
         try:
             for key_prefix in unknown:  # the process of a step has crashed, or was just terminated
-                seconds = timeout if key_prefix in self._requested else 0.0
+                is_requested = key_prefix in self._requested
+                seconds = deadline - time.monotonic() if is_requested else 0.0
                 if found := self._search(key_prefix, seconds):
                     self._cancel_unknown(found[0], timeout)
             for name in names:
