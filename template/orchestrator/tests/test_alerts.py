@@ -39,8 +39,11 @@ def webhook(status: int) -> Iterator[tuple[str, list[Any]]]:
             thread.join()
 
 
+Alert = Callable[..., None]
+
+
 @pytest.fixture
-def alert(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Callable[[], None]:
+def alert(definitions: dg.Definitions) -> Alert:
     """Fails a run, and lets the sensor handle it."""
 
     @dg.asset
@@ -50,21 +53,28 @@ def alert(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Callable
             metadata={f"call{LOGS_SUFFIX}": dg.MetadataValue.url(LOGS)},
         )
 
-    def run() -> None:
-        result = dg.materialize([people], instance=instance, raise_on_error=False)
-        sensor = definitions.resolve_sensor_def("failed_runs")
-        context = dg.build_run_status_sensor_context(
-            sensor_name="failed_runs",
-            dagster_event=result.get_run_failure_event(),
-            dagster_instance=instance,
-            dagster_run=result.dagster_run,
-        ).for_run_failure()
-        sensor(context)
+    def run(*, is_retried: bool = False) -> None:
+        settings = {
+            "telemetry": {"enabled": False},
+            "run_retries": {"enabled": is_retried, "max_retries": 1},
+        }
+        with dg.DagsterInstance.ephemeral(settings=settings) as instance:
+            result = dg.materialize([people], instance=instance, raise_on_error=False)
+            failed = instance.get_run_by_id(result.run_id)
+            assert failed is not None
+            sensor = definitions.resolve_sensor_def("failed_runs")
+            context = dg.build_run_status_sensor_context(
+                sensor_name="failed_runs",
+                dagster_event=result.get_run_failure_event(),
+                dagster_instance=instance,
+                dagster_run=failed,
+            ).for_run_failure()
+            sensor(context)
 
     return run
 
 
-def test_a_failed_run_is_posted(alert: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_is_posted(alert: Alert, monkeypatch: pytest.MonkeyPatch) -> None:
     with webhook(200) as (url, bodies):
         monkeypatch.setenv("ALERT_WEBHOOK", url)
         alert()
@@ -76,8 +86,18 @@ def test_a_failed_run_is_posted(alert: Callable[[], None], monkeypatch: pytest.M
     assert second == f"people: The task failed: no luck (<{LOGS}|logs>)"
 
 
+def test_a_run_that_is_executed_again_is_not_posted(
+    alert: Alert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with webhook(200) as (url, bodies):
+        monkeypatch.setenv("ALERT_WEBHOOK", url)
+        alert(is_retried=True)
+
+    assert bodies == []
+
+
 def test_a_webhook_that_fails_is_an_error_without_its_url(
-    alert: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    alert: Alert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with webhook(404) as (url, _):
         monkeypatch.setenv("ALERT_WEBHOOK", url)
@@ -88,9 +108,7 @@ def test_a_webhook_that_fails_is_an_error_without_its_url(
     assert "a-secret" not in str(error.value)
 
 
-def test_a_missing_webhook_is_an_error(
-    alert: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_webhook_is_an_error(alert: Alert, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALERT_WEBHOOK", raising=False)
     with pytest.raises(dg.Failure, match="ALERT_WEBHOOK is not set"):
         alert()
