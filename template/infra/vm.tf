@@ -59,7 +59,7 @@ locals {
       database = {
         description = "The Cloud SQL Auth Proxy"
         image       = "gcr.io/cloud-sql-connectors/cloud-sql-proxy:2.25.0"
-        command     = "--auto-iam-authn --private-ip --structured-logs --address=0.0.0.0 --port=5432 ${google_sql_database_instance.dagster.connection_name}"
+        command     = "--auto-iam-authn --private-ip --structured-logs --quiet --address=0.0.0.0 --port=5432 ${google_sql_database_instance.dagster.connection_name}"
         options     = ""
         memory      = "256m"
       }

@@ -187,7 +187,7 @@ def _runs(api: GoogleApi, environment: Environment, image: str, before: str | No
 
 def _advice(environment: Environment) -> str:
     return (
-        "See the logs of its containers, as infra/README.md describes. To go back, check out the "
+        "See what the VM has printed, as infra/README.md describes. To go back, check out the "
         f"older commit and run `uv run just deploy-dagster {environment.name}`."
     )
 

@@ -20,13 +20,19 @@ report() {
     metadata guest-attributes/dagster/state --request PUT --data "$1 $REVISION" > /dev/null
 }
 
+# Show why the image does not run: what this prints is in the output of the VM's serial port.
+report_failure() {
+    systemctl status --no-pager --lines=20 dagster-code-location dagster-web dagster-daemon
+    report "failed $1"
+}
+
 # Replace the image. The one that runs goes on until the new one is on this machine. The daemon stops
 # first, so that it launches no run while the code location is stopped.
 roll_out() {
     report "starting $1"
     # An image that is here may be deleted in the registry, or the registry not be available.
     if ! docker image inspect "$1" > /dev/null 2>&1 && ! docker pull --quiet "$1"; then
-        report "failed $1"
+        report_failure "$1"
         return 1
     fi
     systemctl stop dagster-daemon
@@ -34,6 +40,7 @@ roll_out() {
     printf 'IMAGE=%s\nCODE_LOCATION_MEMORY=%sk\n' "$1" "$((memory - 2560 * 1024))" > "$STATE/image"
     systemctl start --no-block dagster-code-location
     wait_until serves_code
+    docker exec code-location dagster-daemon wipe > /dev/null # the heartbeats of the daemon that stopped
     systemctl start --no-block dagster-web dagster-daemon
     wait_until is_healthy
     docker image prune --all --force > /dev/null || true # older versions
@@ -54,7 +61,7 @@ serves_code() {
 is_healthy() {
     serves_code &&
         curl --silent --fail --max-time 10 http://127.0.0.1:3000/server_info > /dev/null &&
-        systemctl --quiet is-active dagster-daemon
+        docker exec --env=DAGSTER_DAEMON_HEARTBEAT_TOLERANCE=60 daemon dagster-daemon liveness-check > /dev/null 2>&1
 }
 
 # In kB. The runs get what the other containers and the operating system do not need.
@@ -70,7 +77,7 @@ while true; do
     if [ -n "$wanted" ]; then
         if [ "$wanted" = "$IMAGE" ] || roll_out "$wanted"; then
             IMAGE=$wanted
-            if is_healthy; then report "running $IMAGE"; else report "failed $IMAGE"; fi
+            if is_healthy; then report "running $IMAGE"; else report_failure "$IMAGE"; fi
         fi
     fi
     metadata "attributes/?recursive=true&wait_for_change=true&timeout_sec=$WAIT" > /dev/null || sleep 5
