@@ -97,6 +97,12 @@ variable "environment_variables" {
   default     = {}
 }
 
+variable "notification_channels" {
+  description = "Channels of Cloud Monitoring that alert policies notify: projects/.../notificationChannels/ID. Without a channel there are no alert policies."
+  type        = list(string)
+  default     = []
+}
+
 variable "orchestrator_users" {
   description = "Users and groups who may impersonate Dagster's service account from their own machine, such as user:name@example.com."
   type        = set(string)

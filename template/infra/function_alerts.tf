@@ -1,11 +1,5 @@
 # Alert policies for each function, if `notification_channels` names a channel.
 
-variable "notification_channels" {
-  description = "Channels of Cloud Monitoring to notify if a function responds with errors, logs errors, or has no instance left: projects/.../notificationChannels/ID. Without a channel there are no alert policies."
-  type        = list(string)
-  default     = []
-}
-
 locals {
   watched = length(var.notification_channels) > 0 ? local.functions : {}
 
@@ -103,7 +97,7 @@ resource "google_monitoring_alert_policy" "logs_errors" {
     display_name = "An entry of severity ERROR or higher"
 
     condition_matched_log {
-      filter = "${each.value} AND severity >= ERROR"
+      filter = "${each.value} AND severity >= ERROR AND NOT log_id(\"run.googleapis.com/requests\")" # not the 5xx responses
     }
   }
 
