@@ -1,7 +1,7 @@
 # An alert policy for Dagster, if `notification_channels` names a channel.
 
 # A dead daemon cannot report itself. One that is alive makes about 1,100 connections to the database
-# in five minutes, also if it has nothing to do; the other parts make none while nothing happens.
+# in five minutes, also if it has nothing to do; the other parts make hardly any while nothing happens.
 resource "google_monitoring_alert_policy" "dagster_is_dead" {
   count = length(var.notification_channels) > 0 ? 1 : 0
 

@@ -46,6 +46,11 @@ resource "google_monitoring_alert_policy" "responds_with_errors" {
     }
   }
 
+  # Without requests, nothing is measured, and the incident would stay open for days.
+  alert_strategy {
+    auto_close = "1800s"
+  }
+
   depends_on = [google_project_service.api]
 }
 
@@ -76,6 +81,11 @@ resource "google_monitoring_alert_policy" "is_at_its_limit" {
         cross_series_reducer = "REDUCE_SUM"
       }
     }
+  }
+
+  # Without requests, nothing is measured, and the incident would stay open for days.
+  alert_strategy {
+    auto_close = "1800s"
   }
 
   depends_on = [google_project_service.api]

@@ -29,5 +29,10 @@ resource "google_monitoring_alert_policy" "execution_failed" {
     }
   }
 
+  # Nothing is measured after it: the incident would stay open for days, and further ones notify nobody.
+  alert_strategy {
+    auto_close = "1800s"
+  }
+
   depends_on = [google_project_service.api]
 }

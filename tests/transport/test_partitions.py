@@ -512,16 +512,18 @@ with dg.DagsterInstance.get() as instance:
 @contextmanager
 def interrupted_run(
     home: Path, emulator: Mapping[str, str], url: str, lines: int
-) -> Iterator["subprocess.Popen[str]"]:
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A run in a process of its own, which the block is to interrupt."""
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, emulator["MESSAGES_BUCKET"], url, str(lines)],
-        env={**environment_without_pytest(), "DAGSTER_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
+    with (
+        (home / "printed").open("w") as printed,
+        subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, emulator["MESSAGES_BUCKET"], url, str(lines)],
+            env={**environment_without_pytest(), "DAGSTER_HOME": str(home)},
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
         try:
             yield process
         finally:
@@ -546,7 +548,8 @@ def test_an_interrupted_step_cancels_its_calls_and_ends_all_threads(
             eventually(lambda: len(partitions.materialized()) == 3)
             eventually(lambda: said("line 0") == 3 + 10)
             process.send_signal(signal.SIGINT)
-            printed, _ = process.communicate(timeout=60)
+            process.wait(60)
+            printed = (tmp_path / "printed").read_text()
 
             eventually(lambda: not calls.in_flight, 5)
             assert calls.in_flight == 0, printed  # the function has ended them
@@ -562,7 +565,7 @@ def test_a_step_that_is_interrupted_between_its_events_ends_too(
     with interrupted_run(tmp_path, emulator, calls.url, lines=0) as process:
         eventually(lambda: len(calls.seen) > 30)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.wait(60)
 
     started = len(calls.seen)
     assert started < 700  # of 791

@@ -47,10 +47,9 @@ roll_out() {
 }
 
 wait_until() {
-    waited=0
-    until "$1" || [ "$waited" -ge "$HEALTHY_WITHIN" ]; do
+    deadline=$(($(date +%s) + HEALTHY_WITHIN))
+    until "$1" || [ "$(date +%s)" -ge "$deadline" ]; do
         sleep 5
-        waited=$((waited + 5))
     done
 }
 
@@ -71,6 +70,7 @@ IMAGE=
 if [ -f "$STATE/image" ]; then
     . "$STATE/image"
     systemctl start --no-block dagster-code-location dagster-web dagster-daemon # if a roll-out was interrupted
+    wait_until is_healthy
 fi
 while true; do
     wanted=$(metadata attributes/dagster-image)

@@ -28,7 +28,7 @@ from gcp_pipes.external.in_flight import call_in_flight, only_call_in_flight
 from gcp_pipes.external.tee import END_OF_ROUND, HEADER
 
 _NAMES = {1: "stdout", 2: "stderr"}
-_TIME_TO_COPY = 5.0  # seconds, at most
+_TIME_TO_COPY = 2.0  # seconds, at most
 _LIBC = ctypes.CDLL(None)
 
 _logger = logging.getLogger(__name__)
