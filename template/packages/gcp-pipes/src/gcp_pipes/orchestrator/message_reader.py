@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import re
+import signal
 import sys
 import threading
 import time
@@ -225,6 +226,16 @@ class PipesCloudStorageMessageReader(dg.PipesMessageReader):
         )
 
 
+def _leave_signals_to_main_thread() -> None:
+    """Block in this thread the signals that terminate a run.
+
+    Linux lets any thread have a signal. If it is not the main thread, which waits for the response
+    of the function, the main thread goes on waiting, and the call is not cancelled.
+    """
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
 class _Reading:
     """Reads one call's messages, in a thread of `read_messages`."""
 
@@ -251,6 +262,7 @@ class _Reading:
 
     def read(self) -> None:
         """Read the chunks in order until the message `closed`, or until the call has returned."""
+        _leave_signals_to_main_thread()
         is_last_request = False
         has_logged_error = False
         interval = self._reader.first_interval
