@@ -29,7 +29,7 @@ resource "google_monitoring_alert_policy" "execution_failed" {
     }
   }
 
-  # Nothing is measured after it: the incident would stay open for days, and further ones notify nobody.
+  # Nothing is measured after a failure. The incident would stay open for days, and hide further failures.
   alert_strategy {
     auto_close = "1800s"
   }

@@ -731,7 +731,7 @@ def test_a_terminated_run_cancels_all_its_tasks(
 
     dagster.instance.run_launcher.terminate(run_id)
 
-    eventually(lambda: admin.executions[0].has_ended)
+    eventually(lambda: admin.executions[0].has_ended, 10)
     assert admin.executions[0].state == "cancelled"
     assert dagster.wait(run_id) in ("CANCELED", "FAILURE")
 

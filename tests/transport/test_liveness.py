@@ -55,7 +55,7 @@ def test_a_silent_task_is_alive(
     run = materialize(url=beating.url, **{silence: 4.5})
 
     assert run.success
-    assert 3 <= heartbeats(run) <= run.metadata["cloud_function_seconds"]
+    assert heartbeats(run) in (3, 4)  # one may be late
 
 
 def test_messages_postpone_the_heartbeat(
@@ -79,7 +79,7 @@ def test_a_function_that_dies_silently_fails_the_call(
 
     assert not run.success
     assert "The cloud function has died" in run.failure
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 10
 
 
 def hang(request: Request) -> Response:
@@ -99,7 +99,7 @@ def test_a_function_that_dies_while_its_connection_stays_open_fails_the_call(
 
     assert not run.success
     assert "The cloud function has died" in run.failure
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 10
 
 
 def test_heartbeats_that_fail_for_a_while_do_no_harm(
@@ -116,7 +116,7 @@ def test_heartbeats_that_fail_for_a_while_do_no_harm(
 def test_the_process_that_stores_heartbeats_is_restarted(
     materialize: Materialize, reader: PipesCloudStorageMessageReader, writes: FaultProxy
 ) -> None:
-    def is_killed(process: psutil.Process) -> bool:
+    def kill_if_heartbeat(process: psutil.Process) -> bool:
         with suppress(psutil.Error):  # it has ended meanwhile
             if any(argument.endswith("/heartbeat.py") for argument in process.cmdline()):
                 process.kill()
@@ -125,7 +125,7 @@ def test_the_process_that_stores_heartbeats_is_restarted(
 
     def kill() -> None:
         eventually(lambda: any(path.endswith("&fields=name") for _, path in writes.seen))
-        killed.extend(filter(is_killed, psutil.Process().children(recursive=True)))
+        killed.extend(filter(kill_if_heartbeat, psutil.Process().children(recursive=True)))
 
     killed: list[psutil.Process] = []
     killing = threading.Thread(target=kill)

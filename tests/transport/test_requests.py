@@ -151,7 +151,7 @@ def test_partitions_are_not_all_redirected(
     data: Any = result.failure_data_for_node("thing")
     assert "were not started" in data.user_failure_data.description
     assert "a redirect to" in data.user_failure_data.description
-    assert len(calls.seen) <= 12
+    assert len(calls.seen) <= 8
 
 
 def test_a_request_to_cancel_is_not_redirected(

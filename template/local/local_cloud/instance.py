@@ -70,9 +70,8 @@ def only_dev() -> Iterator[None]:
     LOCAL.mkdir(exist_ok=True)
     with _LOCK.open("w") as lock:
         if not _acquire(lock, patience=1):  # other recipes hold it for a moment
-            address = "starting"
-            with suppress(FileNotFoundError):
-                address = json.loads(_STATE.read_text())["dagster"]
+            published = _published()
+            address = published["dagster"] if published else "starting"
             raise SettingsError(
                 f"`just dev` of this project is running already: {address}. Use that one, or stop "
                 "it first."
@@ -132,10 +131,17 @@ def running_dev() -> dict[str, Any] | None:
         with _LOCK.open() as lock:
             if _acquire(lock, fcntl.LOCK_SH):
                 return None
-        with suppress(FileNotFoundError):  # it is starting, or has just ended
-            published: dict[str, Any] = json.loads(_STATE.read_text())
+        if published := _published():
             return published
         time.sleep(_INTERVAL)
+    return None
+
+
+def _published() -> dict[str, Any] | None:
+    """What a `just dev` has published; None if it is starting, or has just ended."""
+    with suppress(FileNotFoundError):
+        published: dict[str, Any] = json.loads(_STATE.read_text())
+        return published
     return None
 
 

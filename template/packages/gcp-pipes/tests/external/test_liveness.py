@@ -57,10 +57,7 @@ def test_calls_at_once_have_heartbeats_of_their_own(
 def test_a_call_whose_next_heartbeat_exists_is_cancelled_once_it_is_due(
     client: storage.Client, bucket: storage.Bucket, key_prefix: str
 ) -> None:
-    for number in (
-        1,
-        2,
-    ):  # the call may take the first one for its own, after an upload that timed out
+    for number in (1, 2):  # if an upload of the call times out, it takes the first for its own
         bucket.blob(f"{key_prefix}/heartbeats/{number}").upload_from_string("")
     writer = PipesCloudStorageMessageWriter(client, heartbeat_interval=INTERVAL)
     cancelled = threading.Event()
